@@ -1,0 +1,1 @@
+//! Benchmarks of the packet path, and the traffic generator they share.

@@ -1,0 +1,1 @@
+//! What two vwire processes must agree on, and only that.
