@@ -1,1 +1,20 @@
-//! The packet engine.
+//! The packet engine: pinned workers that move bursts of frames between ports.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`burst`] | frames lent by an ingress port, on their way to one copy |
+//! | [`port`] | the traits of a port, and a file for each kind |
+//! | [`tables`] | where each port's frames go; immutable, swapped whole |
+//! | [`worker`] | the loop that ties them together |
+//! | [`ring`] | single-producer byte rings: between workers, in pipes, to captures |
+//! | [`stats`] | the shared-memory segment of counters |
+
+pub mod burst;
+pub mod doorbell;
+pub mod port;
+pub mod ring;
+pub mod stats;
+mod sync;
+pub mod tables;
+
+pub use vwire_proto::stats::DropReason;

@@ -1,0 +1,215 @@
+//! Mapping the segment: the only unsafe part of the statistics.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use vwire_proto::stats::{DropReason, Header, LAYOUT, MAGIC, PORTS_OFFSET, PortEntry};
+
+use super::PortCounters;
+use crate::port::PortIndex;
+
+/// Why a segment could not be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum SegmentError {
+    /// The file can't be created, opened, sized or mapped.
+    #[error("statistics segment {path}: {error}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// The kernel's answer.
+        error: std::io::Error,
+    },
+    /// The file is not a segment of this layout.
+    #[error("statistics segment {path}: {reason}")]
+    Format {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+    ports: u16,
+}
+
+// SAFETY: the mapping is shared memory whose every field is an atomic; it is unmapped only when the last owner is gone.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: `start` and `len` are what mmap returned, and no reference into the mapping outlives its owner.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+/// The counters of all ports. Clones share one segment.
+#[derive(Clone)]
+pub struct Counters(Arc<Mapping>);
+
+impl Counters {
+    /// Creates the segment at `path` with room for `ports` ports, replacing an earlier engine's. The file stays when the engine
+    /// is gone, so that what it counted can be read after a crash.
+    ///
+    /// # Errors
+    /// [`SegmentError::Io`] if the file can't be made.
+    pub fn create(path: &Path, ports: u16) -> Result<Self, SegmentError> {
+        let wrap = |error: std::io::Error| SegmentError::Io { path: path.to_owned(), error };
+        // A new file under the old name: a reader that still maps the old one keeps a consistent picture.
+        let fresh = path.with_extension("new");
+        let file =
+            File::options().read(true).write(true).create(true).truncate(true).open(&fresh).map_err(wrap)?;
+        let counters = Self::over(&file, ports).map_err(wrap)?;
+        std::fs::rename(&fresh, path).map_err(wrap)?;
+        Ok(counters)
+    }
+
+    /// A segment without a name, for tests and benchmarks.
+    ///
+    /// # Errors
+    /// The kernel's, if it has no memory for it.
+    pub fn anonymous(ports: u16) -> Result<Self, std::io::Error> {
+        let file = File::from(rustix::fs::memfd_create("vwire-stats", rustix::fs::MemfdFlags::CLOEXEC)?);
+        Self::over(&file, ports)
+    }
+
+    fn over(file: &File, ports: u16) -> std::io::Result<Self> {
+        let len = PORTS_OFFSET + usize::from(ports) * size_of::<PortEntry>();
+        file.set_len(len as u64)?;
+        let counters = Self(Arc::new(map(file, len, ports, ProtFlags::READ | ProtFlags::WRITE)?));
+        counters.write_header(ports);
+        Ok(counters)
+    }
+
+    fn write_header(&self, ports: u16) {
+        let mut names = [[0; 24]; vwire_proto::stats::DROP_SLOTS];
+        for (slot, reason) in names.iter_mut().zip(DropReason::ALL) {
+            slot[..reason.name().len()].copy_from_slice(reason.name().as_bytes());
+        }
+        // SAFETY: the segment is new and MAGIC not yet written, so nobody reads the names while they are set; the field lies
+        // inside the first page of the mapping.
+        unsafe { (&raw mut (*self.0.start.as_ptr().cast::<Header>()).drop_names).write(names) };
+        let header = self.header();
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        header.layout.store(LAYOUT, Ordering::Relaxed);
+        header.pid.store(std::process::id(), Ordering::Relaxed);
+        header.ports.store(u32::from(ports), Ordering::Relaxed);
+        header.port_size.store(size_of::<PortEntry>() as u32, Ordering::Relaxed);
+        header.started.store(started, Ordering::Relaxed);
+        header.magic.store(MAGIC, Ordering::Release);
+    }
+
+    /// Maps another engine's segment to read it.
+    ///
+    /// # Errors
+    /// [`SegmentError`] if the file is not there or is not a segment of this layout.
+    pub fn open(path: &Path) -> Result<Self, SegmentError> {
+        let wrap = |error: std::io::Error| SegmentError::Io { path: path.to_owned(), error };
+        let file = File::open(path).map_err(wrap)?;
+        let len = file.metadata().map_err(wrap)?.len() as usize;
+        let format = |reason: String| SegmentError::Format { path: path.to_owned(), reason };
+        if len < PORTS_OFFSET {
+            return Err(format(format!("{len} bytes are too few; a segment has at least {PORTS_OFFSET}")));
+        }
+        let mut mapping = map(&file, len, 0, ProtFlags::READ).map_err(wrap)?;
+        // SAFETY: the mapping holds at least a page and the header is made of atomics, valid for any content.
+        let header = unsafe { mapping.start.cast::<Header>().as_ref() };
+        let (magic, layout) = (header.magic.load(Ordering::Acquire), header.layout.load(Ordering::Relaxed));
+        if (magic, layout) != (MAGIC, LAYOUT) {
+            return Err(format(format!(
+                "not a segment of layout {LAYOUT} (magic {magic:#x}, layout {layout})"
+            )));
+        }
+        let ports = header.ports.load(Ordering::Relaxed);
+        if PORTS_OFFSET + ports as usize * size_of::<PortEntry>() > len || ports > u32::from(u16::MAX) {
+            return Err(format(format!("{len} bytes can't hold the {ports} ports that its header names")));
+        }
+        mapping.ports = ports as u16;
+        Ok(Self(Arc::new(mapping)))
+    }
+
+    /// How many ports the segment has room for.
+    pub fn capacity(&self) -> u16 {
+        self.0.ports
+    }
+
+    /// The segment's header.
+    pub fn header(&self) -> &Header {
+        // SAFETY: the mapping is at least a page long and page-aligned; all fields but the names, which never change after
+        // creation, are atomics.
+        unsafe { self.0.start.cast::<Header>().as_ref() }
+    }
+
+    /// The counters of `port`.
+    ///
+    /// # Panics
+    /// If the segment has no such slot; ports get their index from [`Counters::free_slot`].
+    #[inline]
+    pub fn port(&self, port: PortIndex) -> &PortCounters {
+        assert!(port.0 < self.0.ports, "{port} is beyond the statistics segment");
+        // SAFETY: the slot is inside the mapping by the check above and 64-byte aligned; PortCounters is transparent over
+        // PortEntry, which is made of atomics.
+        unsafe { self.0.start.add(PORTS_OFFSET).cast::<PortCounters>().add(port.slot()).as_ref() }
+    }
+}
+
+fn map(file: &File, len: usize, ports: u16, access: ProtFlags) -> std::io::Result<Mapping> {
+    // SAFETY: a fresh mapping at an address of the kernel's choice; nothing else refers to it.
+    let start = unsafe { mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, file.as_fd(), 0)? };
+    let start = NonNull::new(start.cast()).ok_or_else(|| std::io::Error::other("mmap returned address 0"))?;
+    Ok(Mapping { start, len, ports })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::Snapshot;
+
+    #[test]
+    fn what_one_process_counts_another_reads_after_it_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats");
+        let writer = Counters::create(&path, 8).unwrap();
+        let port = writer.free_slot().unwrap();
+        writer.port(port).open("uplink-ä", "memif");
+        writer.port(port).received(3, 180);
+        writer.port(port).dropped(DropReason::TxFull, 2);
+        drop(writer);
+        let reader = Counters::open(&path).unwrap();
+        let expected = Snapshot { rx: (3, 180), tx: (0, 0), drops: vec![(DropReason::TxFull, 2)] };
+        assert_eq!(reader.port(port).snapshot(), expected);
+        assert_eq!((reader.port(port).name(), reader.port(port).kind()), ("uplink-ä".into(), "memif".into()));
+        assert_eq!(&reader.header().drop_names[DropReason::TxFull as usize][..7], b"tx_full");
+    }
+
+    #[test]
+    fn a_file_that_is_no_segment_is_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        std::fs::write(&path, b"short").unwrap();
+        assert!(Counters::open(&path).err().unwrap().to_string().contains("5 bytes are too few"));
+        std::fs::write(&path, [0; 8192]).unwrap();
+        assert!(Counters::open(&path).err().unwrap().to_string().contains("not a segment of layout 1"));
+    }
+
+    #[test]
+    fn a_slot_starts_at_zero_for_its_next_port() {
+        let counters = Counters::anonymous(2).unwrap();
+        let slot = counters.free_slot().unwrap();
+        counters.port(slot).open("a", "pipe");
+        counters.port(slot).sent(1, 60);
+        counters.port(slot).close();
+        counters.port(slot).open("b", "pipe");
+        assert_eq!(counters.port(slot).snapshot(), Snapshot::default());
+    }
+}

@@ -1,0 +1,165 @@
+//! Where each port's frames go. A [`Tables`] never changes: the agent makes a new one and swaps it in whole (see [`swap`]), so
+//! a worker sees one state or the next, never a mixture, and a packet path needs no lock.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use crate::port::PortIndex;
+
+pub mod swap;
+
+/// Which worker, by its place in `[workers] cores`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct WorkerId(pub u16);
+
+/// What becomes of the frames that enter by a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Forward {
+    /// Nothing is configured: they are dropped as `no_egress`.
+    #[default]
+    Nowhere,
+    /// All leave by this port. (A FIB per routing domain will be another variant: a lookup per frame instead of one per burst.)
+    Xconnect(PortIndex),
+}
+
+/// One port's line in the tables.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Entry {
+    /// What becomes of frames that enter here.
+    pub forward: Forward,
+    /// The worker that owns the port, if it is attached to one.
+    pub owner: Option<WorkerId>,
+}
+
+/// A VXLAN network identifier: 24 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Vni(u32);
+
+impl Vni {
+    /// The VNI, unless it needs more than 24 bits.
+    pub const fn new(raw: u32) -> Option<Self> {
+        if raw < 1 << 24 { Some(Self(raw)) } else { None }
+    }
+
+    /// The number.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+/// A point-to-point VXLAN tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The port that stands for the tunnel in the tables.
+    pub port: PortIndex,
+    /// The underlay that carries it; it knows the local address and UDP port.
+    pub underlay: PortIndex,
+    /// The peer's address and UDP port.
+    pub remote: std::net::SocketAddr,
+    /// The network identifier, in both directions.
+    pub vni: Vni,
+    /// Longest inner Ethernet frame that is sent, in bytes: the underlay's MTU less 50 (IPv4) or 70 (IPv6), plus 14.
+    pub max_frame: usize,
+}
+
+/// Which tunnel a datagram belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TunnelLookup {
+    /// It enters by this port.
+    Found(PortIndex),
+    /// No tunnel of this underlay has this VNI.
+    UnknownVni,
+    /// There is such a tunnel, but its peer is another.
+    UnknownSender,
+}
+
+/// All tunnels, keyed by underlay (that is: local address and UDP port), VNI and the sender's address. The sender's UDP port is
+/// free: it carries the inner flow's entropy (RFC 7348 §5).
+#[derive(Debug, Default)]
+pub struct TunnelTable {
+    by_key: HashMap<(PortIndex, Vni, IpAddr), PortIndex>,
+    vnis: HashMap<(PortIndex, Vni), u32>,
+}
+
+impl TunnelTable {
+    /// Adds a tunnel. False if another has the same key.
+    pub fn insert(&mut self, tunnel: &Tunnel) -> bool {
+        let key = (tunnel.underlay, tunnel.vni, tunnel.remote.ip());
+        if self.by_key.contains_key(&key) {
+            return false;
+        }
+        self.by_key.insert(key, tunnel.port);
+        *self.vnis.entry((tunnel.underlay, tunnel.vni)).or_default() += 1;
+        true
+    }
+
+    /// Finds the tunnel of a datagram that `underlay` received.
+    pub fn lookup(&self, underlay: PortIndex, vni: Vni, sender: IpAddr) -> TunnelLookup {
+        match self.by_key.get(&(underlay, vni, sender)) {
+            Some(port) => TunnelLookup::Found(*port),
+            None if self.vnis.contains_key(&(underlay, vni)) => TunnelLookup::UnknownSender,
+            None => TunnelLookup::UnknownVni,
+        }
+    }
+}
+
+/// The forwarding state of the whole engine at one generation.
+#[derive(Debug, Default)]
+pub struct Tables {
+    /// Raised by one with each change; what `Apply` names as its base.
+    pub generation: u64,
+    /// By port index.
+    pub entries: Vec<Entry>,
+    /// The tunnels of all underlays.
+    pub tunnels: TunnelTable,
+}
+
+impl Tables {
+    /// The line of `port`; ports beyond the table go nowhere and belong to no one.
+    #[inline]
+    pub fn entry(&self, port: PortIndex) -> Entry {
+        self.entries.get(port.slot()).copied().unwrap_or_default()
+    }
+
+    /// Sets the line of `port`, growing the table as needed.
+    pub fn set(&mut self, port: PortIndex, entry: Entry) {
+        if self.entries.len() <= port.slot() {
+            self.entries.resize(port.slot() + 1, Entry::default());
+        }
+        self.entries[port.slot()] = entry;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tunnel(vni: u32, remote: &str) -> Tunnel {
+        Tunnel {
+            port: PortIndex(7),
+            underlay: PortIndex(1),
+            remote: remote.parse().unwrap(),
+            vni: Vni::new(vni).unwrap(),
+            max_frame: 1464,
+        }
+    }
+
+    #[test]
+    fn a_tunnel_is_found_by_underlay_vni_and_sender_only() {
+        let mut table = TunnelTable::default();
+        assert!(table.insert(&tunnel(42, "10.9.0.2:4789")));
+        let sender = "10.9.0.2".parse().unwrap();
+        let vni = Vni::new(42).unwrap();
+        assert_eq!(table.lookup(PortIndex(1), vni, sender), TunnelLookup::Found(PortIndex(7)));
+        assert_eq!(table.lookup(PortIndex(2), vni, sender), TunnelLookup::UnknownVni);
+        assert_eq!(table.lookup(PortIndex(1), Vni::new(43).unwrap(), sender), TunnelLookup::UnknownVni);
+        assert_eq!(table.lookup(PortIndex(1), vni, "10.9.0.3".parse().unwrap()), TunnelLookup::UnknownSender);
+        assert!(!table.insert(&tunnel(42, "10.9.0.2:4790")), "the key has no remote port");
+    }
+
+    #[test]
+    fn a_vni_has_24_bits() {
+        assert_eq!(Vni::new((1 << 24) - 1).map(Vni::get), Some(0xff_ffff));
+        assert_eq!(Vni::new(1 << 24), None);
+    }
+}
