@@ -6,11 +6,13 @@
 //! | [`port`] | the traits of a port, and a file for each kind |
 //! | [`tables`] | where each port's frames go; immutable, swapped whole |
 //! | [`worker`] | the loop that ties them together |
+//! | [`netns`] | doing something inside another network namespace |
 //! | [`ring`] | single-producer byte rings: between workers, in pipes, to captures |
 //! | [`stats`] | the shared-memory segment of counters |
 
 pub mod burst;
 pub mod doorbell;
+pub mod netns;
 pub mod port;
 pub mod ring;
 pub mod stats;
