@@ -181,8 +181,7 @@ impl Worker {
         for rx in &rx {
             self.sleeper.forget(&**rx);
         }
-        let (tx, underlay) = self.outbox.remove(port);
-        PortParts { rx, tx, underlay }
+        PortParts { rx, ..self.outbox.remove(port) }
     }
 
     fn detach_faulted(&mut self) {

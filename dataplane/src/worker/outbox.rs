@@ -1,7 +1,7 @@
 //! The sending halves that a worker owns, and which of them are to be flushed at the end of the turn.
 
 use crate::burst::Frames;
-use crate::port::{PortIndex, Refused, Tx, TxContext, UnderlayTx, Underlays};
+use crate::port::{PortIndex, PortParts, Refused, Tx, TxContext, UnderlayTx, Underlays};
 use crate::stats::Counters;
 use crate::tables::Tables;
 
@@ -32,9 +32,10 @@ impl Outbox {
         }
     }
 
-    pub fn remove(&mut self, port: PortIndex) -> (Option<Box<dyn Tx>>, Option<Box<dyn UnderlayTx>>) {
+    /// Takes the port's sending half, and the underlay if it is one.
+    pub fn remove(&mut self, port: PortIndex) -> PortParts {
         let tx = self.slots.get_mut(port.slot()).and_then(|slot| slot.tx.take());
-        (tx, self.underlays.set(port, None))
+        PortParts { rx: Vec::new(), tx, underlay: self.underlays.set(port, None) }
     }
 
     /// Sends frames by `port` and returns those it refused (already counted there), or `None` if the port is not here.
