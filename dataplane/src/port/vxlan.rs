@@ -34,8 +34,7 @@ impl Tx for VxlanTx {
         };
         // The underlay counts where this tunnel counts, but finds no underlays: it is the last port on the way out.
         let mut none = Underlays::default();
-        let mut context =
-            TxContext { port: *port, counters, tables, underlays: &mut none, refused };
+        let mut context = TxContext { port: *port, counters, tables, underlays: &mut none, refused };
         underlay.send(&self.tunnel, frames, &mut context);
     }
 }

@@ -60,7 +60,13 @@ impl Decap {
     /// Lends the inner frames of `run` to `burst` until either is used up. `buffer` is the one that the run lies in. What is not
     /// for a tunnel is counted at the underlay's port.
     #[inline]
-    pub fn lend<'a>(&mut self, buffer: &'a [u8], run: &mut Run, burst: &mut Burst<'a>, context: &RxContext<'_>) {
+    pub fn lend<'a>(
+        &mut self,
+        buffer: &'a [u8],
+        run: &mut Run,
+        burst: &mut Burst<'a>,
+        context: &RxContext<'_>,
+    ) {
         let buffer = &buffer[..run.len.min(buffer.len())];
         while burst.room() > 0 && run.next < buffer.len() {
             let end = (run.next + run.datagram_len.max(1)).min(buffer.len());

@@ -280,8 +280,7 @@ impl<C: Carrier> Groups<C> {
         }
         let Some(number) = self.free.pop() else { unreachable!("evicting frees a group") };
         let at = usize::from(number);
-        self.groups[at] =
-            Group { to: *to, lane: lane as u16, way: way as u8, held: 0, datagrams: 0, len: 0 };
+        self.groups[at] = Group { to: *to, lane: lane as u16, way: way as u8, held: 0, datagrams: 0, len: 0 };
         self.open[at / 64] |= 1 << (at % 64);
         let lane = &mut self.lanes[lane];
         lane.lens[way] = len as u32;

@@ -53,7 +53,9 @@ impl UdpSpec<'static> {
 #[derive(Debug, thiserror::Error)]
 pub enum UdpError {
     /// The address is one that no single host has.
-    #[error("underlay {local}: give one address of this host, not a wildcard, multicast or broadcast address")]
+    #[error(
+        "underlay {local}: give one address of this host, not a wildcard, multicast or broadcast address"
+    )]
     NotUnicast {
         /// As asked for.
         local: SocketAddr,
@@ -77,7 +79,9 @@ pub enum UdpError {
         local: SocketAddr,
     },
     /// Fewer source ports are free than sockets were asked for.
-    #[error("underlay {local}: no free UDP source port in 49152..65535 for a sending socket; end what holds them")]
+    #[error(
+        "underlay {local}: no free UDP source port in 49152..65535 for a sending socket; end what holds them"
+    )]
     NoSourcePort {
         /// As asked for.
         local: SocketAddr,
@@ -163,8 +167,7 @@ impl UdpUnderlay {
 
     /// The parts for a worker, and the probe.
     pub fn into_parts(self) -> (PortParts, MtuProbe) {
-        let parts =
-            PortParts { rx: vec![Box::new(self.rx)], tx: None, underlay: Some(Box::new(self.tx)) };
+        let parts = PortParts { rx: vec![Box::new(self.rx)], tx: None, underlay: Some(Box::new(self.tx)) };
         (parts, self.mtu)
     }
 }
@@ -210,8 +213,7 @@ impl MtuProbe {
     /// [`UdpError::NoRoute`], [`UdpError::PathTooNarrow`].
     pub fn max_frame(&self, remote: IpAddr) -> Result<usize, UdpError> {
         let mtu = self.path_mtu(remote)?;
-        max_frame(mtu, remote)
-            .ok_or(UdpError::PathTooNarrow { local: self.local, remote, mtu })
+        max_frame(mtu, remote).ok_or(UdpError::PathTooNarrow { local: self.local, remote, mtu })
     }
 }
 
@@ -237,9 +239,9 @@ impl Sockets {
         let (receive_offload, receive_buffer) = prepare_receiving(&receiving, spec)?;
         let sending = sending_sockets(spec)?;
         // The kernel without the option says so whatever the value; 0 means no segments until a call asks for them.
-        let segmentation = sending
-            .first()
-            .is_some_and(|socket| sys::set_option(socket.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok());
+        let segmentation = sending.first().is_some_and(|socket| {
+            sys::set_option(socket.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok()
+        });
         let probing = udp_socket(local)?;
         bind(&probing, &SocketAddr::new(local.ip(), 0)).map_err(|errno| bind_error(local, errno))?;
         refuse_input(&probing, local)?;
@@ -255,8 +257,11 @@ impl Sockets {
 fn udp_socket(local: SocketAddr) -> Result<OwnedFd, UdpError> {
     let family = if local.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(family, SocketType::DGRAM, flags, None)
-        .map_err(|errno| UdpError::Socket { local, what: "making a UDP socket", error: errno.into() })?;
+    let socket = socket_with(family, SocketType::DGRAM, flags, None).map_err(|errno| UdpError::Socket {
+        local,
+        what: "making a UDP socket",
+        error: errno.into(),
+    })?;
     if local.is_ipv6() {
         sys::set_option(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)
             .map_err(|error| UdpError::Socket { local, what: "setting IPV6_V6ONLY", error })?;
@@ -289,8 +294,11 @@ fn prepare_receiving(socket: &OwnedFd, spec: &UdpSpec<'_>) -> Result<(bool, usiz
 }
 
 fn refuse_input(socket: &OwnedFd, local: SocketAddr) -> Result<(), UdpError> {
-    sys::refuse_all_input(socket.as_fd())
-        .map_err(|error| UdpError::Socket { local, what: "attaching a filter", error })
+    sys::refuse_all_input(socket.as_fd()).map_err(|error| UdpError::Socket {
+        local,
+        what: "attaching a filter",
+        error,
+    })
 }
 
 fn sending_sockets(spec: &UdpSpec<'_>) -> Result<Vec<OwnedFd>, UdpError> {

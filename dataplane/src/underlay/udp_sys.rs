@@ -115,12 +115,7 @@ fn message_to(to: &RawAddress, part: &mut iovec) -> msghdr {
 ///
 /// # Errors
 /// The kernel's; nothing was sent then.
-pub fn send(
-    socket: BorrowedFd<'_>,
-    to: &RawAddress,
-    bytes: &[u8],
-    segment: Option<u16>,
-) -> io::Result<()> {
+pub fn send(socket: BorrowedFd<'_>, to: &RawAddress, bytes: &[u8], segment: Option<u16>) -> io::Result<()> {
     let mut part = part_of(bytes);
     let mut message = message_to(to, &mut part);
     let mut control = [0u64; 4];

@@ -64,7 +64,8 @@ impl UnderlayTx for UdpTx {
             let flow = flow_of(frame);
             to.socket = self.socket(base, flow);
             let len = vxlan::HEADER_LEN + frame.len();
-            self.groups.append(&to, flow, len, context.counters, |place| write(place, header, &frames, frame));
+            self.groups
+                .append(&to, flow, len, context.counters, |place| write(place, header, &frames, frame));
         }
     }
 
@@ -191,17 +192,18 @@ impl Call<'_> {
     fn one_by_one(&self, sockets: &Sockets, mut bytes: &[u8]) {
         let socket = sockets.get(self.socket);
         while !bytes.is_empty() {
-            let taken = match with_retry(socket, || sys::send_many(socket, &self.to, bytes, self.datagram_len)) {
-                Ok(taken) => taken,
-                Err(error) => {
-                    let reason = reason_for(&error);
-                    // A full queue refuses the others as well; any other error is about the first one only.
-                    let lost = if reason == DropReason::TxFull { self.datagrams(bytes) } else { 1 };
-                    self.counters.dropped(reason, lost as u64);
-                    bytes = &bytes[bytes.len().min(lost * self.datagram_len)..];
-                    continue;
-                }
-            };
+            let taken =
+                match with_retry(socket, || sys::send_many(socket, &self.to, bytes, self.datagram_len)) {
+                    Ok(taken) => taken,
+                    Err(error) => {
+                        let reason = reason_for(&error);
+                        // A full queue refuses the others as well; any other error is about the first one only.
+                        let lost = if reason == DropReason::TxFull { self.datagrams(bytes) } else { 1 };
+                        self.counters.dropped(reason, lost as u64);
+                        bytes = &bytes[bytes.len().min(lost * self.datagram_len)..];
+                        continue;
+                    }
+                };
             let (sent, rest) = bytes.split_at(bytes.len().min(taken * self.datagram_len));
             self.sent(sent);
             bytes = rest;
