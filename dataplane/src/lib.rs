@@ -17,6 +17,7 @@ pub mod burst;
 pub mod doorbell;
 pub mod engine;
 pub mod netns;
+pub mod offload;
 pub mod port;
 pub mod ring;
 pub mod stats;
