@@ -5,13 +5,16 @@
 //! | [`burst`] | frames lent by an ingress port, on their way to one copy |
 //! | [`port`] | the traits of a port, and a file for each kind |
 //! | [`tables`] | where each port's frames go; immutable, swapped whole |
+//! | [`engine`] | all workers, and what an agent asks of them |
 //! | [`worker`] | the loop that ties them together |
 //! | [`netns`] | doing something inside another network namespace |
+//! | [`offload`] | checksums and segments that a frame still owes; joining segments again |
 //! | [`ring`] | single-producer byte rings: between workers, in pipes, to captures |
 //! | [`stats`] | the shared-memory segment of counters |
 
 pub mod burst;
 pub mod doorbell;
+pub mod engine;
 pub mod netns;
 pub mod offload;
 pub mod port;
@@ -19,5 +22,6 @@ pub mod ring;
 pub mod stats;
 mod sync;
 pub mod tables;
+pub mod worker;
 
 pub use vwire_proto::stats::DropReason;
