@@ -7,12 +7,16 @@
 //! | [`tables`] | where each port's frames go; immutable, swapped whole |
 //! | [`engine`] | all workers, and what an agent asks of them |
 //! | [`worker`] | the loop that ties them together |
+//! | [`netns`] | doing something inside another network namespace |
+//! | [`offload`] | checksums and segments that a frame still owes; joining segments again |
 //! | [`ring`] | single-producer byte rings: between workers, in pipes, to captures |
 //! | [`stats`] | the shared-memory segment of counters |
 
 pub mod burst;
 pub mod doorbell;
 pub mod engine;
+pub mod netns;
+pub mod offload;
 pub mod port;
 pub mod ring;
 pub mod stats;
