@@ -9,6 +9,8 @@
 //! | [`worker`] | the loop that ties them together |
 //! | [`netns`] | doing something inside another network namespace |
 //! | [`offload`] | checksums and segments that a frame still owes; joining segments again |
+//! | [`underlay`] | what carries VXLAN datagrams: kernel UDP sockets |
+//! | [`wire`] | headers: bytes to values and back |
 //! | [`ring`] | single-producer byte rings: between workers, in pipes, to captures |
 //! | [`stats`] | the shared-memory segment of counters |
 
@@ -22,6 +24,8 @@ pub mod ring;
 pub mod stats;
 mod sync;
 pub mod tables;
+pub mod underlay;
+pub mod wire;
 pub mod worker;
 
 pub use vwire_proto::stats::DropReason;
