@@ -8,6 +8,7 @@
 //! | [`engine`] | all workers, and what an agent asks of them |
 //! | [`worker`] | the loop that ties them together |
 //! | [`netns`] | doing something inside another network namespace |
+//! | [`offload`] | checksums and segments that a frame still owes; joining segments again |
 //! | [`underlay`] | what carries VXLAN datagrams: kernel UDP sockets |
 //! | [`wire`] | headers: bytes to values and back |
 //! | [`ring`] | single-producer byte rings: between workers, in pipes, to captures |
