@@ -1,1 +1,2 @@
 //! Benchmarks of the packet path, and the traffic generator they share.
+pub mod generator;
