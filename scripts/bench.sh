@@ -66,7 +66,7 @@ vxlan_port() {
 
 xconnect() { printf '[[xconnect]]\nports = ["%s", "%s"]\n' "$1" "$2"; }
 
-traffic() { high "$BIN/memif_traffic" --core 0 --seconds "$SECONDS_EACH" "$@"; }
+traffic() { high "$BIN/traffic" --core 0 --seconds "$SECONDS_EACH" "$@"; }
 
 build() {
     cargo build --release --locked -p vwire-dataplane -p vwire-benches
@@ -150,7 +150,7 @@ idle() {
     { workers idle 1 adaptive; memif_port a a.sock; memif_port b b.sock; xconnect a b; } >"$RUN/idle.toml"
     engine idle
     traffic --from "$RUN/a.sock" --to "$RUN/b.sock" --size 64 >/dev/null
-    high "$BIN/memif_traffic" --from "$RUN/a.sock" --to "$RUN/b.sock" --size 64 --rate 0 --quiet --seconds 8 >/dev/null &
+    high "$BIN/traffic" --from "$RUN/a.sock" --to "$RUN/b.sock" --size 64 --rate 0 --seconds 8 >/dev/null &
     local holder=$!
     sleep 2
     local before after
@@ -182,7 +182,7 @@ ports() {
         for count in 2 1000; do
             engine "ports-$count"
             figure ports $count "$(traffic --from "$RUN/ports.sock:0" --to "$RUN/ports.sock:1" --size 64 \
-                --idle "$RUN/ports.sock" --idle-ids "2-$count" | field mpps)"
+                $(idle_ends $count) | field mpps)"
             stop_pid "$ENGINE"
         done
     done

@@ -81,12 +81,12 @@ counters() {
 }
 
 throughput_memif() {
-    "$BIN/memif_traffic" --from "$RUN/load-in.sock" --to "$RUN/load-out.sock" --size 64,512,1500 --seconds 2 --core 1
+    "$BIN/traffic" --from "$RUN/load-in.sock" --to "$RUN/load-out.sock" --size 64,512,1500 --seconds 2 --core 1
 }
 
 throughput_vxlan() {
     say "sent on node 1, counted behind the tunnel on node 2 (three processes on $(nproc) cores):"
-    "$BIN/memif_traffic" --from "$RUN/load-far.sock" --to "$RUN/load-sink.sock" --size 64,512,1400 --seconds 2
+    "$BIN/traffic" --from "$RUN/load-far.sock" --to "$RUN/load-sink.sock" --size 64,512,1400 --seconds 2
 }
 
 step "build (release)" build
