@@ -109,8 +109,7 @@ impl Layout {
         if field + 2 > head.len() || offset % 2 == 1 {
             return Err(BadOffload::Checksum { start, offset, len });
         }
-        let open =
-            Self { l3: 0, l4, field, header: field + 2, step: len.max(1), segments: 1, v6: false };
+        let open = Self { l3: 0, l4, field, header: field + 2, step: len.max(1), segments: 1, v6: false };
         if offload.gso == Gso::None { Ok(open) } else { open.check_segments(head, len, offload) }
     }
 
@@ -222,7 +221,8 @@ fn each_of_views(
         return Err(BadOffload::Scattered);
     }
     let Some(offload) = offload else {
-        let views: ArrayVec<Lent<'_>, MAX_VIEWS> = std::iter::once(first).chain(rest.iter().copied()).collect();
+        let views: ArrayVec<Lent<'_>, MAX_VIEWS> =
+            std::iter::once(first).chain(rest.iter().copied()).collect();
         each(&views);
         return Ok(1);
     };

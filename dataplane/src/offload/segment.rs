@@ -117,7 +117,11 @@ impl<'f, 'a> Segmenter<'f, 'a> {
         let mut at = 0;
         while at < payload.len() {
             let piece = self.payload.take(payload.len() - at)?;
-            at += if self.open { sum.add_copy(piece, &mut payload[at..]) } else { piece.copy_to(&mut payload[at..]) };
+            at += if self.open {
+                sum.add_copy(piece, &mut payload[at..])
+            } else {
+                piece.copy_to(&mut payload[at..])
+            };
         }
         self.patch_header(payload.len(), sum);
         header.copy_from_slice(&self.header[..self.layout.header]);
@@ -142,7 +146,8 @@ impl<'f, 'a> Segmenter<'f, 'a> {
     }
 
     /// Makes `self.header` the header of the next segment, whose payload has this length and sum.
-    fn patch_header(&mut self, payload: usize, mut sum: Sum) {
+    fn patch_header(&mut self, payload: usize, sum: Sum) {
+        let mut sum = sum.padded();
         let Layout { l4, field, header, .. } = self.layout;
         if self.gso != Gso::None {
             self.patch_lengths(payload);
