@@ -32,8 +32,8 @@ mod vnet;
 
 use configure::Configurator;
 pub use rx::KernelRx;
-pub use spec::{BadAddress, InterfaceAddress, KernelSpec, Kind};
 use spec::configuring;
+pub use spec::{BadAddress, InterfaceAddress, KernelSpec, Kind};
 pub use tx::KernelTx;
 
 /// Why a kernel interface could not be had.
@@ -86,7 +86,9 @@ pub enum KernelOpenError {
         ifname: String,
     },
     /// The kernel refused to make it.
-    #[error("creating interface {ifname} through /dev/net/tun: {error}; this needs CAP_NET_ADMIN in the namespace")]
+    #[error(
+        "creating interface {ifname} through /dev/net/tun: {error}; this needs CAP_NET_ADMIN in the namespace"
+    )]
     Create {
         /// The interface.
         ifname: String,
@@ -107,7 +109,9 @@ pub enum KernelOpenError {
     #[error("the descriptor is not one of /dev/net/tun with an interface: {0}")]
     NotTap(io::Error),
     /// The device was made without flags that the engine needs.
-    #[error("interface {ifname} must be made with IFF_NO_PI and IFF_VNET_HDR to be adopted; its flags are {flags:#06x}")]
+    #[error(
+        "interface {ifname} must be made with IFF_NO_PI and IFF_VNET_HDR to be adopted; its flags are {flags:#06x}"
+    )]
     Flags {
         /// The interface.
         ifname: String,
@@ -148,7 +152,8 @@ impl KernelDevice {
     }
 
     fn parts(&self, port: PortIndex) -> PortParts {
-        let rx = self.queues.iter().map(|queue| Box::new(KernelRx::new(port, Arc::clone(queue))) as Box<dyn Rx>);
+        let rx =
+            self.queues.iter().map(|queue| Box::new(KernelRx::new(port, Arc::clone(queue))) as Box<dyn Rx>);
         let tx = KernelTx::new(Arc::clone(&self.queues[0]), self.kind.link());
         PortParts { rx: rx.collect(), tx: Some(Box::new(tx)), underlay: None }
     }

@@ -113,7 +113,8 @@ impl KernelSpec {
         if !(1..=QUEUES_MAX).contains(&self.queues) {
             return Err(KernelOpenError::Queues { ifname: self.ifname.clone(), queues: self.queues });
         }
-        if let Some(mac) = self.mac.filter(|mac| self.kind == Kind::Tun || mac[0] & 1 == 1 || *mac == [0; 6]) {
+        if let Some(mac) = self.mac.filter(|mac| self.kind == Kind::Tun || mac[0] & 1 == 1 || *mac == [0; 6])
+        {
             return Err(KernelOpenError::Mac { ifname: self.ifname.clone(), mac });
         }
         Ok(())
@@ -183,7 +184,9 @@ mod tests {
         let parse = |text: &str| text.parse::<InterfaceAddress>();
         assert_eq!(parse("10.60.1.2/30").map(|address| address.prefix), Ok(30));
         assert_eq!(parse("fd00::2/128").map(|address| address.to_string()), Ok("fd00::2/128".to_owned()));
-        for bad in ["", "10.60.1.2", "10.60.1.2/33", "fd00::/129", "10.60.1/8", "10.60.1.2/-1", "10.60.1.2/30/1"] {
+        for bad in
+            ["", "10.60.1.2", "10.60.1.2/33", "fd00::/129", "10.60.1/8", "10.60.1.2/-1", "10.60.1.2/30/1"]
+        {
             assert_eq!(parse(bad), Err(BadAddress(bad.to_owned())));
         }
     }

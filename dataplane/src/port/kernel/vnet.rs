@@ -60,12 +60,9 @@ pub fn emit(offload: Option<&Offload>) -> [u8; HEADER] {
     if let Some(offload) = offload {
         header[0] = if offload.needs_csum { NEEDS_CSUM } else { 0 };
         header[1] = offload.gso as u8;
-        for (at, word) in [
-            (2, offload.hdr_len),
-            (4, offload.gso_size),
-            (6, offload.csum_start),
-            (8, offload.csum_offset),
-        ] {
+        for (at, word) in
+            [(2, offload.hdr_len), (4, offload.gso_size), (6, offload.csum_start), (8, offload.csum_offset)]
+        {
             header[at..at + 2].copy_from_slice(&word.to_ne_bytes());
         }
     }
