@@ -7,10 +7,14 @@
 //! | [`tables`] | where each port's frames go; immutable, swapped whole |
 //! | [`worker`] | the loop that ties them together |
 //! | [`ring`] | single-producer byte rings: between workers, in pipes, to captures |
+//! | [`model`] | what the engine is asked to be: ports and cross-connects, valid by construction |
+//! | [`config`] | the file that says so at the start |
 //! | [`stats`] | the shared-memory segment of counters |
 
 pub mod burst;
+pub mod config;
 pub mod doorbell;
+pub mod model;
 pub mod port;
 pub mod ring;
 pub mod stats;
