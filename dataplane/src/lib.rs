@@ -5,6 +5,7 @@
 //! | [`burst`] | frames lent by an ingress port, on their way to one copy |
 //! | [`port`] | the traits of a port, and a file for each kind |
 //! | [`tables`] | where each port's frames go; immutable, swapped whole |
+//! | [`engine`] | all workers, and what an agent asks of them |
 //! | [`worker`] | the loop that ties them together |
 //! | [`ring`] | single-producer byte rings: between workers, in pipes, to captures |
 //! | [`model`] | what the engine is asked to be: ports and cross-connects, valid by construction |
@@ -14,11 +15,13 @@
 pub mod burst;
 pub mod config;
 pub mod doorbell;
+pub mod engine;
 pub mod model;
 pub mod port;
 pub mod ring;
 pub mod stats;
 mod sync;
 pub mod tables;
+pub mod worker;
 
 pub use vwire_proto::stats::DropReason;

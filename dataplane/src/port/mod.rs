@@ -28,6 +28,7 @@ use crate::stats::Counters;
 use crate::tables::Tables;
 use crate::{DropReason, burst::BURST};
 
+pub mod memif;
 pub mod pipe;
 
 /// A port's number in this engine: its slot in the forwarding tables and in the statistics segment.

@@ -116,55 +116,66 @@ mod loom_tests {
     // SAFETY: as above.
     unsafe impl<const N: usize> Send for Slots<N> {}
 
-    /// Every interleaving of a producer that sends `count` numbers through `N` slots, in bursts of `burst`, and a consumer.
-    fn explore<const N: usize>(count: u64, burst: u64) {
+    /// Writes the next number if there is room, as a packet path does: it never waits. Returns the last number written.
+    fn offer<const N: usize>(producer: &mut ProducerCursor, slots: &Slots<N>, last: u64) -> u64 {
+        if !producer.has_room(1) {
+            return last;
+        }
+        // SAFETY: the slot is the producer's; loom reports it if not.
+        slots.0[producer.position() % N].with_mut(|slot| unsafe { *slot = last + 1 });
+        producer.advance(1);
+        last + 1
+    }
+
+    /// Reads all that is published and checks that it follows `last`. Returns the last number read.
+    fn poll<const N: usize>(consumer: &mut ConsumerCursor, slots: &Slots<N>, mut last: u64) -> u64 {
+        while consumer.available() > 0 {
+            // SAFETY: the slot is the consumer's; loom reports it if not.
+            let got = slots.0[consumer.position() % N].with(|slot| unsafe { *slot });
+            last += 1;
+            assert_eq!(got, last);
+            consumer.advance(1);
+        }
+        consumer.release();
+        last
+    }
+
+    /// Every interleaving of a producer that offers `count` numbers to `N` slots, in bursts of `burst`, and a consumer that
+    /// polls `polls` times meanwhile and once at the end.
+    fn explore<const N: usize>(count: u64, burst: u64, polls: u32) {
         loom::model(move || {
             let slots = Arc::new(Slots::<N>(std::array::from_fn(|_| UnsafeCell::new(0))));
             let (mut producer, mut consumer) = cursors(N);
             let theirs = Arc::clone(&slots);
             let writer = loom::thread::spawn(move || {
+                let mut last = 0;
                 for i in 1..=count {
-                    while !producer.has_room(1) {
-                        producer.publish();
-                        loom::thread::yield_now();
-                    }
-                    // SAFETY: the slot is the producer's; loom reports it if not.
-                    theirs.0[producer.position() % N].with_mut(|slot| unsafe { *slot = i });
-                    producer.advance(1);
+                    last = offer(&mut producer, &theirs, last);
                     if i % burst == 0 {
                         producer.publish();
                     }
                 }
                 producer.publish();
+                last
             });
-            let mut expected = 1;
-            while expected <= count {
-                while consumer.available() > 0 {
-                    // SAFETY: the slot is the consumer's; loom reports it if not.
-                    let got = slots.0[consumer.position() % N].with(|slot| unsafe { *slot });
-                    assert_eq!(got, expected);
-                    expected += 1;
-                    consumer.advance(1);
-                }
-                consumer.release();
-                loom::thread::yield_now();
-            }
-            writer.join().unwrap();
+            let seen = (0..polls).fold(0, |last, _| poll(&mut consumer, &slots, last));
+            let sent = writer.join().unwrap();
+            assert_eq!(poll(&mut consumer, &slots, seen), sent, "nothing published is lost");
         });
     }
 
     #[test]
-    fn two_slots_three_numbers_one_by_one() {
-        explore::<2>(3, 1);
+    fn two_slots_four_numbers_one_by_one() {
+        explore::<2>(4, 1, 3);
     }
 
     #[test]
-    fn two_slots_four_numbers_in_bursts_of_two() {
-        explore::<2>(4, 2);
+    fn two_slots_five_numbers_in_bursts_of_two() {
+        explore::<2>(5, 2, 3);
     }
 
     #[test]
-    fn four_slots_five_numbers_in_bursts_of_three() {
-        explore::<4>(5, 3);
+    fn four_slots_seven_numbers_in_bursts_of_three() {
+        explore::<4>(7, 3, 2);
     }
 }

@@ -125,6 +125,11 @@ impl Producer {
     pub fn publish(&mut self) {
         self.cursor.publish();
     }
+
+    /// True if the consumer is gone: nobody will read what is pushed.
+    pub fn is_abandoned(&self) -> bool {
+        Arc::strong_count(&self.storage) == 1
+    }
 }
 
 impl Consumer {

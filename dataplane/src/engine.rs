@@ -1,0 +1,292 @@
+//! The engine: all workers, their tables, and the few things an agent asks of them.
+//!
+//! Everything here runs on the agent's thread and may block for as long as a worker takes to come round (microseconds, or the
+//! bound of its sleep).
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, bounded};
+
+use crate::port::{PortIndex, PortParts};
+use crate::stats::Counters;
+use crate::tables::swap::Publisher;
+use crate::tables::{Tables, WorkerId};
+use crate::worker::capture::{CaptureReader, capture};
+use crate::worker::command::{Command, Commands, Event, Events};
+use crate::worker::handoff::Handoff;
+use crate::worker::{Mode, Worker, WorkerSpec};
+
+/// How long the agent waits for a worker before it says so. A worker that is not stuck answers within its longest sleep.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How many workers, where, and how they idle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineSpec {
+    /// One worker per core named. `None` leaves a worker to the scheduler.
+    pub cores: Vec<Option<usize>>,
+    /// What idle workers do.
+    pub mode: Mode,
+    /// Bytes of the ring between each ordered pair of workers.
+    pub handoff_bytes: usize,
+}
+
+impl Default for EngineSpec {
+    /// One adaptive worker, wherever the scheduler puts it.
+    fn default() -> Self {
+        Self { cores: vec![None], mode: Mode::default(), handoff_bytes: 1 << 20 }
+    }
+}
+
+/// Why the engine could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No worker was asked for.
+    #[error("workers.cores is empty; name at least one core")]
+    NoWorkers,
+    /// The core does not exist or this process may not use it.
+    #[error("workers.cores names core {core}, but this process may use only {allowed:?}")]
+    NoSuchCore {
+        /// The core asked for.
+        core: usize,
+        /// Those it may use.
+        allowed: Vec<usize>,
+    },
+    /// The kernel refused a thread or a descriptor.
+    #[error("starting worker {worker}: {error}")]
+    Start {
+        /// Which worker.
+        worker: u16,
+        /// The kernel's answer.
+        error: std::io::Error,
+    },
+    /// There is no worker of this number.
+    #[error("there is no worker {0}")]
+    NoSuchWorker(u16),
+    /// The port has no halves at a worker.
+    #[error("{0} is not attached")]
+    NotAttached(PortIndex),
+    /// The port has halves at a worker already.
+    #[error("{0} is attached already")]
+    Attached(PortIndex),
+    /// A worker does not answer: it died, or its thread is stopped.
+    #[error("worker {0} did not answer within {PATIENCE:?}")]
+    Stuck(u16),
+}
+
+struct Handle {
+    commands: Commands,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The running engine. Dropping it stops the workers and closes their ports.
+pub struct Engine {
+    workers: Vec<Handle>,
+    publisher: Publisher<Tables>,
+    counters: Counters,
+    owners: HashMap<PortIndex, WorkerId>,
+    events: Events,
+    reported: Receiver<Event>,
+}
+
+impl Engine {
+    /// Starts the workers, with empty tables.
+    ///
+    /// # Errors
+    /// [`EngineError`] if a core can't be had or the kernel refuses a thread; nothing keeps running then.
+    pub fn start(spec: &EngineSpec, counters: Counters) -> Result<Self, EngineError> {
+        check_cores(&spec.cores)?;
+        let at_start = |error| EngineError::Start { worker: 0, error };
+        let (events, reported) = Events::new().map_err(at_start)?;
+        let publisher = Publisher::new(Tables::default());
+        let mut engine =
+            Self { workers: Vec::new(), publisher, counters, owners: HashMap::new(), events, reported };
+        let commands =
+            spec.cores.iter().map(|_| Commands::new()).collect::<Result<Vec<_>, _>>().map_err(at_start)?;
+        let handoffs = Handoff::mesh(&commands, spec.handoff_bytes);
+        for (number, (commands, handoff)) in commands.into_iter().zip(handoffs).enumerate() {
+            let id = WorkerId(number as u16);
+            let thread = engine
+                .spawn(id, spec, commands.clone(), handoff)
+                .map_err(|error| EngineError::Start { worker: id.0, error })?;
+            engine.workers.push(Handle { commands, thread: Some(thread) });
+        }
+        Ok(engine)
+    }
+
+    fn spawn(
+        &self,
+        id: WorkerId,
+        spec: &EngineSpec,
+        commands: Commands,
+        handoff: Handoff,
+    ) -> std::io::Result<JoinHandle<()>> {
+        let events = self.events.clone();
+        let mut worker = Worker::new(WorkerSpec {
+            id,
+            mode: spec.mode,
+            commands,
+            events: events.clone(),
+            tables: self.publisher.reader(),
+            counters: self.counters.clone(),
+            handoff,
+        })?;
+        let core = spec.cores.get(usize::from(id.0)).copied().flatten();
+        std::thread::Builder::new().name(format!("worker-{}", id.0)).spawn(move || {
+            if let Some(id) = core {
+                core_affinity::set_for_current(core_affinity::CoreId { id });
+            }
+            // The worker is not looked at again after a panic, so what it left half done can't mislead anybody.
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| worker.run())) {
+                events.send(Event::Died { worker: id, message: panic_text(&*panic) });
+            }
+        })
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// The counters of all ports.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The worker that owns `port`.
+    pub fn owner(&self, port: PortIndex) -> Option<WorkerId> {
+        self.owners.get(&port).copied()
+    }
+
+    /// Gives a port to a worker. Frames flow once the tables name it, too.
+    ///
+    /// # Errors
+    /// [`EngineError::Attached`], [`EngineError::NoSuchWorker`] or [`EngineError::Stuck`]; the parts are dropped then.
+    pub fn attach(&mut self, port: PortIndex, worker: WorkerId, parts: PortParts) -> Result<(), EngineError> {
+        if self.owners.contains_key(&port) {
+            return Err(EngineError::Attached(port));
+        }
+        self.give(worker, Command::Attach { port, parts })?;
+        self.owners.insert(port, worker);
+        Ok(())
+    }
+
+    /// Takes a port from its worker and closes it here, off the packet path.
+    ///
+    /// # Errors
+    /// [`EngineError::NotAttached`] or [`EngineError::Stuck`].
+    pub fn detach(&mut self, port: PortIndex) -> Result<(), EngineError> {
+        let worker = self.owners.remove(&port).ok_or(EngineError::NotAttached(port))?;
+        let (reply, answer) = bounded(1);
+        self.give(worker, Command::Detach { port, reply })?;
+        answer.recv_timeout(PATIENCE).map(drop).map_err(|_| EngineError::Stuck(worker.0))
+    }
+
+    /// Forgets a port that its worker gave up by itself ([`Event::Faulted`]).
+    pub fn forget(&mut self, port: PortIndex) {
+        self.owners.remove(&port);
+    }
+
+    /// Moves every worker to new tables, and returns when none uses the old ones any more.
+    ///
+    /// # Errors
+    /// [`EngineError::Stuck`] if a worker does not come round; the tables are in force all the same.
+    pub fn publish(&mut self, tables: Tables) -> Result<(), EngineError> {
+        let generation = tables.generation;
+        self.publisher.publish(tables);
+        self.counters.header().generation.store(generation, Ordering::Relaxed);
+        let deadline = Instant::now() + PATIENCE;
+        while !self.publisher.reclaim() {
+            self.workers.iter().for_each(|worker| worker.commands.bell().ring());
+            if Instant::now() > deadline {
+                return Err(EngineError::Stuck(self.stuck_worker()));
+            }
+            std::thread::sleep(Duration::from_micros(20));
+        }
+        Ok(())
+    }
+
+    fn stuck_worker(&self) -> u16 {
+        let finished = |worker: &Handle| worker.thread.as_ref().is_none_or(JoinHandle::is_finished);
+        self.workers.iter().position(finished).unwrap_or(0) as u16
+    }
+
+    /// Starts copying a port's frames, up to `snap_len` bytes of each, to a ring of `ring_bytes`. Ends when the reader is dropped.
+    ///
+    /// # Errors
+    /// [`EngineError::NotAttached`] or [`EngineError::Stuck`].
+    pub fn capture(
+        &mut self,
+        port: PortIndex,
+        snap_len: usize,
+        ring_bytes: usize,
+    ) -> Result<CaptureReader, EngineError> {
+        let worker = self.owner(port).ok_or(EngineError::NotAttached(port))?;
+        let (tap, reader) = capture(snap_len, ring_bytes);
+        self.give(worker, Command::Capture { port, tap: Some(tap) })?;
+        Ok(reader)
+    }
+
+    /// Where the workers report; take with `try_recv` when [`Engine::event_fd`] is readable.
+    pub fn events(&self) -> &Receiver<Event> {
+        &self.reported
+    }
+
+    /// Readable after each event; [`Engine::clear_events`] resets it.
+    pub fn event_fd(&self) -> BorrowedFd<'_> {
+        self.events.bell().as_fd()
+    }
+
+    /// Resets [`Engine::event_fd`]; call it before taking events.
+    pub fn clear_events(&self) {
+        self.events.bell().clear();
+    }
+
+    fn give(&self, worker: WorkerId, command: Command) -> Result<(), EngineError> {
+        let handle = self.workers.get(usize::from(worker.0)).ok_or(EngineError::NoSuchWorker(worker.0))?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut waiting = command;
+        while let Err(command) = handle.commands.give(waiting) {
+            if Instant::now() > deadline {
+                return Err(EngineError::Stuck(worker.0));
+            }
+            waiting = command;
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        for worker in &self.workers {
+            let _ = worker.commands.give(Command::Stop);
+        }
+        for worker in &mut self.workers {
+            if let Some(thread) = worker.thread.take() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+fn check_cores(cores: &[Option<usize>]) -> Result<(), EngineError> {
+    if cores.is_empty() {
+        return Err(EngineError::NoWorkers);
+    }
+    let allowed: Vec<usize> =
+        core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
+    match cores.iter().flatten().find(|core| !allowed.contains(core)) {
+        Some(core) => Err(EngineError::NoSuchCore { core: *core, allowed }),
+        None => Ok(()),
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}
