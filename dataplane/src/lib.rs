@@ -12,10 +12,12 @@
 //! | [`config`] | the file that says so at the start |
 //! | [`stats`] | the shared-memory segment of counters |
 
+pub mod agent;
 pub mod burst;
 pub mod config;
 pub mod doorbell;
 pub mod engine;
+pub mod fdpass;
 pub mod model;
 pub mod port;
 pub mod ring;

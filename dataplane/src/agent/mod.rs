@@ -1,0 +1,3 @@
+//! The agent.
+pub mod placement;
+pub mod plan;
