@@ -160,13 +160,14 @@ impl FdStream {
             RecvAncillaryMessage::ScmRights(fds) => Some(fds),
             _ => None,
         });
-        if got.flags.contains(ReturnFlags::CTRUNC) {
-            // The kernel closed what did not fit; what did is closed here. Which request misses which can't be told, so none goes on.
-            fds.flatten().for_each(drop);
+        let fds: Vec<OwnedFd> = fds.flatten().collect();
+        // What did not fit into the space was closed by the kernel; alignment may leave room for one more than asked for. Which
+        // request misses which can't be told, so none goes on.
+        if got.flags.contains(ReturnFlags::CTRUNC) || fds.len() > MAX_PER_MESSAGE {
             let reason = format!("more than {MAX_PER_MESSAGE} file descriptors came on one message");
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
-        fds.flatten().for_each(|fd| self.received.keep(fd));
+        fds.into_iter().for_each(|fd| self.received.keep(fd));
         Ok(got.bytes)
     }
 
