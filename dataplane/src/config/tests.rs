@@ -90,7 +90,7 @@ ports = ["a", "k"]
     let PortSpec::Kernel(k) = port("k") else { panic!("k is a kernel interface") };
     assert_eq!((k.ifname.as_str(), k.mtu.get(), k.mode), ("nsm-1", 1450, Mode::Ip));
     let PortSpec::Vxlan(t) = port("t") else { panic!("t is a tunnel") };
-    assert_eq!((t.vni.get(), t.port.get(), t.max_frame()), (42, 4790, 8944));
+    assert_eq!((t.vni.get(), t.port.get(), t.underlay_mtu.map(|mtu| mtu.get())), (42, 4790, Some(9000)));
 }
 
 /// Text, and what the operator reads.

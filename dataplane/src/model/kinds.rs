@@ -138,8 +138,8 @@ pub struct VxlanSpec {
     pub remote: IpAddr,
     /// The UDP port of both ends.
     pub port: UdpPort,
-    /// MTU of what carries the tunnel.
-    pub underlay_mtu: UnderlayMtu,
+    /// MTU of what carries the tunnel; if `None`, what the kernel knows of the path when the tunnel is made.
+    pub underlay_mtu: Option<UnderlayMtu>,
 }
 
 #[derive(Deserialize)]
@@ -150,8 +150,7 @@ struct RawVxlan {
     remote: IpAddr,
     #[serde(default)]
     port: UdpPort,
-    #[serde(default)]
-    underlay_mtu: UnderlayMtu,
+    underlay_mtu: Option<UnderlayMtu>,
 }
 
 impl TryFrom<RawVxlan> for VxlanSpec {
@@ -185,11 +184,10 @@ impl VxlanSpec {
         SocketAddr::new(self.local, self.port.get())
     }
 
-    /// The longest inner Ethernet frame that is sent, in bytes: what the underlay's MTU leaves after outer IP, UDP, VXLAN and
-    /// inner Ethernet headers, which add up to 50 bytes (IPv4) or 70 (IPv6), plus the inner Ethernet header itself.
-    pub fn max_frame(&self) -> usize {
-        let headers = if self.local.is_ipv4() { 50 } else { 70 };
-        usize::from(self.underlay_mtu.get()) - headers + 14
+    /// The longest inner Ethernet frame on an underlay of this MTU, in bytes: what is left after the outer IP, UDP and VXLAN
+    /// headers, 36 bytes (IPv4) or 56 (IPv6).
+    pub fn max_frame(&self, underlay_mtu: usize) -> usize {
+        underlay_mtu.saturating_sub(if self.local.is_ipv4() { 36 } else { 56 })
     }
 }
 

@@ -96,7 +96,10 @@ fn vxlan(raw: &pb::Vxlan) -> Result<VxlanSpec, FieldError> {
         local: address(&raw.local, "local")?,
         remote: address(&raw.remote, "remote")?,
         port: number(raw.port, "port")?,
-        underlay_mtu: number(raw.underlay_mtu, "underlay_mtu")?,
+        underlay_mtu: match raw.underlay_mtu {
+            0 => None,
+            mtu => Some(i64::from(mtu).try_into().field("underlay_mtu")?),
+        },
     };
     spec.checked().map_err(split)
 }
@@ -211,7 +214,7 @@ fn kind_to_proto(spec: &PortSpec) -> pb::port::Kind {
             local: vxlan.local.to_string(),
             remote: vxlan.remote.to_string(),
             port: vxlan.port.get().into(),
-            underlay_mtu: vxlan.underlay_mtu.get().into(),
+            underlay_mtu: vxlan.underlay_mtu.map_or(0, |mtu| mtu.get().into()),
         }),
         PortSpec::Pipe(pipe) => pb::port::Kind::Pipe(pb::Pipe { pipe: pipe.pipe.to_string() }),
     }
