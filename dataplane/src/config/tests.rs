@@ -148,7 +148,7 @@ const BAD: &[(&str, &str)] = &[
     ),
     (
         "[[port]]\nname = \"k\"\nkind = \"kernel\"\nifname = \"k\"\nvni = 4",
-        "f.toml:5: port[0].vni: unknown field `vni`, expected one of `ifname`, `netns`, `addresses`, `mtu`, `mode`",
+        "f.toml:5: port[0].vni: unknown field `vni`, expected one of `ifname`, `netns`, `addresses`, `mtu`, `mode`, `queues`",
     ),
     (
         "[[port]]\nname = \"k\"\nkind = \"kernel\"\nifname = \"k\"\nnetns = \"inode://4/5\"",

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Deserialize;
 
 use super::value::{
-    BufferSize, ControlSocket, IfName, Invalid, Mtu, Netns, PortName, Prefix, Queues, RingSize, Secret,
+    BufferSize, ControlSocket, IfName, Inode, Invalid, Mtu, Netns, PortName, Prefix, Queues, RingSize, Secret,
     UdpPort, UnderlayMtu, Vni, usable,
 };
 
@@ -72,6 +72,10 @@ pub struct KernelSpec {
     pub mtu: Mtu,
     /// A tap (Ethernet) or a tun (IP).
     pub mode: Mode,
+    /// Receive queues, over which the kernel spreads flows.
+    pub queues: Queues,
+    /// An existing tap or tun of this name, by its descriptor, instead of a new one. Its owner has set it up.
+    pub device: Option<Inode>,
 }
 
 #[derive(Deserialize)]
@@ -85,13 +89,15 @@ struct RawKernel {
     mtu: Mtu,
     #[serde(default)]
     mode: Mode,
+    #[serde(default)]
+    queues: Queues,
 }
 
 impl TryFrom<RawKernel> for KernelSpec {
     type Error = Invalid;
     fn try_from(raw: RawKernel) -> Result<Self, Invalid> {
-        Self { ifname: raw.ifname, netns: raw.netns, addresses: raw.addresses, mtu: raw.mtu, mode: raw.mode }
-            .checked()
+        let RawKernel { ifname, netns, addresses, mtu, mode, queues } = raw;
+        Self { ifname, netns, addresses, mtu, mode, queues, device: None }.checked()
     }
 }
 
@@ -109,6 +115,9 @@ impl KernelSpec {
         let count = self.addresses.len();
         if count > Self::MAX_ADDRESSES {
             return Err(Invalid(format!("addresses: at most 64 are possible, not {count}")));
+        }
+        if self.device.is_some() && (self.netns.is_some() || count > 0) {
+            return Err(Invalid("device: an interface that is handed over keeps its own netns and addresses".into()));
         }
         let v6 = self.addresses.iter().find(|prefix| prefix.address.is_ipv6());
         if let (Some(v6), true) = (v6, self.mtu.get() < Self::IPV6_MIN_MTU) {

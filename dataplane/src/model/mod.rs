@@ -113,13 +113,15 @@ impl PortSpec {
     }
 
     /// What only this port can have.
-    pub fn claim(&self) -> Claim {
-        match self {
+    pub fn claim(&self) -> Option<Claim> {
+        Some(match self {
             Self::Memif(memif) => Claim::Memif(memif.role == Role::Server, memif.socket.clone(), memif.id),
+            // Where the interface lives is its owner's matter, and names are unique only there.
+            Self::Kernel(KernelSpec { device: Some(_), .. }) => return None,
             Self::Kernel(kernel) => Claim::Kernel(kernel.netns.clone(), kernel.ifname.clone()),
             Self::Vxlan(vxlan) => Claim::Vxlan(vxlan.underlay(), vxlan.vni.get(), vxlan.remote),
             Self::Pipe(pipe) => Claim::Pipe(pipe.pipe.clone()),
-        }
+        })
     }
 
     /// What the port's frames begin with.
@@ -135,7 +137,8 @@ impl PortSpec {
     pub fn needs(&self) -> Option<Inode> {
         match self {
             Self::Memif(MemifSpec { socket: ControlSocket::Sent(inode), .. })
-            | Self::Kernel(KernelSpec { netns: Some(Netns::Sent(inode)), .. }) => Some(*inode),
+            | Self::Kernel(KernelSpec { netns: Some(Netns::Sent(inode)), .. })
+            | Self::Kernel(KernelSpec { device: Some(inode), .. }) => Some(*inode),
             _ => None,
         }
     }
@@ -283,7 +286,7 @@ impl State {
     fn check_claims(&self) -> Result<(), StateError> {
         let mut holders: BTreeMap<Claim, Vec<&PortName>> = BTreeMap::new();
         for (name, spec) in &self.ports {
-            let claim = spec.claim();
+            let Some(claim) = spec.claim() else { continue };
             let room = claim.shares();
             let holders = holders.entry(claim.clone()).or_default();
             if holders.len() >= room {

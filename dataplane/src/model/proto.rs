@@ -83,6 +83,8 @@ fn kernel(raw: &pb::Kernel) -> Result<KernelSpec, FieldError> {
         addresses: raw.addresses.iter().enumerate().map(address).collect::<Result<_, _>>()?,
         mtu: number(raw.mtu, "mtu")?,
         mode: mode(raw.mode)?,
+        queues: number(raw.queues, "queues")?,
+        device: if raw.device.is_empty() { None } else { Some(raw.device.parse().field("device")?) },
     };
     spec.checked().map_err(split)
 }
@@ -208,6 +210,8 @@ fn kind_to_proto(spec: &PortSpec) -> pb::port::Kind {
             addresses: kernel.addresses.iter().map(ToString::to_string).collect(),
             mtu: kernel.mtu.get().into(),
             mode: mode_to_proto(kernel.mode),
+            queues: kernel.queues.get().into(),
+            device: kernel.device.map(|inode| inode.to_string()).unwrap_or_default(),
         }),
         PortSpec::Vxlan(vxlan) => pb::port::Kind::Vxlan(pb::Vxlan {
             vni: vxlan.vni.get(),

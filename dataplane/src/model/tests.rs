@@ -43,7 +43,7 @@ fn what_the_api_gives_back_is_what_it_was_given() {
         k.netns = "/run/netns/n1".into();
         k.addresses = vec!["10.60.1.2/30".into(), "2001:db8::2/64".into()];
         k.mtu = 1450;
-        k.mode = 1;
+        (k.mode, k.queues) = (1, 2);
     });
     let mut memif = pb_memif("m");
     if let Some(pb::port::Kind::Memif(memif)) = &mut memif.kind {
