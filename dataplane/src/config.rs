@@ -1,5 +1,6 @@
 //! The configuration file. A refusal names the file, the line, the key and the reason; nothing starts half-configured.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -176,6 +177,8 @@ pub struct Config {
     pub log: Log,
     /// The ports and cross-connects to start with.
     pub state: State,
+    /// Where each port is in the file: its line and its key.
+    places: BTreeMap<PortName, (usize, String)>,
 }
 
 /// What is neither port nor cross-connect.
@@ -215,6 +218,12 @@ impl Config {
     /// [`ConfigError`] if it won't do.
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
         parse(text).map_err(|refusal| refusal.locate(file, text))
+    }
+
+    /// The error that `file` names `port`, which can't be made for this reason.
+    pub fn blame(&self, file: &Path, port: &PortName, reason: String) -> ConfigError {
+        let (line, key) = self.places.get(port).cloned().unzip();
+        ConfigError { file: file.to_owned(), line, key, reason }
     }
 }
 
@@ -258,13 +267,16 @@ impl Refusal {
     }
 
     fn locate(self, file: &Path, text: &str) -> ConfigError {
-        let line = self.span.as_ref().map(|span| {
-            let before = text.as_bytes().get(..span.start).unwrap_or(text.as_bytes());
-            1 + before.iter().filter(|b| **b == b'\n').count()
-        });
+        let line = self.span.as_ref().map(|span| line_of(text, span.start));
         let key = self.span.as_ref().and_then(|span| key_at(text, span));
         ConfigError { file: file.to_owned(), line, key, reason: self.reason }
     }
+}
+
+/// The line, from 1, of the byte at `offset`.
+fn line_of(text: &str, offset: usize) -> usize {
+    let before = text.as_bytes().get(..offset).unwrap_or(text.as_bytes());
+    1 + before.iter().filter(|b| **b == b'\n').count()
 }
 
 fn parse(text: &str) -> Result<Config, Refusal> {
@@ -274,9 +286,14 @@ fn parse(text: &str) -> Result<Config, Refusal> {
     let ports = list(take(&mut root, "port"), "port")?;
     let xconnects = list(take(&mut root, "xconnect"), "xconnect")?;
     let settings: Settings = value(Spanned::new(whole, DeValue::Table(root)))?;
+    let known = ports.iter().enumerate().filter_map(|(i, entry)| {
+        let name: PortName = entry.get_ref().get("name")?.get_ref().as_str()?.parse().ok()?;
+        Some((name, (line_of(text, entry.span().start), format!("port[{i}]"))))
+    });
+    let places = known.collect();
     let state = state(ports, xconnects)?;
     let Settings { workers, stats, admin, api, log } = settings;
-    Ok(Config { workers, stats, admin, api, log, state })
+    Ok(Config { workers, stats, admin, api, log, state, places })
 }
 
 fn value<T: DeserializeOwned>(value: Spanned<DeValue<'_>>) -> Result<T, Refusal> {

@@ -17,7 +17,7 @@ use rustix::net::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use crate::model::Inode;
 
@@ -133,12 +133,19 @@ pub struct FdStream {
     stream: UnixStream,
     received: Arc<FdTable>,
     to_send: FdSender,
+    /// A place among the connections that may be open at one time, free again when this is gone.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl FdStream {
     /// Wraps a connection.
     pub fn new(stream: UnixStream) -> Self {
-        Self { stream, received: Arc::default(), to_send: FdSender::default() }
+        Self { stream, received: Arc::default(), to_send: FdSender::default(), _permit: None }
+    }
+
+    /// Wraps a connection that takes up a place for as long as it lasts.
+    pub fn with_permit(stream: UnixStream, permit: OwnedSemaphorePermit) -> Self {
+        Self { _permit: Some(permit), ..Self::new(stream) }
     }
 
     /// What has come.

@@ -10,6 +10,7 @@
 //! | [`netns`] | doing something inside another network namespace |
 //! | [`underlay`] | what carries VXLAN datagrams: kernel UDP sockets |
 //! | [`wire`] | headers: bytes to values and back |
+//! | [`offload`] | checksums and segments that a frame still owes; joining segments again |
 //! | [`ring`] | single-producer byte rings: between workers, in pipes, to captures |
 //! | [`model`] | what the engine is asked to be: ports and cross-connects, valid by construction |
 //! | [`config`] | the file that says so at the start |

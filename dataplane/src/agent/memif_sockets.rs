@@ -62,7 +62,12 @@ impl MemifSockets {
         }
     }
 
-    fn serve(&mut self, port: &PortName, spec: &MemifSpec, fds: &SentFds) -> Result<Option<Source>, OpenError> {
+    fn serve(
+        &mut self,
+        port: &PortName,
+        spec: &MemifSpec,
+        fds: &SentFds,
+    ) -> Result<Option<Source>, OpenError> {
         let new = !self.listeners.contains_key(&spec.socket);
         if new {
             let listener = listen(&spec.socket, fds)?;

@@ -84,7 +84,9 @@ pub struct PortReport {
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
     /// The caller worked from another generation than the current one.
-    #[error("the request is based on generation {base}, but the current one is {current}; read the state again")]
+    #[error(
+        "the request is based on generation {base}, but the current one is {current}; read the state again"
+    )]
     Stale {
         /// The caller's.
         base: u64,
@@ -122,7 +124,8 @@ impl Agent {
     /// An agent without ports.
     pub fn new(ports: Ports) -> Self {
         // Milliseconds since 1970: beyond any generation of an earlier run, unless that changed its state a thousand times a second.
-        let generation = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_millis() as u64);
+        let generation =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_millis() as u64);
         let (notices, _) = broadcast::channel(WATCH_BACKLOG);
         let (in_force, lost) = (BTreeSet::new(), BTreeMap::new());
         Self { ports, state: State::default(), generation, in_force, lost, notices }
@@ -163,7 +166,9 @@ impl Agent {
     /// [`ChangeError::Stale`].
     pub fn check_base(&self, base: Option<u64>) -> Result<(), ChangeError> {
         match base {
-            Some(base) if base != self.generation => Err(ChangeError::Stale { base, current: self.generation }),
+            Some(base) if base != self.generation => {
+                Err(ChangeError::Stale { base, current: self.generation })
+            }
             _ => Ok(()),
         }
     }
@@ -187,7 +192,8 @@ impl Agent {
         }
         let before = std::mem::replace(&mut self.state, wanted);
         self.generation += 1;
-        let result = actions.iter().try_for_each(|action| self.take(action, fds)).and_then(|()| self.settle());
+        let result =
+            actions.iter().try_for_each(|action| self.take(action, fds)).and_then(|()| self.settle());
         match &result {
             Ok(()) => {
                 self.lost.clear();
@@ -248,13 +254,15 @@ impl Agent {
         }
     }
 
-    /// Looks after links: peers that come and go, ports that fail. Call it when [`Agent::event_fd`] is readable.
-    pub fn process(&mut self) {
-        self.ports.process(&self.state);
+    /// Looks after links: peers that come and go, ports that fail. Call it when [`Agent::event_fd`] is readable. False if there was
+    /// nothing to do.
+    pub fn process(&mut self) -> bool {
+        let busy = self.ports.process(&self.state);
         if let Err(error) = self.settle() {
             tracing::error!("publishing links: {error}");
         }
         self.notify();
+        busy
     }
 
     fn notify(&mut self) {

@@ -53,8 +53,9 @@ pub fn plan(actual: &Actual<'_>, wanted: &State) -> Vec<Action> {
     let vacated: BTreeSet<Claim> =
         leaving.iter().filter_map(|name| actual.ports.get(name)?.claim()).collect();
     let coming = wanted.ports().iter().filter(|(name, spec)| actual.ports.get(name) != Some(spec));
-    let (late, early): (Vec<_>, Vec<_>) =
-        coming.partition(|(name, spec)| leaving.contains(name) || spec.claim().is_some_and(|claim| vacated.contains(&claim)));
+    let (late, early): (Vec<_>, Vec<_>) = coming.partition(|(name, spec)| {
+        leaving.contains(name) || spec.claim().is_some_and(|claim| vacated.contains(&claim))
+    });
 
     let mut actions: Vec<Action> = early.into_iter().map(|(name, _)| Action::Attach(name.clone())).collect();
     let mut in_force = &actual.xconnects;

@@ -13,7 +13,9 @@ use super::open_error::{Cause, OpenError};
 use super::placement::place;
 use super::{Link, PortReport, SentFds, sent};
 use crate::engine::{Engine, EngineError};
-use crate::model::{KernelSpec, MemifSpec, Mode, Netns, PipeSpec, PortName, PortSpec, State, VxlanSpec, Xconnect};
+use crate::model::{
+    KernelSpec, MemifSpec, Mode, Netns, PipeSpec, PortName, PortSpec, State, VxlanSpec, Xconnect,
+};
 use crate::port::kernel::{self, InterfaceAddress, KernelDevice};
 use crate::port::pipe::{PipeEnd, pipe};
 use crate::port::vxlan::VxlanTx;
@@ -225,7 +227,10 @@ impl Ports {
         let carriers = [carrier(port), peer.and_then(carrier)];
         let at_carrier = |carrier: Option<SocketAddr>| {
             let carrier = carrier?;
-            self.underlays.get(&carrier).map(|underlay| underlay.worker).or(self.promised.get(&carrier).copied())
+            self.underlays
+                .get(&carrier)
+                .map(|underlay| underlay.worker)
+                .or(self.promised.get(&carrier).copied())
         };
         let at_peer = peer.and_then(|peer| self.open.get(peer)).map(|open| open.worker);
         let ties = [at_carrier(carriers[0]), at_peer, at_carrier(carriers[1])];
@@ -318,8 +323,7 @@ impl Ports {
             vni: spec.vni,
             max_frame: max_frame(spec, &underlay.probe),
         };
-        let attached =
-            self.engine.attach(index, underlay.worker, VxlanTx::new(tunnel.clone()).into_parts());
+        let attached = self.engine.attach(index, underlay.worker, VxlanTx::new(tunnel.clone()).into_parts());
         underlay.tunnels += 1;
         if let Err(error) = attached {
             self.leave_underlay(local);
@@ -403,7 +407,10 @@ impl Ports {
             }
         }
         for underlay in self.underlays.values() {
-            tables.set(underlay.index, Entry { forward: Forward::Nowhere, owner: Some(underlay.worker) });
+            tables.set(
+                underlay.index,
+                Entry { forward: Forward::Nowhere, owner: self.engine.owner(underlay.index) },
+            );
         }
         for [a, b] in xconnects.iter().map(Xconnect::ends) {
             if let (Some(a), Some(b)) = (self.open.get(a), self.open.get(b)) {
@@ -415,9 +422,11 @@ impl Ports {
         self.engine.publish(tables)
     }
 
-    /// Does what the watched descriptors call for.
-    pub fn process(&mut self, state: &State) {
-        for token in self.watched.ready() {
+    /// Does what the watched descriptors call for. False if that was nothing.
+    pub fn process(&mut self, state: &State) -> bool {
+        let ready = self.watched.ready();
+        for token in &ready {
+            let token = *token;
             if token == ENGINE {
                 self.take_engine_events();
             } else if let Some(source) = self.watched.sources.get(&token).cloned() {
@@ -426,6 +435,7 @@ impl Ports {
                 }
             }
         }
+        !ready.is_empty()
     }
 
     fn take_memif_event(&mut self, event: MemifEvent, state: &State) {
@@ -503,11 +513,14 @@ impl Ports {
         if let Some(port) = port {
             return self.fault(&port, fault);
         }
-        let Some((local, underlay)) = self.underlays.iter_mut().find(|(_, u)| u.index == index) else { return };
+        let Some((local, underlay)) = self.underlays.iter_mut().find(|(_, u)| u.index == index) else {
+            return;
+        };
         let (local, reason) = (*local, format!("underlay {}: {fault}", underlay_name(*local)));
         underlay.fault = Some(reason.clone());
         self.counters.port(index).set_state(PortState::Down);
-        let carried = |open: &OpenPort| matches!(&open.backing, Backing::Vxlan(_, carrier) if *carrier == local);
+        let carried =
+            |open: &OpenPort| matches!(&open.backing, Backing::Vxlan(_, carrier) if *carrier == local);
         let tunnels: Vec<PortName> =
             self.open.iter().filter(|(_, open)| carried(open)).map(|(port, _)| port.clone()).collect();
         tunnels.iter().for_each(|port| self.down(port, reason.clone()));
@@ -589,7 +602,8 @@ fn kernel_spec(spec: &KernelSpec, fds: &SentFds) -> Result<kernel::KernelSpec, O
         Some(Netns::Sent(inode)) => Some(sent::netns(fds, *inode)?.into()),
         Some(Netns::Path(path)) => Some(crate::netns::open(path.as_ref()).map_err(OpenError::system)?.into()),
     };
-    let address = |prefix: &crate::model::Prefix| InterfaceAddress { address: prefix.address, prefix: prefix.len };
+    let address =
+        |prefix: &crate::model::Prefix| InterfaceAddress { address: prefix.address, prefix: prefix.len };
     Ok(kernel::KernelSpec {
         kind: match spec.mode {
             Mode::Ethernet => kernel::Kind::Tap,
@@ -616,7 +630,11 @@ fn adopt_kernel(
         return Err(refused(format!("the descriptor is of interface {found}, not of {wanted}")));
     }
     if mode != spec.mode {
-        return Err(refused(format!("interface {} is a {:?}, not what mode says", device.ifname(), device.kind())));
+        return Err(refused(format!(
+            "interface {} is a {:?}, not what mode says",
+            device.ifname(),
+            device.kind()
+        )));
     }
     Ok((parts, device))
 }

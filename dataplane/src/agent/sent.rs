@@ -4,8 +4,8 @@
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use super::open_error::{Cause, OpenError};
 use super::SentFds;
+use super::open_error::{Cause, OpenError};
 use crate::fdpass::identify;
 use crate::model::Inode;
 
@@ -15,7 +15,9 @@ const NSFS: u64 = 0x6e73_6673;
 /// A copy of the descriptor that came for `inode`.
 pub fn copy(fds: &SentFds, inode: Inode) -> Result<OwnedFd, OpenError> {
     let missing = || {
-        let reason = format!("no file descriptor for {inode} came with this request; send it on the same connection first");
+        let reason = format!(
+            "no file descriptor for {inode} came with this request; send it on the same connection first"
+        );
         OpenError::new(Cause::FdMissing, reason)
     };
     fds.get(&inode).ok_or_else(missing)?.try_clone().map_err(OpenError::system)
@@ -56,8 +58,9 @@ fn namespace_type(namespace: &File) -> std::io::Result<i32> {
 pub fn inherited(number: i32) -> Result<OwnedFd, OpenError> {
     // By way of a descriptor for the process itself: safe whatever the number is, unlike taking it for an open one.
     let me = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty());
-    let copied =
-        me.and_then(|me| rustix::process::pidfd_getfd(me.as_fd(), number, rustix::process::PidfdGetfdFlags::empty()));
+    let copied = me.and_then(|me| {
+        rustix::process::pidfd_getfd(me.as_fd(), number, rustix::process::PidfdGetfdFlags::empty())
+    });
     copied.map_err(|errno| match errno {
         rustix::io::Errno::BADF => {
             let reason = format!("fd:{number} is not open; start the engine with that descriptor");

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Deserialize;
 
 use super::value::{
-    BufferSize, ControlSocket, IfName, Inode, Invalid, Mtu, Netns, PortName, Prefix, Queues, RingSize, Secret,
-    UdpPort, UnderlayMtu, Vni, usable,
+    BufferSize, ControlSocket, IfName, Inode, Invalid, Mtu, Netns, PortName, Prefix, Queues, RingSize,
+    Secret, UdpPort, UnderlayMtu, Vni, usable,
 };
 
 /// What a port's frames begin with.
@@ -117,7 +117,9 @@ impl KernelSpec {
             return Err(Invalid(format!("addresses: at most 64 are possible, not {count}")));
         }
         if self.device.is_some() && (self.netns.is_some() || count > 0) {
-            return Err(Invalid("device: an interface that is handed over keeps its own netns and addresses".into()));
+            return Err(Invalid(
+                "device: an interface that is handed over keeps its own netns and addresses".into(),
+            ));
         }
         let v6 = self.addresses.iter().find(|prefix| prefix.address.is_ipv6());
         if let (Some(v6), true) = (v6, self.mtu.get() < Self::IPV6_MIN_MTU) {

@@ -131,11 +131,6 @@ impl PortName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-
-    /// A name of the engine's own making, which no caller can give: it contains a character that [`FromStr`] refuses.
-    pub(crate) fn internal(text: String) -> Self {
-        Self(text)
-    }
 }
 
 impl FromStr for PortName {

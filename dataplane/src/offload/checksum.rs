@@ -221,7 +221,8 @@ mod tests {
 
     /// RFC 1071's definition, byte by byte.
     fn by_definition(bytes: &[u8]) -> u16 {
-        let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+        let words =
+            bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
         words.fold(0u32, |sum, word| (sum + word) % 0xffff) as u16
     }
 
@@ -269,8 +270,9 @@ mod tests {
 
     #[test]
     fn an_ipv4_header_agrees_with_etherparse() {
-        let header = etherparse::Ipv4Header::new(100, 64, etherparse::IpNumber::TCP, [10, 0, 0, 1], [10, 0, 0, 2])
-            .expect("a short payload");
+        let header =
+            etherparse::Ipv4Header::new(100, 64, etherparse::IpNumber::TCP, [10, 0, 0, 1], [10, 0, 0, 2])
+                .expect("a short payload");
         let mut bytes = Vec::new();
         header.write_raw(&mut bytes).expect("a vector takes all");
         bytes[10..12].fill(0);

@@ -214,6 +214,9 @@ fn classify(link: Link, frame: &Frame<'_>) -> Class {
     };
     let Some(l3) = l3 else { return Class::Other };
     let (version, protocol) = (head[l3] >> 4, if head[l3] >> 4 == 4 { head[l3 + 9] } else { head[l3 + 6] });
+    if copied < l3 + 40 && frame.is_chained() {
+        return Class::Opaque;
+    }
     if copied < l3 + 40 || !(version == 4 || version == 6) || !may_be_tcp(version, protocol) {
         return Class::Other;
     }
@@ -229,7 +232,7 @@ impl Segment {
     /// Reads the headers of a frame of `len` bytes; `None` unless they are plain: no IP options, extensions or fragments, a right
     /// IPv4 checksum, and lengths that agree.
     fn parse(head: [u8; HEAD], copied: usize, l3: usize, v6: bool, len: usize) -> Option<Self> {
-        let word = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
+        let word = |at: usize| usize::from(u16::from_be_bytes([head[at], head[at + 1]]));
         let (l4, ip_len) = if v6 { (l3 + 40, 40 + word(l3 + 4)) } else { (l3 + 20, word(l3 + 2)) };
         let plain = if v6 {
             head[l3 + 6] == TCP
@@ -237,7 +240,7 @@ impl Segment {
             head[l3] == 0x45 && word(l3 + 6) & 0xbfff == 0 && header_checksum(&head[l3..l4]) == 0
         };
         let header = l4 + usize::from(*head.get(l4 + 12)? >> 4) * 4;
-        let fits = usize::from(ip_len) == len - l3 && header >= l4 + 20 && header <= copied.min(len);
+        let fits = ip_len == len - l3 && header >= l4 + 20 && header <= copied.min(len);
         (plain && fits).then_some(Self { head, l3, l4, header, payload: len - header, v6 })
     }
 

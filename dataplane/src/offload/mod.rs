@@ -62,6 +62,9 @@ pub enum BadOffload {
     /// The headers are not those of the kind of segmentation asked for.
     #[error("the headers are not those of a {0:?} frame")]
     Headers(Gso),
+    /// A kind of segmentation that the engine does not know.
+    #[error("segmentation of unknown kind {0}")]
+    UnknownKind(u8),
     /// The frame is spread over too many views to be passed on.
     #[error("more than {MAX_VIEWS} views in one frame")]
     Scattered,
@@ -106,9 +109,13 @@ impl Layout {
         if field + 2 > head.len() || offset % 2 == 1 {
             return Err(BadOffload::Checksum { start, offset, len });
         }
-        let open =
-            Self { l3: 0, l4, field, header: field + 2, step: len.max(1), segments: 1, v6: false };
+        let open = Self { l3: 0, l4, field, header: field + 2, step: len.max(1), segments: 1, v6: false };
         if offload.gso == Gso::None { Ok(open) } else { open.check_segments(head, len, offload) }
+    }
+
+    /// Length of all headers of a frame that is to be segmented, in bytes.
+    pub fn header(&self) -> usize {
+        self.header
     }
 
     fn check_segments(self, head: &[u8], len: usize, offload: &Offload) -> Result<Self, BadOffload> {
@@ -214,7 +221,8 @@ fn each_of_views(
         return Err(BadOffload::Scattered);
     }
     let Some(offload) = offload else {
-        let views: ArrayVec<Lent<'_>, MAX_VIEWS> = std::iter::once(first).chain(rest.iter().copied()).collect();
+        let views: ArrayVec<Lent<'_>, MAX_VIEWS> =
+            std::iter::once(first).chain(rest.iter().copied()).collect();
         each(&views);
         return Ok(1);
     };

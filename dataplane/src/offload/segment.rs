@@ -117,7 +117,11 @@ impl<'f, 'a> Segmenter<'f, 'a> {
         let mut at = 0;
         while at < payload.len() {
             let piece = self.payload.take(payload.len() - at)?;
-            at += if self.open { sum.add_copy(piece, &mut payload[at..]) } else { piece.copy_to(&mut payload[at..]) };
+            at += if self.open {
+                sum.add_copy(piece, &mut payload[at..])
+            } else {
+                piece.copy_to(&mut payload[at..])
+            };
         }
         self.patch_header(payload.len(), sum);
         header.copy_from_slice(&self.header[..self.layout.header]);

@@ -28,6 +28,7 @@ use crate::stats::Counters;
 use crate::tables::Tables;
 use crate::{DropReason, burst::BURST};
 
+pub mod kernel;
 pub mod memif;
 pub mod pipe;
 pub mod vxlan;

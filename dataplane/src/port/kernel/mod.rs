@@ -1,0 +1,242 @@
+//! Kernel interfaces: a tap (Ethernet) or tun (IP) device whose other end is a network namespace's own stack.
+//!
+//! Frames cross with virtio-net headers. The kernel gives TCP frames of up to 64 KiB with their checksums open, and takes such
+//! frames: between two kernel interfaces they pass whole; a VXLAN or memif egress cuts them ([`crate::offload::segment`]); and
+//! segments that come from there are joined again before the write ([`crate::offload::coalesce`]).
+//!
+//! # Why a tap, read and written frame by frame
+//! FIGURES
+//!
+//! | file | its part |
+//! |---|---|
+//! | here | making, adopting and closing |
+//! | [`spec`](KernelSpec) | what may be asked for |
+//! | `configure` | addresses, MTU, link state by netlink |
+//! | `vnet` | the virtio-net header |
+//! | [`rx`](KernelRx), [`tx`](KernelTx) | the two halves |
+//! | `sys` | the system calls |
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use super::{PortIndex, PortParts, Rx};
+use crate::netns::{NetnsError, in_netns};
+
+mod configure;
+mod rx;
+mod spec;
+mod sys;
+mod tx;
+mod vnet;
+
+use configure::Configurator;
+pub use rx::KernelRx;
+use spec::configuring;
+pub use spec::{BadAddress, InterfaceAddress, KernelSpec, Kind};
+pub use tx::KernelTx;
+
+/// Why a kernel interface could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelOpenError {
+    /// Not a name for an interface.
+    #[error("{ifname:?} can't name an interface: {reason}")]
+    Name {
+        /// The name asked for.
+        ifname: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The MTU is outside what IP and the kernel allow.
+    #[error("interface {ifname}: an MTU of {mtu} is outside 68..=65535")]
+    Mtu {
+        /// The interface.
+        ifname: String,
+        /// The MTU asked for.
+        mtu: u32,
+    },
+    /// The number of queues is outside what the kernel allows.
+    #[error("interface {ifname}: {queues} queues are outside 1..=256")]
+    Queues {
+        /// The interface.
+        ifname: String,
+        /// The number asked for.
+        queues: u16,
+    },
+    /// A hardware address that no interface may have: zero, a group's, or any at all on a tun.
+    #[error("interface {ifname}: {mac:02x?} can't be its hardware address")]
+    Mac {
+        /// The interface.
+        ifname: String,
+        /// The address asked for.
+        mac: [u8; 6],
+    },
+    /// The namespace could not be entered.
+    #[error("interface {ifname}: {error}")]
+    Netns {
+        /// The interface.
+        ifname: String,
+        /// What went wrong.
+        error: NetnsError,
+    },
+    /// There is an interface of this name in the namespace.
+    #[error("interface {ifname} exists already in this network namespace; delete it or choose another name")]
+    Exists {
+        /// The interface.
+        ifname: String,
+    },
+    /// The kernel refused to make it.
+    #[error(
+        "creating interface {ifname} through /dev/net/tun: {error}; this needs CAP_NET_ADMIN in the namespace"
+    )]
+    Create {
+        /// The interface.
+        ifname: String,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// The kernel refused an address, the MTU or another setting. The interface is gone again.
+    #[error("interface {ifname}: {what}: {error}")]
+    Configure {
+        /// The interface.
+        ifname: String,
+        /// What was being set, with the value.
+        what: String,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// The descriptor to adopt is not a tap's or tun's.
+    #[error("the descriptor is not one of /dev/net/tun with an interface: {0}")]
+    NotTap(io::Error),
+    /// The device was made without flags that the engine needs.
+    #[error(
+        "interface {ifname} must be made with IFF_NO_PI and IFF_VNET_HDR to be adopted; its flags are {flags:#06x}"
+    )]
+    Flags {
+        /// The interface.
+        ifname: String,
+        /// The flags it has.
+        flags: i32,
+    },
+}
+
+/// The interface itself, as its owner outside the packet path sees it. The kernel deletes an interface that was made here when
+/// this and the port's halves are all dropped.
+#[derive(Debug)]
+pub struct KernelDevice {
+    ifname: String,
+    index: u32,
+    kind: Kind,
+    queues: Vec<Arc<OwnedFd>>,
+}
+
+impl KernelDevice {
+    /// Its name.
+    pub fn ifname(&self) -> &str {
+        &self.ifname
+    }
+
+    /// Its number in its namespace; 0 if it was adopted, since the namespace is then not known.
+    pub const fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Ethernet or IP.
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The descriptor of its first queue, which another process can [`adopt`].
+    pub fn queue(&self) -> BorrowedFd<'_> {
+        self.queues[0].as_fd()
+    }
+
+    fn parts(&self, port: PortIndex) -> PortParts {
+        let rx =
+            self.queues.iter().map(|queue| Box::new(KernelRx::new(port, Arc::clone(queue))) as Box<dyn Rx>);
+        let tx = KernelTx::new(Arc::clone(&self.queues[0]), self.kind.link());
+        PortParts { rx: rx.collect(), tx: Some(Box::new(tx)), underlay: None }
+    }
+}
+
+/// Makes the interface, sets it up, and makes a port of it.
+///
+/// # Errors
+/// [`KernelOpenError`] names the interface and what is wrong; nothing is left behind then.
+pub fn open(port: PortIndex, spec: &KernelSpec) -> Result<(PortParts, KernelDevice), KernelOpenError> {
+    spec.check()?;
+    let made = in_netns(spec.netns.as_ref().map(AsFd::as_fd), || create(spec));
+    let device = made.map_err(|error| KernelOpenError::Netns { ifname: spec.ifname.clone(), error })??;
+    Ok((device.parts(port), device))
+}
+
+/// Makes a port of a tap or tun that somebody else made and set up, with IFF_NO_PI and IFF_VNET_HDR, from its descriptor.
+///
+/// # Errors
+/// [`KernelOpenError::NotTap`] and [`KernelOpenError::Flags`] if it is something else, [`KernelOpenError::Configure`] if the
+/// kernel refuses to change the descriptor's mode.
+pub fn adopt(port: PortIndex, queue: OwnedFd) -> Result<(PortParts, KernelDevice), KernelOpenError> {
+    let (ifname, flags) = sys::interface(queue.as_fd()).map_err(KernelOpenError::NotTap)?;
+    if flags & sys::BASE_FLAGS != sys::BASE_FLAGS {
+        return Err(KernelOpenError::Flags { ifname, flags });
+    }
+    let kind = if flags & libc::IFF_TUN != 0 { Kind::Tun } else { Kind::Tap };
+    prepare_queue(&queue, &ifname)?;
+    rustix::io::ioctl_fionbio(&queue, true)
+        .map_err(|error| configuring(&ifname, || "making it nonblocking".into())(error.into()))?;
+    let device = KernelDevice { ifname, index: 0, kind, queues: vec![Arc::new(queue)] };
+    Ok((device.parts(port), device))
+}
+
+/// Runs inside the namespace.
+fn create(spec: &KernelSpec) -> Result<KernelDevice, KernelOpenError> {
+    let ifname = &spec.ifname;
+    let kind = if spec.kind == Kind::Tap { libc::IFF_TAP } else { libc::IFF_TUN };
+    let several = if spec.queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+    let mut queues = Vec::new();
+    for queue in 0..spec.queues {
+        // Without IFF_TUN_EXCL the kernel would attach to an existing interface that nobody has open.
+        let exclusive = if queue == 0 { libc::IFF_TUN_EXCL } else { 0 };
+        let queue = sys::open_queue(ifname, kind | several | exclusive)
+            .map_err(|error| creation_error(ifname, error))?;
+        prepare_queue(&queue, ifname)?;
+        queues.push(Arc::new(queue));
+    }
+    let index = configure(spec)?;
+    Ok(KernelDevice { ifname: ifname.clone(), index, kind: spec.kind, queues })
+}
+
+fn creation_error(ifname: &str, error: io::Error) -> KernelOpenError {
+    let ifname = ifname.to_owned();
+    match error.raw_os_error() {
+        Some(libc::EBUSY | libc::EEXIST) => KernelOpenError::Exists { ifname },
+        _ => KernelOpenError::Create { ifname, error },
+    }
+}
+
+fn prepare_queue(queue: &OwnedFd, ifname: &str) -> Result<(), KernelOpenError> {
+    sys::set_header_len(queue.as_fd(), vnet::HEADER)
+        .map_err(configuring(ifname, || "setting the length of its vnet header".into()))?;
+    sys::offer_offloads(queue.as_fd())
+        .map_err(configuring(ifname, || "offering checksum and segmentation offload".into()))?;
+    Ok(())
+}
+
+fn configure(spec: &KernelSpec) -> Result<u32, KernelOpenError> {
+    let ifname = spec.ifname.as_str();
+    let gone = || io::Error::from_raw_os_error(libc::ENODEV);
+    let index = sys::interface_index(ifname)
+        .ok_or_else(gone)
+        .map_err(configuring(ifname, || "finding it after it was made".into()))?;
+    let mut link =
+        Configurator::new(index).map_err(configuring(ifname, || "opening a netlink socket".into()))?;
+    if let Some(mac) = spec.mac {
+        link.set_mac(mac).map_err(configuring(ifname, || format!("setting its address {mac:02x?}")))?;
+    }
+    link.set_mtu(spec.mtu).map_err(configuring(ifname, || format!("setting its MTU {}", spec.mtu)))?;
+    for address in &spec.addresses {
+        link.add_address(address).map_err(configuring(ifname, || format!("adding the address {address}")))?;
+    }
+    link.set_up().map_err(configuring(ifname, || "setting it up".into()))?;
+    Ok(index)
+}
