@@ -169,6 +169,9 @@ idle_table() {
 
 # --- a thousand ports, two of them busy -------------------------------------------------------------------------------------------
 
+# idle_ends COUNT: the ports beyond the two busy ones, if there are any.
+idle_ends() { if [ "$1" -gt 2 ]; then printf -- '--idle %s:2-%d' "$RUN/ports.sock" $(($1 - 1)); fi; }
+
 ports() {
     local count i round
     for count in 2 1000; do
