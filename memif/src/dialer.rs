@@ -34,8 +34,8 @@ pub struct DialerConfig {
     pub program: Name,
     /// What this side calls the interface.
     pub interface: Name,
-    /// Rings each way; fewer if the server allows fewer. More than 1 only where the server is known to have as many: HELLO
-    /// tells what its program can do, not what it is configured for.
+    /// Rings each way; fewer if the server allows fewer. More than 1 only where the server is known to have
+    /// as many: HELLO tells what its program can do, not what it is configured for.
     pub rings: RingCounts,
     /// Slots of each ring as log2, 1 to 15; fewer if the server allows fewer.
     pub log2_ring: u8,
@@ -125,7 +125,8 @@ enum OurFd {
 }
 
 impl Dialer {
-    /// A client that connects to `address`, now (on the first [`process`](Self::process)) and whenever the connection is lost.
+    /// A client that connects to `address`, now (on the first [`process`](Self::process)) and whenever the
+    /// connection is lost.
     ///
     /// # Errors
     /// If the system has no descriptors left.
@@ -136,7 +137,8 @@ impl Dialer {
         Ok(dialer)
     }
 
-    /// A client on a socket that somebody else connected. When that connection ends, it is [`finished`](Self::is_finished).
+    /// A client on a socket that somebody else connected. When that connection ends, it is
+    /// [`finished`](Self::is_finished).
     ///
     /// # Errors
     /// [`SocketError::Unsuitable`] if it is no connected SOCK_SEQPACKET unix socket.
@@ -160,8 +162,8 @@ impl Dialer {
         matches!(self.state, State::Idle(None))
     }
 
-    /// Ends the connection, telling the server `reason` (cut to 95 bytes). No event follows. A dialer with an address connects
-    /// again after the first wait; drop it to stop. `false` if there was no connection.
+    /// Ends the connection, telling the server `reason` (cut to 95 bytes). No event follows. A dialer with an
+    /// address connects again after the first wait; drop it to stop. `false` if there was no connection.
     pub fn disconnect(&mut self, reason: &str) -> bool {
         let connected = match &self.state {
             State::Idle(_) => return false,

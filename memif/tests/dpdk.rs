@@ -1,5 +1,6 @@
-//! The real peer: DPDK's memif driver under `dpdk-testpmd`, which forwards what comes in at its port 0 out of its port 1 and
-//! back. We hold the far ends of both ports and compare every frame, as server of DPDK's clients and as client of its servers.
+//! The real peer: DPDK's memif driver under `dpdk-testpmd`, which forwards what comes in at its port 0 out of
+//! its port 1 and back. We hold the far ends of both ports and compare every frame, as server of DPDK's
+//! clients and as client of its servers.
 
 mod support;
 
@@ -59,7 +60,7 @@ impl Testpmd {
         for port in 0..2 {
             let secret = shape.secret.map_or(String::new(), |secret| format!(",secret={secret}"));
             command.arg(format!(
-                "--vdev=net_memif{port},role={},id={port},socket={},socket-abstract=no,rsize={},bsize=2048{secret}",
+                "--vdev=net_memif{port},role={},id={port},socket={},socket-abstract=no,rsize={}{secret}",
                 shape.role,
                 place.path(shape.sockets[port]).display(),
                 shape.log2_ring,
