@@ -241,18 +241,30 @@ impl ClientMemory {
     /// # Errors
     /// None that can happen with memory of our own; the checks are those of any ring.
     pub fn connect(self) -> Result<Queues, RingError> {
-        let regions: Arc<[Arc<Region>]> = [Arc::clone(&self.region)].into();
+        Self::queues(&self.shape, &self.region, self.rings)
+    }
+
+    /// For tests that break a connection in its memory and go on in the same: queues as from [`connect`](Self::connect), from
+    /// the start.
+    #[doc(hidden)]
+    pub fn connect_again(&self) -> Result<Queues, RingError> {
+        let duplicate = |ring: &RingSpec| {
+            let event = ring.event.try_clone().ok()?;
+            Some(RingSpec { event, ..*ring })
+        };
+        Self::queues(&self.shape, &self.region, self.rings.iter().filter_map(duplicate).collect())
+    }
+
+    fn queues(shape: &ClientShape, region: &Arc<Region>, rings: Vec<RingSpec>) -> Result<Queues, RingError> {
+        let regions: Arc<[Arc<Region>]> = [Arc::clone(region)].into();
         let mut queues = Queues { rx: Vec::new(), tx: Vec::new() };
-        for (number, spec) in self.rings.into_iter().enumerate() {
-            let ring = Ring::new(Arc::clone(&self.region), &spec.location, self.shape.header)?;
-            let buffers = self.shape.buffers(number);
-            match spec.direction {
-                Direction::ClientToServer => {
-                    queues.tx.push(TxQueue::client(ring, &regions, EventFd::new(spec)?, buffers));
-                }
-                Direction::ServerToClient => {
-                    queues.rx.push(RxQueue::client(ring, &regions, EventFd::new(spec)?, buffers));
-                }
+        for (number, spec) in rings.into_iter().enumerate() {
+            let ring = Ring::new(Arc::clone(region), &spec.location, shape.header)?;
+            let (direction, event) = (spec.direction, EventFd::new(spec)?);
+            let buffers = shape.buffers(number);
+            match direction {
+                Direction::ClientToServer => queues.tx.push(TxQueue::client(ring, &regions, event, buffers)),
+                Direction::ServerToClient => queues.rx.push(RxQueue::client(ring, &regions, event, buffers)),
             }
         }
         Ok(queues)
