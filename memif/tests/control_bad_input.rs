@@ -591,7 +591,8 @@ fn clients_that_leave_before_hello_and_right_after_connect() {
     scene.all_but_connect(&raw, REGION, &memory(REGION), &eventfd());
     raw.say(&Message::Connect(name("raw0")));
     drop(raw);
-    // Whether CONNECTED could still be sent is the kernel's business; a link, if there was one, is reported down.
+    // Whether CONNECTED could still be sent is the kernel's business; a link, if there was one, is reported
+    // down.
     let mut up = false;
     let was_up = until_event(&mut scene.listener, "the end", |event| match event {
         Event::Connected { .. } => {
