@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use crate::address::Address;
 use crate::handshake::{
-    Attached, ClientHandshake, ClientStep, HandshakeError, Introduction, Mode, RingCounts,
+    Agreed, Attached, ClientHandshake, ClientStep, HandshakeError, Introduction, Mode, RingCounts,
 };
 use crate::link::{DisconnectReason, Event, Link};
 use crate::listener::{send_failed, take_live};
 use crate::message::{AddRing, Message, MessageError, Name, Secret};
 use crate::poller::Poller;
-use crate::queue::{ClientMemory, ClientShape};
+use crate::queue::{ClientMemory, ClientMemoryError, ClientShape};
 use crate::region::HugePages;
 use crate::ring::{Direction, RingHeader};
 use crate::socket::{ControlSocket, PeerCredentials, Received, SocketError, failed};
@@ -75,6 +75,14 @@ impl DialerConfig {
             first_retry: Duration::from_millis(100),
             last_retry: Duration::from_secs(2),
         }
+    }
+
+    /// Whether memory for this configuration can be made, so that a bad value is found before a server is.
+    ///
+    /// # Errors
+    /// What is wrong with ring or buffer sizes, and what is possible.
+    pub fn check(&self) -> Result<(), ClientMemoryError> {
+        shape(self, Agreed { rings: self.rings, log2_ring: self.log2_ring }).check()
     }
 
     fn introduction(&self) -> Introduction {
@@ -393,7 +401,7 @@ fn announcement(memory: &ClientMemory) -> Announcement {
     (regions.collect(), rings.collect())
 }
 
-fn shape(config: &DialerConfig, agreed: crate::handshake::Agreed) -> ClientShape {
+fn shape(config: &DialerConfig, agreed: Agreed) -> ClientShape {
     ClientShape {
         to_server: agreed.rings.c2s,
         to_client: agreed.rings.s2c,
