@@ -8,13 +8,23 @@
 //! | [`engine`] | all workers, and what an agent asks of them |
 //! | [`worker`] | the loop that ties them together |
 //! | [`netns`] | doing something inside another network namespace |
+//! | [`underlay`] | what carries VXLAN datagrams: kernel UDP sockets |
+//! | [`wire`] | headers: bytes to values and back |
 //! | [`offload`] | checksums and segments that a frame still owes; joining segments again |
 //! | [`ring`] | single-producer byte rings: between workers, in pipes, to captures |
+//! | [`model`] | what the engine is asked to be: ports and cross-connects, valid by construction |
+//! | [`config`] | the file that says so at the start |
+//! | [`agent`] | from what is wanted to what is: plan and apply, links, the API, metrics |
+//! | [`fdpass`] | file descriptors beside a byte stream |
 //! | [`stats`] | the shared-memory segment of counters |
 
+pub mod agent;
 pub mod burst;
+pub mod config;
 pub mod doorbell;
 pub mod engine;
+pub mod fdpass;
+pub mod model;
 pub mod netns;
 pub mod offload;
 pub mod port;
@@ -22,6 +32,8 @@ pub mod ring;
 pub mod stats;
 mod sync;
 pub mod tables;
+pub mod underlay;
+pub mod wire;
 pub mod worker;
 
 pub use vwire_proto::stats::DropReason;

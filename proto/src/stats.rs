@@ -154,6 +154,8 @@ drop_reasons! {
     BadOffload = "bad_offload",
     /// An IP-mode port was given something that is not IPv4 or IPv6.
     NotIp = "not_ip",
+    /// The kernel dropped it before the underlay's socket: the worker came round too late. An aggregated run counts once.
+    SocketFull = "socket_full",
 }
 
 const _: () = assert!(DropReason::ALL.len() <= DROP_SLOTS);

@@ -31,6 +31,7 @@ use crate::{DropReason, burst::BURST};
 pub mod kernel;
 pub mod memif;
 pub mod pipe;
+pub mod vxlan;
 
 /// A port's number in this engine: its slot in the forwarding tables and in the statistics segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

@@ -135,7 +135,9 @@ mod tests {
 
     #[test]
     fn flows_spread_over_few_buckets_evenly() {
-        for frames in [(0..4096).map(|i| udp4(1024 + i, 53, 4)).collect::<Vec<_>>(), (0..4096).map(tcp6).collect()] {
+        for frames in
+            [(0..4096).map(|i| udp4(1024 + i, 53, 4)).collect::<Vec<_>>(), (0..4096).map(tcp6).collect()]
+        {
             let hashes: HashSet<_> = frames.iter().map(|frame| hash_of(frame)).collect();
             assert!(hashes.len() > 4090, "{} distinct hashes of 4096", hashes.len());
             let mut buckets = [0; 16];

@@ -1,0 +1,157 @@
+//! From a received run of datagrams to frames in a burst.
+//!
+//! The kernel hands over runs of equal datagrams from one sender ("generic receive offload"): one buffer, one length. Each is
+//! checked and looked up on its own, since only its first eight bytes say which tunnel it belongs to, but a run of equal
+//! headers pays for one lookup.
+
+use std::net::IpAddr;
+
+use memif::Lent;
+
+use crate::DropReason;
+use crate::burst::Burst;
+use crate::port::{PortIndex, RxContext};
+use crate::tables::TunnelLookup;
+use crate::wire::local;
+use crate::wire::vxlan::{self, HeaderKey, Malformed};
+
+/// No path is expected to carry less than an inner frame of this length (an MTU of 1280 below IPv6).
+const USUAL_FRAME: usize = 1280 - 56;
+
+/// A buffer of datagrams from one sender, of which some may have been lent already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Who sent them; the UDP port does not matter.
+    pub sender: IpAddr,
+    /// Bytes of each datagram but the last, which may be shorter. At least 1.
+    pub datagram_len: usize,
+    /// Where the next datagram begins.
+    pub next: usize,
+    /// Bytes in the buffer.
+    pub len: usize,
+}
+
+impl Run {
+    /// True if all datagrams were dealt with.
+    #[inline]
+    pub const fn is_done(&self) -> bool {
+        self.next >= self.len
+    }
+}
+
+/// The last header's way, to be used again for an equal one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Hit {
+    generation: u64,
+    sender: IpAddr,
+    key: HeaderKey,
+    way: Result<PortIndex, DropReason>,
+}
+
+/// Checks and sorts the datagrams of one underlay.
+pub struct Decap {
+    underlay: PortIndex,
+    own: IpAddr,
+    last: Option<Hit>,
+}
+
+impl Decap {
+    /// For the underlay at port `underlay`, whose own address is `own`.
+    pub const fn new(underlay: PortIndex, own: IpAddr) -> Self {
+        Self { underlay, own, last: None }
+    }
+
+    /// Lends the inner frames of `run` to `burst` until either is used up. `buffer` is the one that the run lies in. What is not
+    /// for a tunnel is counted at the underlay's port.
+    #[inline]
+    pub fn lend<'a>(
+        &mut self,
+        buffer: &'a [u8],
+        run: &mut Run,
+        burst: &mut Burst<'a>,
+        context: &RxContext<'_>,
+    ) {
+        let buffer = &buffer[..run.len.min(buffer.len())];
+        while burst.room() > 0 && run.next < buffer.len() {
+            let end = (run.next + run.datagram_len.max(1)).min(buffer.len());
+            let datagram = &buffer[run.next..end];
+            run.next = end;
+            match self.way(datagram, run.sender, context) {
+                Ok((port, inner)) => {
+                    burst.from_port(port);
+                    // Datagrams that came together have been whole when they were put together.
+                    if datagram.len() == buffer.len() {
+                        self.lend_alone(inner, run.sender, burst, context);
+                    } else {
+                        burst.push(Lent::from(inner));
+                    }
+                }
+                Err(reason) => context.counters.port(self.underlay).dropped(reason, 1),
+            }
+        }
+        if run.next >= buffer.len() {
+            run.next = run.len;
+        }
+    }
+
+    /// A frame that came alone may be one that a kernel on this very machine left unfinished.
+    fn lend_alone<'a>(
+        &self,
+        inner: &'a [u8],
+        sender: IpAddr,
+        burst: &mut Burst<'a>,
+        context: &RxContext<'_>,
+    ) {
+        let max_frame = || {
+            let vni = self.last.and_then(|hit| hit.key.vni().ok())?;
+            context.tables.tunnels.max_frame(self.underlay, vni, sender)
+        };
+        // Only a frame longer than the usual path needs to know what this one carries.
+        let offload = local::owed(inner, if inner.len() > USUAL_FRAME { max_frame() } else { None });
+        burst.push_with(&[Lent::from(inner)], offload);
+    }
+
+    #[inline]
+    fn way<'a>(
+        &mut self,
+        datagram: &'a [u8],
+        sender: IpAddr,
+        context: &RxContext<'_>,
+    ) -> Result<(PortIndex, &'a [u8]), DropReason> {
+        let (key, inner) = vxlan::split(datagram).map_err(reason_for)?;
+        let generation = context.tables.generation;
+        let way = match self.last {
+            Some(hit) if hit.key == key && hit.sender == sender && hit.generation == generation => hit.way,
+            _ => {
+                let way = self.look_up(key, sender, context);
+                self.last = Some(Hit { generation, sender, key, way });
+                way
+            }
+        };
+        way.map(|port| (port, inner))
+    }
+
+    fn look_up(
+        &self,
+        key: HeaderKey,
+        sender: IpAddr,
+        context: &RxContext<'_>,
+    ) -> Result<PortIndex, DropReason> {
+        if sender == self.own {
+            return Err(DropReason::OwnAddress);
+        }
+        let vni = key.vni().map_err(reason_for)?;
+        match context.tables.tunnels.lookup(self.underlay, vni, sender) {
+            TunnelLookup::Found(port) => Ok(port),
+            TunnelLookup::UnknownVni => Err(DropReason::UnknownVni),
+            TunnelLookup::UnknownSender => Err(DropReason::UnknownSender),
+        }
+    }
+}
+
+const fn reason_for(malformed: Malformed) -> DropReason {
+    match malformed {
+        Malformed::Short => DropReason::VxlanShort,
+        Malformed::NoVni => DropReason::VxlanFlags,
+    }
+}

@@ -1,0 +1,20 @@
+//! Underlays: what carries the datagrams of VXLAN tunnels between nodes.
+//!
+//! | file | its part |
+//! |---|---|
+//! | [`decap`] | received datagrams → frames lent to a burst, or a drop reason; for underlays of any kind |
+//! | [`group`] | frames to send → runs of equal datagrams in one buffer, each flow in order; for underlays of any kind |
+//! | [`udp`] | the kernel-UDP underlay: opening, errors, path MTU |
+//! | `udp_rx`, `udp_tx` | its two halves |
+//! | `udp_sys` | its system calls: the only unsafe part |
+//!
+//! AF_XDP and DPDK underlays are other implementations of [`UnderlayTx`](crate::port::UnderlayTx) beside `udp`.
+
+pub mod decap;
+pub mod group;
+pub mod udp;
+mod udp_rx;
+mod udp_sys;
+mod udp_tx;
+
+pub use udp::{MtuProbe, UdpError, UdpSpec, UdpUnderlay};

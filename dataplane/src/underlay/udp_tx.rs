@@ -1,0 +1,282 @@
+//! The sending half: frames are copied behind their VXLAN headers into groups, and each group is one system call.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use arrayvec::ArrayVec;
+
+use super::group::{Batch, Carrier, Destination, GROUP_BYTES, Groups};
+use super::udp_sys::{self as sys, RawAddress};
+use crate::DropReason;
+use crate::burst::{Frame, Frames, Offload};
+use crate::offload::segment::Segmenter;
+use crate::port::{TxContext, UnderlayTx};
+use crate::stats::{Counters, PortCounters};
+use crate::tables::Tunnel;
+use crate::wire::{flow, vxlan};
+
+/// Most datagrams per call on newer kernels (`UDP_MAX_SEGMENTS` since Linux 6.9).
+const MANY_SEGMENTS: usize = 128;
+/// The same before.
+const FEW_SEGMENTS: usize = 64;
+/// Peers remembered as reachable only without segmentation.
+const WHOLE_PEERS: usize = 16;
+/// Frames ahead whose first bytes are asked for while one is copied.
+const PREFETCH: usize = 8;
+
+/// Sends the frames of an underlay's tunnels.
+pub struct UdpTx {
+    groups: Groups<Sockets>,
+    sockets: u16,
+    spread: u16,
+}
+
+impl UdpTx {
+    pub(super) fn new(sockets: Vec<OwnedFd>, spread: u16, segmentation: bool, buffers: usize) -> Self {
+        let count = sockets.len() as u16;
+        let most = if segmentation { MANY_SEGMENTS } else { 1 };
+        let carrier = Sockets { sockets, segmentation, most_segments: most, whole: ArrayVec::new() };
+        Self { groups: Groups::new(carrier, buffers), sockets: count, spread: spread.clamp(1, count) }
+    }
+
+    /// The source port's number for a flow: `spread` of them for each tunnel, which ones differs from tunnel to tunnel.
+    #[inline]
+    fn socket(&self, base: u32, flow: u32) -> u16 {
+        let among = (flow >> 16) % u32::from(self.spread) * u32::from(self.sockets / self.spread);
+        ((base + among) % u32::from(self.sockets)) as u16
+    }
+}
+
+impl UnderlayTx for UdpTx {
+    fn send(&mut self, tunnel: &Tunnel, frames: Frames<'_, '_>, context: &mut TxContext<'_>) {
+        let header = vxlan::header(tunnel.vni);
+        let base = u32::from(tunnel.port.0) ^ tunnel.vni.get().wrapping_mul(0x9e37_79b1) >> 16;
+        let mut to = Destination { port: context.port, socket: 0, remote: tunnel.remote };
+        let longest = tunnel.max_frame.min(GROUP_BYTES - vxlan::HEADER_LEN);
+        let slice = frames.as_slice();
+        for (i, frame) in slice.iter().enumerate() {
+            if let Some(later) = slice.get(i + PREFETCH) {
+                later.first().prefetch();
+            }
+            let flow = flow_of(frame);
+            to.socket = self.socket(base, flow);
+            let offload = if frame.is_plain() { None } else { frames.offload(frame) };
+            if let Some(offload) = offload {
+                if let Err(reason) =
+                    self.send_owing(&to, flow, header, longest, &frames, frame, &offload, context)
+                {
+                    context.refuse(i, reason);
+                }
+                continue;
+            }
+            if frame.len() > longest {
+                context.refuse(i, DropReason::TooBig);
+                continue;
+            }
+            let len = vxlan::HEADER_LEN + frame.len();
+            self.groups
+                .append(&to, flow, len, context.counters, |place| write(place, header, &frames, frame));
+        }
+    }
+
+    fn flush(&mut self, more: bool, counters: &Counters) -> bool {
+        self.groups.flush(more, counters)
+    }
+}
+
+impl UdpTx {
+    /// Sends the plain frames that a frame with an [`Offload`] stands for, each cut straight into its place in a group. They
+    /// count as they leave: one each.
+    #[allow(clippy::too_many_arguments)]
+    fn send_owing(
+        &mut self,
+        to: &Destination,
+        flow: u32,
+        header: [u8; vxlan::HEADER_LEN],
+        longest: usize,
+        frames: &Frames<'_, '_>,
+        frame: &Frame<'_>,
+        offload: &Offload,
+        context: &TxContext<'_>,
+    ) -> Result<(), DropReason> {
+        let mut segmenter =
+            Segmenter::new(frame.first(), frames.rest(frame), offload).map_err(|_| DropReason::BadOffload)?;
+        if segmenter.segment_len() > longest {
+            return Err(DropReason::TooBig);
+        }
+        while let Some(len) = segmenter.next_len() {
+            self.groups.append(to, flow, vxlan::HEADER_LEN + len, context.counters, |place| {
+                let (front, rest) = place.split_at_mut(vxlan::HEADER_LEN);
+                front.copy_from_slice(&header);
+                segmenter.write_next(rest);
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The flow's hash, from a private copy: the peer may change its bytes while they are being looked at.
+#[inline]
+fn flow_of(frame: &Frame<'_>) -> u32 {
+    let mut head = [0; flow::HEAD_LEN];
+    let len = frame.first().copy_to(&mut head);
+    flow::hash(&head[..len])
+}
+
+/// The one copy: header and frame, to where the kernel reads them.
+#[inline]
+fn write(place: &mut [u8], header: [u8; vxlan::HEADER_LEN], frames: &Frames<'_, '_>, frame: &Frame<'_>) {
+    let (front, mut rest) = place.split_at_mut(vxlan::HEADER_LEN);
+    front.copy_from_slice(&header);
+    if !frame.is_chained() {
+        frame.first().copy_to(rest);
+        return;
+    }
+    for view in frames.views(frame) {
+        let written = view.copy_to(rest);
+        rest = rest.split_at_mut(written).1;
+    }
+}
+
+/// The sockets that groups leave by.
+struct Sockets {
+    sockets: Vec<OwnedFd>,
+    segmentation: bool,
+    most_segments: usize,
+    /// Peers on whose path the kernel can't cut datagrams apart (no checksum offload, or IPsec).
+    whole: ArrayVec<IpAddr, WHOLE_PEERS>,
+}
+
+impl Carrier for Sockets {
+    fn most_datagrams(&self) -> usize {
+        MANY_SEGMENTS
+    }
+
+    fn carry(&mut self, batch: &Batch<'_>, counters: &Counters) {
+        let call = Call {
+            to: RawAddress::new(&batch.to.remote),
+            socket: usize::from(batch.to.socket),
+            datagram_len: batch.datagram_len,
+            counters: counters.port(batch.to.port),
+        };
+        if batch.datagrams() == 1 || !self.segmentation || self.whole.contains(&batch.to.remote.ip()) {
+            call.one_by_one(self, batch.bytes);
+            return;
+        }
+        let mut bytes = batch.bytes;
+        while !bytes.is_empty() {
+            let (part, rest) = bytes.split_at(bytes.len().min(self.most_segments * batch.datagram_len));
+            if let Err(error) = call.segmented(self, part) {
+                if self.learn(&error, call.datagrams(part), batch.to.remote.ip()) {
+                    continue;
+                }
+                call.one_by_one(self, part);
+            }
+            bytes = rest;
+        }
+    }
+}
+
+impl Sockets {
+    fn get(&self, socket: usize) -> BorrowedFd<'_> {
+        self.sockets[socket].as_fd()
+    }
+
+    /// Draws the lesson from a refused call of many datagrams. True if the same bytes are worth another such call.
+    fn learn(&mut self, error: &io::Error, datagrams: usize, peer: IpAddr) -> bool {
+        match error.raw_os_error() {
+            Some(libc::EINVAL) if datagrams > FEW_SEGMENTS => {
+                self.most_segments = FEW_SEGMENTS;
+                true
+            }
+            Some(libc::EIO) => {
+                let _ = self.whole.try_push(peer);
+                false
+            }
+            _ => false,
+        }
+    }
+}
+
+/// One group on its way into the kernel.
+struct Call<'c> {
+    to: RawAddress,
+    socket: usize,
+    datagram_len: usize,
+    counters: &'c PortCounters,
+}
+
+impl Call<'_> {
+    const fn datagrams(&self, bytes: &[u8]) -> usize {
+        bytes.len().div_ceil(self.datagram_len)
+    }
+
+    /// Sends all of `bytes` in one call, or nothing.
+    ///
+    /// # Errors
+    /// One that may concern only some of the datagrams, or calls of this kind; sending them one by one finds out. All other
+    /// outcomes are counted here.
+    fn segmented(&self, sockets: &Sockets, bytes: &[u8]) -> io::Result<()> {
+        let segment = u16::try_from(self.datagram_len).ok();
+        let socket = sockets.get(self.socket);
+        match with_retry(socket, || sys::send(socket, &self.to, bytes, segment)) {
+            Ok(()) => self.sent(bytes),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE)) => {
+                return Err(error);
+            }
+            Err(error) => self.counters.dropped(reason_for(&error), self.datagrams(bytes) as u64),
+        }
+        Ok(())
+    }
+
+    /// Sends each datagram on its own, 64 to a call.
+    fn one_by_one(&self, sockets: &Sockets, mut bytes: &[u8]) {
+        let socket = sockets.get(self.socket);
+        while !bytes.is_empty() {
+            let taken =
+                match with_retry(socket, || sys::send_many(socket, &self.to, bytes, self.datagram_len)) {
+                    Ok(taken) => taken,
+                    Err(error) => {
+                        let reason = reason_for(&error);
+                        // A full queue refuses the others as well; any other error is about the first one only.
+                        let lost = if reason == DropReason::TxFull { self.datagrams(bytes) } else { 1 };
+                        self.counters.dropped(reason, lost as u64);
+                        bytes = &bytes[bytes.len().min(lost * self.datagram_len)..];
+                        continue;
+                    }
+                };
+            let (sent, rest) = bytes.split_at(bytes.len().min(taken * self.datagram_len));
+            self.sent(sent);
+            bytes = rest;
+        }
+    }
+
+    fn sent(&self, bytes: &[u8]) {
+        let frames = self.datagrams(bytes);
+        self.counters.sent(frames as u64, (bytes.len() - frames * vxlan::HEADER_LEN) as u64);
+    }
+}
+
+/// Tries once more after an error that may be about an earlier datagram: an ICMP answer is reported to whoever sends next.
+fn with_retry<T>(socket: BorrowedFd<'_>, mut send: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    match send() {
+        Err(error) if may_be_about_an_earlier_one(&error) => {
+            sys::drain_errors(socket);
+            send()
+        }
+        result => result,
+    }
+}
+
+fn may_be_about_an_earlier_one(error: &io::Error) -> bool {
+    !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO)) && reason_for(error) != DropReason::TxFull
+}
+
+fn reason_for(error: &io::Error) -> DropReason {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropReason::TxFull,
+        Some(libc::EMSGSIZE) => DropReason::TooBig,
+        _ => DropReason::KernelRefused,
+    }
+}
