@@ -88,7 +88,8 @@ impl Dataplane {
     }
 
     fn serve(agent: Agent, api: Option<ApiSocket>, admin: Option<TcpListener>) -> io::Result<Self> {
-        let events = AsyncFd::register(agent.event_fd().try_clone_to_owned()?)?;
+        // SAFETY: an owned descriptor is open for as long as it lives, and always the same.
+        let events = unsafe { AsyncFd::register(agent.event_fd().try_clone_to_owned()?)? };
         let agent = Shared::new(agent);
         let (stop, stopping) = watch::channel(false);
         let address = admin.as_ref().and_then(|admin| admin.local_addr().ok());
