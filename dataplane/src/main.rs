@@ -79,7 +79,8 @@ fn start_log(log: &Log) -> Result<(), String> {
     let filter: tracing_subscriber::EnvFilter =
         log.filter.parse().map_err(|error| format!("{:?}: {error}", log.filter))?;
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let to_stderr = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
+    let to_stderr =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     match log.format {
         LogFormat::Text => to_stderr.init(),
         LogFormat::Json => to_stderr.json().init(),
