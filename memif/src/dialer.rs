@@ -399,6 +399,7 @@ fn shape(config: &DialerConfig, agreed: crate::handshake::Agreed) -> ClientShape
         buffer_size: config.buffer_size,
         huge_pages: config.huge_pages,
         header: config.header,
+        ..ClientShape::default()
     }
 }
 

@@ -361,10 +361,4 @@ impl Ring {
     pub(crate) fn store_first(&self, index: u16, descriptor: Descriptor) {
         self.words(index).0.store(descriptor.first_word(), Ordering::Relaxed);
     }
-
-    /// Asks for the descriptor of an index, to be read soon.
-    #[inline(always)]
-    pub(crate) fn prefetch(&self, index: u16) {
-        crate::bytes::prefetch_read(NonNull::from(self.words(index).0).cast());
-    }
 }

@@ -8,8 +8,9 @@ use memif::Lent;
 use memif::queue::{FrameSink, MAX_SEGMENTS, RingFault, RxQueue, TxQueue, TxRefused};
 
 use super::{PortFault, PortIndex, PortParts, Rx, RxContext, Tx, TxContext};
-use crate::DropReason;
 use crate::burst::{Burst, Frame, Frames};
+use crate::wire::flow;
+use crate::{DropReason, offload};
 
 /// How far ahead of the copy the bytes of a frame are asked for. Between 4 and 16 made no difference that could be measured.
 const PREFETCH_AHEAD: usize = 8;
@@ -83,39 +84,99 @@ impl Rx for MemifRx {
 
 impl Tx for MemifTx {
     fn send(&mut self, frames: Frames<'_, '_>, context: &mut TxContext<'_>) {
-        let queue = &mut self.queues[0];
         let all = frames.as_slice();
-        let (mut packets, mut bytes) = (0, 0);
+        let mut sent = Sent::default();
         for (i, frame) in all.iter().enumerate() {
             if let Some(ahead) = all.get(i + PREFETCH_AHEAD) {
                 ahead.first().prefetch();
             }
-            match push(queue, &frames, frame) {
-                Ok(()) => {
-                    packets += 1;
-                    bytes += frame.len() as u64;
-                }
-                Err(TxRefused::Full) => {
+            let queue = self.queue_of(frame);
+            match push(queue, &frames, frame, &mut sent) {
+                Ok(()) => {}
+                // One queue: what follows would find it full, too.
+                Err(DropReason::TxFull) if self.queues.len() == 1 => {
                     context.refuse_from(i, all.len(), DropReason::TxFull);
                     break;
                 }
-                Err(why) => context.refuse(i, reason(why)),
+                Err(reason) => context.refuse(i, reason),
             }
         }
-        queue.publish();
-        context.sent(packets, bytes);
+        self.queues.iter_mut().for_each(TxQueue::publish);
+        context.sent(sent.packets, sent.bytes);
+    }
+}
+
+impl MemifTx {
+    /// A flow stays on one queue, so that it stays in order.
+    #[inline(always)]
+    fn queue_of(&mut self, frame: &Frame<'_>) -> &mut TxQueue {
+        let count = self.queues.len();
+        let at = if count == 1 { 0 } else { flow_of(frame) as usize % count };
+        &mut self.queues[at]
+    }
+}
+
+#[cold]
+fn flow_of(frame: &Frame<'_>) -> u32 {
+    let mut head = [0; flow::HEAD_LEN];
+    let copied = frame.first().copy_to(&mut head);
+    flow::hash(&head[..copied])
+}
+
+/// What left in this call. A frame that was cut into segments counts as those: that is what the peer gets.
+#[derive(Default)]
+struct Sent {
+    packets: u64,
+    bytes: u64,
+}
+
+impl Sent {
+    #[inline(always)]
+    fn add(&mut self, bytes: usize) {
+        self.packets += 1;
+        self.bytes += bytes as u64;
     }
 }
 
 #[inline(always)]
-fn push(queue: &mut TxQueue, frames: &Frames<'_, '_>, frame: &Frame<'_>) -> Result<(), TxRefused> {
-    if frame.is_plain() { queue.push(frame.first()) } else { push_chain(queue, frames, frame) }
+fn push(
+    queue: &mut TxQueue,
+    frames: &Frames<'_, '_>,
+    frame: &Frame<'_>,
+    sent: &mut Sent,
+) -> Result<(), DropReason> {
+    if !frame.is_plain() {
+        return push_other(queue, frames, frame, sent);
+    }
+    queue.push(frame.first()).map_err(reason)?;
+    sent.add(frame.len());
+    Ok(())
 }
 
 #[cold]
-fn push_chain(queue: &mut TxQueue, frames: &Frames<'_, '_>, frame: &Frame<'_>) -> Result<(), TxRefused> {
-    let views: ArrayVec<Lent<'_>, MAX_SEGMENTS> = frames.views(frame).take(MAX_SEGMENTS).collect();
-    queue.push_chain(&views)
+fn push_other(
+    queue: &mut TxQueue,
+    frames: &Frames<'_, '_>,
+    frame: &Frame<'_>,
+    sent: &mut Sent,
+) -> Result<(), DropReason> {
+    if frames.offload(frame).is_none() {
+        let views: ArrayVec<Lent<'_>, MAX_SEGMENTS> = frames.views(frame).take(MAX_SEGMENTS).collect();
+        queue.push_chain(&views).map_err(reason)?;
+        sent.add(frame.len());
+        return Ok(());
+    }
+    let mut refused = None;
+    // A memif peer knows nothing of open checksums and segments: it gets whole frames.
+    let cut = offload::each_plain(frames, frame, |views| {
+        match queue.push_chain(views) {
+            Ok(()) => sent.add(views.iter().map(Lent::len).sum()),
+            Err(why) => refused = Some(reason(why)),
+        }
+        refused.is_none()
+    });
+    cut.map_err(|_| DropReason::BadOffload)?;
+    refused.map_or(Ok(()), Err)
 }
 
 fn reason(why: TxRefused) -> DropReason {

@@ -77,7 +77,7 @@ pub enum TunnelLookup {
 /// free: it carries the inner flow's entropy (RFC 7348 §5).
 #[derive(Debug, Default)]
 pub struct TunnelTable {
-    by_key: HashMap<(PortIndex, Vni, IpAddr), PortIndex>,
+    by_key: HashMap<(PortIndex, Vni, IpAddr), (PortIndex, usize)>,
     vnis: HashMap<(PortIndex, Vni), u32>,
 }
 
@@ -88,7 +88,7 @@ impl TunnelTable {
         if self.by_key.contains_key(&key) {
             return false;
         }
-        self.by_key.insert(key, tunnel.port);
+        self.by_key.insert(key, (tunnel.port, tunnel.max_frame));
         *self.vnis.entry((tunnel.underlay, tunnel.vni)).or_default() += 1;
         true
     }
@@ -96,10 +96,15 @@ impl TunnelTable {
     /// Finds the tunnel of a datagram that `underlay` received.
     pub fn lookup(&self, underlay: PortIndex, vni: Vni, sender: IpAddr) -> TunnelLookup {
         match self.by_key.get(&(underlay, vni, sender)) {
-            Some(port) => TunnelLookup::Found(*port),
+            Some((port, _)) => TunnelLookup::Found(*port),
             None if self.vnis.contains_key(&(underlay, vni)) => TunnelLookup::UnknownSender,
             None => TunnelLookup::UnknownVni,
         }
+    }
+
+    /// The [`Tunnel::max_frame`] of the tunnel with this key.
+    pub fn max_frame(&self, underlay: PortIndex, vni: Vni, sender: IpAddr) -> Option<usize> {
+        self.by_key.get(&(underlay, vni, sender)).map(|(_, max_frame)| *max_frame)
     }
 }
 

@@ -12,7 +12,11 @@ use crate::DropReason;
 use crate::burst::Burst;
 use crate::port::{PortIndex, RxContext};
 use crate::tables::TunnelLookup;
+use crate::wire::local;
 use crate::wire::vxlan::{self, HeaderKey, Malformed};
+
+/// No path is expected to carry less than an inner frame of this length (an MTU of 1280 below IPv6).
+const USUAL_FRAME: usize = 1280 - 56;
 
 /// A buffer of datagrams from one sender, of which some may have been lent already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +79,12 @@ impl Decap {
             match self.way(datagram, run.sender, context) {
                 Ok((port, inner)) => {
                     burst.from_port(port);
-                    burst.push(Lent::from(inner));
+                    // Datagrams that came together have been whole when they were put together.
+                    if datagram.len() == buffer.len() {
+                        self.lend_alone(inner, run.sender, burst, context);
+                    } else {
+                        burst.push(Lent::from(inner));
+                    }
                 }
                 Err(reason) => context.counters.port(self.underlay).dropped(reason, 1),
             }
@@ -83,6 +92,23 @@ impl Decap {
         if run.next >= buffer.len() {
             run.next = run.len;
         }
+    }
+
+    /// A frame that came alone may be one that a kernel on this very machine left unfinished.
+    fn lend_alone<'a>(
+        &self,
+        inner: &'a [u8],
+        sender: IpAddr,
+        burst: &mut Burst<'a>,
+        context: &RxContext<'_>,
+    ) {
+        let max_frame = || {
+            let vni = self.last.and_then(|hit| hit.key.vni().ok())?;
+            context.tables.tunnels.max_frame(self.underlay, vni, sender)
+        };
+        // Only a frame longer than the usual path needs to know what this one carries.
+        let offload = local::owed(inner, if inner.len() > USUAL_FRAME { max_frame() } else { None });
+        burst.push_with(&[Lent::from(inner)], offload);
     }
 
     #[inline]

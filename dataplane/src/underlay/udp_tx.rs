@@ -9,7 +9,8 @@ use arrayvec::ArrayVec;
 use super::group::{Batch, Carrier, Destination, GROUP_BYTES, Groups};
 use super::udp_sys::{self as sys, RawAddress};
 use crate::DropReason;
-use crate::burst::{Frame, Frames};
+use crate::burst::{Frame, Frames, Offload};
+use crate::offload::segment::Segmenter;
 use crate::port::{TxContext, UnderlayTx};
 use crate::stats::{Counters, PortCounters};
 use crate::tables::Tunnel;
@@ -52,17 +53,27 @@ impl UnderlayTx for UdpTx {
         let header = vxlan::header(tunnel.vni);
         let base = u32::from(tunnel.port.0) ^ tunnel.vni.get().wrapping_mul(0x9e37_79b1) >> 16;
         let mut to = Destination { port: context.port, socket: 0, remote: tunnel.remote };
+        let longest = tunnel.max_frame.min(GROUP_BYTES - vxlan::HEADER_LEN);
         let slice = frames.as_slice();
         for (i, frame) in slice.iter().enumerate() {
             if let Some(later) = slice.get(i + PREFETCH) {
                 later.first().prefetch();
             }
-            if frame.len() > tunnel.max_frame || frame.len() > GROUP_BYTES - vxlan::HEADER_LEN {
+            let flow = flow_of(frame);
+            to.socket = self.socket(base, flow);
+            let offload = if frame.is_plain() { None } else { frames.offload(frame) };
+            if let Some(offload) = offload {
+                if let Err(reason) =
+                    self.send_owing(&to, flow, header, longest, &frames, frame, &offload, context)
+                {
+                    context.refuse(i, reason);
+                }
+                continue;
+            }
+            if frame.len() > longest {
                 context.refuse(i, DropReason::TooBig);
                 continue;
             }
-            let flow = flow_of(frame);
-            to.socket = self.socket(base, flow);
             let len = vxlan::HEADER_LEN + frame.len();
             self.groups
                 .append(&to, flow, len, context.counters, |place| write(place, header, &frames, frame));
@@ -71,6 +82,37 @@ impl UnderlayTx for UdpTx {
 
     fn flush(&mut self, more: bool, counters: &Counters) -> bool {
         self.groups.flush(more, counters)
+    }
+}
+
+impl UdpTx {
+    /// Sends the plain frames that a frame with an [`Offload`] stands for, each cut straight into its place in a group. They
+    /// count as they leave: one each.
+    #[allow(clippy::too_many_arguments)]
+    fn send_owing(
+        &mut self,
+        to: &Destination,
+        flow: u32,
+        header: [u8; vxlan::HEADER_LEN],
+        longest: usize,
+        frames: &Frames<'_, '_>,
+        frame: &Frame<'_>,
+        offload: &Offload,
+        context: &TxContext<'_>,
+    ) -> Result<(), DropReason> {
+        let mut segmenter =
+            Segmenter::new(frame.first(), frames.rest(frame), offload).map_err(|_| DropReason::BadOffload)?;
+        if segmenter.segment_len() > longest {
+            return Err(DropReason::TooBig);
+        }
+        while let Some(len) = segmenter.next_len() {
+            self.groups.append(to, flow, vxlan::HEADER_LEN + len, context.counters, |place| {
+                let (front, rest) = place.split_at_mut(vxlan::HEADER_LEN);
+                front.copy_from_slice(&header);
+                segmenter.write_next(rest);
+            });
+        }
+        Ok(())
     }
 }
 

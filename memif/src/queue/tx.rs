@@ -291,6 +291,37 @@ impl TxQueue {
         }
     }
 
+    /// For traffic generators: fills every slot of a ring that is empty, taking `frames` in turn, and publishes none of it.
+    /// [`republish`](Self::republish) then sends these frames again and again without touching them. Only a client can do
+    /// this, since its buffers are its own, and only towards a peer that leaves descriptors as they are.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push); [`TxRefused::Full`] if the ring is not empty, [`TxRefused::TooLong`] for a frame that needs
+    /// more than one slot.
+    pub fn prefill(&mut self, frames: &[Lent<'_>]) -> Result<(), TxRefused> {
+        let Some(buffers) = self.buffers else { return Err(TxRefused::Full) };
+        if self.free() < self.size() {
+            return Err(TxRefused::Full);
+        }
+        for frame in frames.iter().cycle().take(self.size()) {
+            if frame.len() > buffers.size as usize {
+                return Err(TxRefused::TooLong);
+            }
+            self.push(*frame)?;
+        }
+        self.next = self.published;
+        Ok(())
+    }
+
+    /// For traffic generators: publishes up to `max` of the prefilled slots once more, and returns how many were free.
+    #[inline]
+    pub fn republish(&mut self, max: usize) -> usize {
+        let count = self.free().min(max);
+        self.next = self.next.wrapping_add(count as u16);
+        self.publish();
+        count
+    }
+
     /// Free slots.
     pub fn free(&mut self) -> usize {
         usize::from(self.look())
