@@ -72,7 +72,7 @@ impl Place {
     /// A configuration file with its own sockets and segment, and `rest`.
     fn config(&self, rest: &str) -> std::path::PathBuf {
         let dir = self.dir.path().display().to_string();
-        let text = format!("[stats]\npath = \"$DIR/stats\"\n[api]\nsocket = \"$DIR/api.sock\"\n{rest}");
+        let text = format!("{rest}\n[stats]\npath = \"$DIR/stats\"\n[api]\nsocket = \"$DIR/api.sock\"\n");
         let file = self.path("vwire.toml");
         std::fs::write(&file, text.replace("$DIR", &dir)).unwrap();
         file
@@ -209,6 +209,7 @@ fn a_second_engine_on_the_same_sockets_is_refused_and_the_first_goes_on() {
     let config = place.config("");
     let mut first = Engine::start(&config);
     wait_for("the API", || std::os::unix::net::UnixStream::connect(place.path("api.sock")).is_ok());
+    wait_for("the counters", || place.path("stats").exists());
     let pid = std::fs::read(place.path("stats")).unwrap();
     let (output, _) = run(&config, &[]);
     let said = String::from_utf8(output.stderr).unwrap();

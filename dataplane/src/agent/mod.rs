@@ -200,7 +200,7 @@ impl Agent {
                 tracing::info!(generation = self.generation, "state changed");
             }
             Err(error) => {
-                tracing::warn!("change refused: {error}");
+                tracing::info!("change refused: {error}");
                 self.generation -= 1;
                 self.state = before;
                 self.undo(fds);
