@@ -40,14 +40,13 @@ median() { sort -g | awk '{v[NR]=$1} END {if (NR) print (NR%2 ? v[(NR+1)/2] : (v
 
 of() { awk -F'\t' -v r="$1" -v c="$2" '$1==r && $2==c {print $3}' "$FIGURES" | median; }
 
-# high COMMAND...: before other work on the machine, as a packet engine should be run.
-high() { nice -n -20 "$@"; }
+# What is measured runs with "nice -n -20": before other work on the machine, as a packet engine should.
 
 # engine NAME [NETNS]: starts the engine on $RUN/NAME.toml and waits until it is ready.
 engine() {
     local name=$1 in=()
     [ -n "${2:-}" ] && in=(ip netns exec "$2")
-    high "${in[@]}" "$BIN/vwire-dataplane" --config "$RUN/$name.toml" >"$LOGS/engine-$name.log" 2>&1 &
+    nice -n -20 "${in[@]}" "$BIN/vwire-dataplane" --config "$RUN/$name.toml" >"$LOGS/engine-$name.log" 2>&1 &
     ENGINE=$!
     undo stop_pid "$ENGINE"
     wait_for 10 "engine $name to be ready (log: $LOGS/engine-$name.log)" test -S "$RUN/$name.api.sock"
@@ -66,7 +65,7 @@ vxlan_port() {
 
 xconnect() { printf '[[xconnect]]\nports = ["%s", "%s"]\n' "$1" "$2"; }
 
-traffic() { high "$BIN/traffic" --core 0 --seconds "$SECONDS_EACH" "$@"; }
+traffic() { nice -n -20 "$BIN/traffic" --core 0 --seconds "$SECONDS_EACH" "$@"; }
 
 build() {
     cargo build --release --locked -p vwire-dataplane -p vwire-benches
@@ -76,7 +75,7 @@ build() {
 # --- memif to memif, beside DPDK's testpmd and beside a loop without checks -------------------------------------------------
 
 testpmd() {
-    high dpdk-testpmd --main-lcore=0 -l 0,1 --no-pci --in-memory --single-file-segments -m 256 \
+    nice -n -20 dpdk-testpmd --main-lcore=0 -l 0,1 --no-pci --in-memory --single-file-segments -m 256 \
         --vdev="net_memif0,role=server,id=0,socket=$RUN/dpdk-a.sock,socket-abstract=no,rsize=10,bsize=2048" \
         --vdev="net_memif1,role=server,id=0,socket=$RUN/dpdk-b.sock,socket-abstract=no,rsize=10,bsize=2048" \
         -- --forward-mode=io --auto-start --nb-cores=1 --no-lsc-interrupt --burst=64 --stats-period=60 >"$LOGS/testpmd.log" 2>&1 &
@@ -98,7 +97,7 @@ memif_round() {
         figure "memif $size B" vwire "$(traffic --from "$RUN/a.sock" --to "$RUN/b.sock" --size $size | field mpps)"
     done
     stop_pid "$ENGINE"
-    high "$BIN/examples/pair_bench" 64 512 1500 | awk 'NR>1 {print $1, $2}' | while read -r size bare; do
+    nice -n -20 "$BIN/examples/pair_bench" 64 512 1500 | awk 'NR>1 {print $1, $2}' | while read -r size bare; do
         figure "memif $size B" bare "$bare"
     done
 }
@@ -150,7 +149,7 @@ idle() {
     { workers idle 1 adaptive; memif_port a a.sock; memif_port b b.sock; xconnect a b; } >"$RUN/idle.toml"
     engine idle
     traffic --from "$RUN/a.sock" --to "$RUN/b.sock" --size 64 >/dev/null
-    high "$BIN/traffic" --from "$RUN/a.sock" --to "$RUN/b.sock" --size 64 --rate 0 --seconds 8 >/dev/null &
+    nice -n -20 "$BIN/traffic" --from "$RUN/a.sock" --to "$RUN/b.sock" --size 64 --rate 0 --seconds 8 >/dev/null &
     local holder=$!
     sleep 2
     local before after

@@ -241,7 +241,7 @@ impl Segment {
         };
         let header = l4 + usize::from(*head.get(l4 + 12)? >> 4) * 4;
         let fits = ip_len == len - l3 && header >= l4 + 20 && header <= copied.min(len);
-        (plain && fits).then_some(Self { head, l3, l4, header, payload: len - header, v6 })
+        (plain && fits).then(|| Self { head, l3, l4, header, payload: len - header, v6 })
     }
 
     fn flags(&self) -> u8 {

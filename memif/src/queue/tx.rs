@@ -276,14 +276,14 @@ impl TxQueue {
     /// Shows the peer all frames that were pushed, with one store, and interrupts it if it asked for that.
     #[inline]
     pub fn publish(&mut self) {
+        if let Err(fault) = self.windows.check_poison() {
+            self.broken(fault);
+        }
         if self.next == self.published {
             return;
         }
         self.ours().store(self.next, Ordering::Release);
         self.published = self.next;
-        if let Err(fault) = self.windows.check_poison() {
-            self.broken(fault);
-        }
         // The index must be visible before the flag is read: a peer that unmasks and then looks at the index finds it.
         fence(Ordering::SeqCst);
         if self.ring.flags().load(Ordering::Relaxed) & MASK_INT == 0 {
