@@ -3,7 +3,7 @@
 //! | file | its part |
 //! |---|---|
 //! | here | one transaction: plan, apply, undo |
-//! | [`plan`] | which steps, in which order; pure |
+//! | [`mod@plan`] | which steps, in which order; pure |
 //! | [`placement`] | which worker; pure |
 //! | [`ports`] | opening, closing and watching ports of each kind |
 //! | [`server`] | the gRPC service |
