@@ -39,7 +39,11 @@ fn bad_requests_are_refused_with_the_field_and_change_nothing() {
             ),
             (vec![remove("a")], Code::InvalidArgument, "xconnect a - b: there is no port a"),
             (vec![part("a", "zz")], Code::NotFound, "there is no xconnect a - zz"),
-            (vec![join("a", "zz")], Code::InvalidArgument, "xconnect a - zz: there is no port zz"),
+            (
+                vec![set(pipe("c", "pc")), join("c", "zz")],
+                Code::InvalidArgument,
+                "xconnect c - zz: there is no port zz",
+            ),
             (
                 vec![join("a", "a")],
                 Code::InvalidArgument,

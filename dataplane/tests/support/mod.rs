@@ -142,6 +142,11 @@ pub fn kernel(name: &str, ifname: &str, netns: impl Into<String>) -> pb::Port {
     pb::Port { name: name.into(), kind: Some(pb::port::Kind::Kernel(kernel)) }
 }
 
+/// Ports a and b, joined.
+pub fn two_pipes() -> pb::State {
+    pb::State { ports: vec![pipe("a", "pa"), pipe("b", "pb")], xconnects: vec![xconnect("a", "b")] }
+}
+
 pub fn set(port: pb::Port) -> pb::Op {
     pb::Op { op: Some(pb::op::Op::SetPort(port)) }
 }
