@@ -8,15 +8,27 @@
 //! | [`engine`] | all workers, and what an agent asks of them |
 //! | [`worker`] | the loop that ties them together |
 //! | [`netns`] | doing something inside another network namespace |
-//! | [`offload`] | checksums and segments that a frame still owes; joining segments again |
 //! | [`underlay`] | what carries VXLAN datagrams: kernel UDP sockets |
 //! | [`wire`] | headers: bytes to values and back |
+//! | [`offload`] | checksums and segments that a frame still owes; joining segments again |
 //! | [`ring`] | single-producer byte rings: between workers, in pipes, to captures |
+//! | [`model`] | what the engine is asked to be: ports and cross-connects, valid by construction |
+//! | [`config`] | the file that says so at the start |
+//! | [`agent`] | from what is wanted to what is: plan and apply, links, the API, metrics |
+//! | [`fdpass`] | file descriptors beside a byte stream |
 //! | [`stats`] | the shared-memory segment of counters |
 
+#[cfg(not(loom))]
+pub mod agent;
 pub mod burst;
+#[cfg(not(loom))]
+pub mod config;
 pub mod doorbell;
 pub mod engine;
+#[cfg(not(loom))]
+pub mod fdpass;
+#[cfg(not(loom))]
+pub mod model;
 pub mod netns;
 pub mod offload;
 pub mod port;

@@ -59,6 +59,14 @@ impl Sum {
         self.odd ^= len % 2 == 1;
     }
 
+    /// Ends a piece of odd length with a zero byte (RFC 1071 §4.1), so that what is added next begins a word: the sum does not
+    /// care that a payload is added before the header that stands in front of it.
+    #[inline]
+    #[must_use]
+    pub fn padded(self) -> Self {
+        Self { odd: false, ..self }
+    }
+
     /// The sum as a big-endian 16-bit word: `0xffff` over bytes that include a right checksum.
     #[inline]
     pub fn folded(self) -> u16 {

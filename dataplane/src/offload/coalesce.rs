@@ -208,15 +208,15 @@ fn emit_group(group: &Group, next: &[u8; BURST], emit: &mut impl FnMut(Output<'_
 fn classify(link: Link, frame: &Frame<'_>) -> Class {
     let mut head = [0; HEAD];
     let copied = frame.first().copy_to(&mut head);
+    if copied < HEAD && frame.is_chained() {
+        return Class::Opaque;
+    }
     let l3 = match link {
         Link::Ethernet => ethernet_len(&head[..copied]),
         Link::Ip => Some(0),
     };
     let Some(l3) = l3 else { return Class::Other };
     let (version, protocol) = (head[l3] >> 4, if head[l3] >> 4 == 4 { head[l3 + 9] } else { head[l3 + 6] });
-    if copied < l3 + 40 && frame.is_chained() {
-        return Class::Opaque;
-    }
     if copied < l3 + 40 || !(version == 4 || version == 6) || !may_be_tcp(version, protocol) {
         return Class::Other;
     }
@@ -241,7 +241,7 @@ impl Segment {
         };
         let header = l4 + usize::from(*head.get(l4 + 12)? >> 4) * 4;
         let fits = ip_len == len - l3 && header >= l4 + 20 && header <= copied.min(len);
-        (plain && fits).then_some(Self { head, l3, l4, header, payload: len - header, v6 })
+        (plain && fits).then(|| Self { head, l3, l4, header, payload: len - header, v6 })
     }
 
     fn flags(&self) -> u8 {

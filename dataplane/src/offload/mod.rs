@@ -151,7 +151,7 @@ impl Layout {
 /// A frame begins with an Ethernet header (14 bytes, and 4 per VLAN tag) or, from an interface without one, with the IP header
 /// itself. IP headers are multiples of 4 bytes and Ethernet's are not, so `l4` alone tells which.
 fn find_ip(head: &[u8], l4: usize) -> Option<(usize, bool)> {
-    let l3 = if l4 % 4 == 0 { 0 } else { ethernet_len(head)? };
+    let l3 = if l4.is_multiple_of(4) { 0 } else { ethernet_len(head)? };
     let first = *head.get(l3)?;
     let ip_len = l4.checked_sub(l3)?;
     match first >> 4 {

@@ -146,7 +146,8 @@ impl<'f, 'a> Segmenter<'f, 'a> {
     }
 
     /// Makes `self.header` the header of the next segment, whose payload has this length and sum.
-    fn patch_header(&mut self, payload: usize, mut sum: Sum) {
+    fn patch_header(&mut self, payload: usize, sum: Sum) {
+        let mut sum = sum.padded();
         let Layout { l4, field, header, .. } = self.layout;
         if self.gso != Gso::None {
             self.patch_lengths(payload);

@@ -113,8 +113,7 @@ fn a_client_and_a_server_agree_in_lock_step() {
                 other => panic!("{other:?}"),
             },
             ServerStep::Complete(offer, name) => {
-                let connected =
-                    client.receive(Message::Connected(name), NO_FD).expect("a good server");
+                let connected = client.receive(Message::Connected(name), NO_FD).expect("a good server");
                 let ClientStep::Connected { program, interface } = connected else { panic!("{connected:?}") };
                 assert_eq!((program.as_str(), interface.as_str()), ("server", "server0"));
                 break offer;
@@ -318,8 +317,7 @@ fn hello() -> crate::message::Hello {
 
 #[test]
 fn a_client_refuses_servers_it_cannot_speak_with() {
-    let refuse =
-        |hello| client().receive(Message::Hello(hello), NO_FD).expect_err("refused").to_string();
+    let refuse = |hello| client().receive(Message::Hello(hello), NO_FD).expect_err("refused").to_string();
     use crate::message::Hello;
     let newer = Hello { min_version: 0x0300, max_version: 0x0400, ..hello() };
     assert_eq!(refuse(newer), "server speaks versions 0x0300 to 0x0400; this client speaks 0x0200");
@@ -336,8 +334,7 @@ fn a_client_takes_no_message_out_of_order() {
     let error = client.receive(Message::Ack, NO_FD).expect_err("not announced yet");
     assert_eq!(error.to_string(), "unexpected ACK before INIT");
     client.announce(vec![], vec![]);
-    let error =
-        client.receive(Message::Connected(text("s")), NO_FD).expect_err("CONNECT was not sent");
+    let error = client.receive(Message::Connected(text("s")), NO_FD).expect_err("CONNECT was not sent");
     assert_eq!(error.to_string(), "unexpected CONNECTED while announcing");
     client.receive(Message::Ack, NO_FD).expect("CONNECT is due");
     let error = client.receive(Message::Ack, NO_FD).expect_err("CONNECT is not acknowledged");
@@ -346,15 +343,15 @@ fn a_client_takes_no_message_out_of_order() {
 
 #[test]
 fn descriptors_from_a_server_are_refused() {
-    let error =
-        client().receive(Message::Hello(hello()), Attached::One(())).expect_err("no descriptor belongs there");
+    let error = client()
+        .receive(Message::Hello(hello()), Attached::One(()))
+        .expect_err("no descriptor belongs there");
     assert_eq!(error.to_string(), "HELLO with a file descriptor; it carries none");
 }
 
 #[test]
 fn both_sides_report_why_the_other_left() {
-    let step =
-        client().receive(Message::disconnect("no room"), NO_FD).expect("may leave at any time");
+    let step = client().receive(Message::disconnect("no room"), NO_FD).expect("may leave at any time");
     let ClientStep::Left(end) = step else { panic!("{step:?}") };
     assert_eq!(end.reason.as_str(), "no room");
     assert_eq!(serve(&one(), vec![plain(Message::disconnect("bye"))]).expect_err("left"), "left: bye");

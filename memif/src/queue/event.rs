@@ -2,6 +2,9 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use rustix::io::ReadWriteFlags;
+
+use super::signal;
 use crate::ring::{RingError, RingSpec};
 
 const EVENTFD: &str = "anon_inode:[eventfd]";
@@ -19,20 +22,26 @@ impl EventFd {
         if found != EVENTFD {
             return Err(RingError::NotAnEventFd { offset: spec.location.offset, found });
         }
+        // For our own reads of it (`drain`), and for writes where `signal` has nothing better.
         let _ = rustix::io::ioctl_fionbio(&spec.event, true);
+        signal::never_blocks();
         Ok(Self(spec.event))
     }
 
     /// Wakes whoever sleeps on it.
     #[cold]
     pub(super) fn kick(&self) {
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+        signal::signal(self.0.as_fd());
     }
 
     /// Forgets the wake-ups so far, so that the next sleep is one.
+    ///
+    /// The peer may have made the descriptor blocking, and may empty it between a look and a read; `RWF_NOWAIT` reads
+    /// regardless.
     pub(super) fn drain(&self) {
         let mut count = [0; 8];
-        let _ = rustix::io::read(&self.0, &mut count);
+        let mut list = [std::io::IoSliceMut::new(&mut count)];
+        let _ = rustix::io::preadv2(&self.0, &mut list, u64::MAX, ReadWriteFlags::NOWAIT);
     }
 }
 

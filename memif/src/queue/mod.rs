@@ -17,13 +17,16 @@
 
 mod event;
 mod memory;
+mod pair;
 mod rx;
+mod signal;
 mod tx;
 mod writer;
 
 use std::sync::Arc;
 
-pub use memory::{ClientMemory, ClientMemoryError, ClientShape};
+pub use memory::{BufferSpacing, ClientMemory, ClientMemoryError, ClientShape};
+pub use pair::{Pair, PairError, pair, serve};
 pub use rx::{FrameSink, RxFaults, RxQueue};
 pub use tx::{Stopped, TxQueue, TxRefused};
 pub use writer::FrameWriter;

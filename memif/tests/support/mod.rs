@@ -1,9 +1,11 @@
-//! What the tests share: a directory of their own, waiting on conditions, frames in vectors, and peers without manners.
+//! What the tests share: a directory of their own, waiting on conditions, frames in vectors, and peers
+//! without manners.
 #![allow(dead_code, missing_docs)] // each test binary uses its part
 
 pub mod raw;
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use memif::queue::FrameSink;
@@ -32,15 +34,15 @@ impl Place {
     }
 }
 
-/// Waits until `fd` is readable; at most `limit`.
-pub fn wait_readable(fds: &[BorrowedFd<'_>], limit: Duration) {
+/// Waits until one of the descriptors is readable, at most for `limit`; says whether one is.
+pub fn wait_readable(fds: &[BorrowedFd<'_>], limit: Duration) -> bool {
     let mut fds: Vec<_> = fds
         .iter()
         .map(|fd| rustix::event::PollFd::from_borrowed_fd(*fd, rustix::event::PollFlags::IN))
         .collect();
     let limit =
         rustix::event::Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
-    let _ = rustix::event::poll(&mut fds, Some(&limit));
+    rustix::event::poll(&mut fds, Some(&limit)).is_ok_and(|ready| ready > 0)
 }
 
 /// Runs `step` until it yields something.
@@ -174,21 +176,41 @@ pub fn assert_serves(listener: &mut Listener, address: &Address) {
     });
 }
 
-/// Open descriptors of this process. Tests that count run in a process of their own (`harness = false` or one test a file).
-pub fn open_fds() -> Vec<String> {
-    let mut fds: Vec<String> = std::fs::read_dir("/proc/self/fd")
-        .expect("/proc")
-        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
-        .map(|path| path.to_string_lossy().into_owned())
-        .filter(|path| !path.starts_with("/proc/"))
-        .collect();
-    fds.sort();
-    fds
+/// What a process must have as much of after a peer as before. Only one test that counts runs at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holdings {
+    /// Open descriptors by kind.
+    fds: Vec<String>,
+    mappings: usize,
 }
 
-/// Mappings of this process.
-pub fn mappings() -> usize {
-    std::fs::read_to_string("/proc/self/maps").expect("/proc").lines().count()
+static COUNTING: Mutex<()> = Mutex::new(());
+
+/// Keeps other tests of this process from opening anything meanwhile.
+pub fn alone() -> MutexGuard<'static, ()> {
+    COUNTING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Holdings {
+    /// What is held now.
+    pub fn now() -> Self {
+        let kind = |entry: std::io::Result<std::fs::DirEntry>| {
+            let path = std::fs::read_link(entry.ok()?.path()).ok()?.to_string_lossy().into_owned();
+            // The directory that is being read is open too.
+            (!path.starts_with("/proc/")).then(|| path.split('[').next().unwrap_or_default().to_owned())
+        };
+        let mut fds: Vec<String> =
+            std::fs::read_dir("/proc/self/fd").expect("/proc").filter_map(kind).collect();
+        fds.sort();
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("/proc");
+        Self {
+            fds,
+            mappings: maps
+                .lines()
+                .filter(|line| line.contains("memif-region") || line.contains("raw"))
+                .count(),
+        }
+    }
 }
 
 /// Threads of this process.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -37,6 +38,14 @@ impl Configurator {
     /// Sets the hardware address.
     pub fn set_mac(&mut self, mac: [u8; 6]) -> io::Result<()> {
         self.set_link(|link| link.attributes.push(LinkAttribute::Address(mac.to_vec())))
+    }
+
+    /// Moves the interface to another namespace, where it gets this name.
+    pub fn move_to(&mut self, netns: BorrowedFd<'_>, ifname: &str) -> io::Result<()> {
+        self.set_link(|link| {
+            link.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
+            link.attributes.push(LinkAttribute::IfName(ifname.to_owned()));
+        })
     }
 
     /// Sets the link up.

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | here | making, adopting and closing |
 //! | [`spec`](KernelSpec) | what may be asked for |
+//! | `create` | in which namespace, and how it gets there |
 //! | `configure` | addresses, MTU, link state by netlink |
 //! | `vnet` | the virtio-net header |
 //! | [`rx`](KernelRx), [`tx`](KernelTx) | the two halves |
@@ -21,16 +22,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::{PortIndex, PortParts, Rx};
-use crate::netns::{NetnsError, in_netns};
+use crate::netns::NetnsError;
 
 mod configure;
+mod create;
 mod rx;
 mod spec;
 mod sys;
 mod tx;
 mod vnet;
 
-use configure::Configurator;
 pub use rx::KernelRx;
 use spec::configuring;
 pub use spec::{BadAddress, InterfaceAddress, KernelSpec, Kind};
@@ -121,7 +122,8 @@ pub enum KernelOpenError {
 }
 
 /// The interface itself, as its owner outside the packet path sees it. The kernel deletes an interface that was made here when
-/// this and the port's halves are all dropped.
+/// this and the port's halves are all dropped. If somebody else deletes it, or its whole namespace, the receiving half reports a
+/// [`PortFault`](super::PortFault).
 #[derive(Debug)]
 pub struct KernelDevice {
     ifname: String,
@@ -165,8 +167,7 @@ impl KernelDevice {
 /// [`KernelOpenError`] names the interface and what is wrong; nothing is left behind then.
 pub fn open(port: PortIndex, spec: &KernelSpec) -> Result<(PortParts, KernelDevice), KernelOpenError> {
     spec.check()?;
-    let made = in_netns(spec.netns.as_ref().map(AsFd::as_fd), || create(spec));
-    let device = made.map_err(|error| KernelOpenError::Netns { ifname: spec.ifname.clone(), error })??;
+    let device = create::create(spec)?;
     Ok((device.parts(port), device))
 }
 
@@ -188,55 +189,10 @@ pub fn adopt(port: PortIndex, queue: OwnedFd) -> Result<(PortParts, KernelDevice
     Ok((device.parts(port), device))
 }
 
-/// Runs inside the namespace.
-fn create(spec: &KernelSpec) -> Result<KernelDevice, KernelOpenError> {
-    let ifname = &spec.ifname;
-    let kind = if spec.kind == Kind::Tap { libc::IFF_TAP } else { libc::IFF_TUN };
-    let several = if spec.queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
-    let mut queues = Vec::new();
-    for queue in 0..spec.queues {
-        // Without IFF_TUN_EXCL the kernel would attach to an existing interface that nobody has open.
-        let exclusive = if queue == 0 { libc::IFF_TUN_EXCL } else { 0 };
-        let queue = sys::open_queue(ifname, kind | several | exclusive)
-            .map_err(|error| creation_error(ifname, error))?;
-        prepare_queue(&queue, ifname)?;
-        queues.push(Arc::new(queue));
-    }
-    let index = configure(spec)?;
-    Ok(KernelDevice { ifname: ifname.clone(), index, kind: spec.kind, queues })
-}
-
-fn creation_error(ifname: &str, error: io::Error) -> KernelOpenError {
-    let ifname = ifname.to_owned();
-    match error.raw_os_error() {
-        Some(libc::EBUSY | libc::EEXIST) => KernelOpenError::Exists { ifname },
-        _ => KernelOpenError::Create { ifname, error },
-    }
-}
-
 fn prepare_queue(queue: &OwnedFd, ifname: &str) -> Result<(), KernelOpenError> {
     sys::set_header_len(queue.as_fd(), vnet::HEADER)
         .map_err(configuring(ifname, || "setting the length of its vnet header".into()))?;
     sys::offer_offloads(queue.as_fd())
         .map_err(configuring(ifname, || "offering checksum and segmentation offload".into()))?;
     Ok(())
-}
-
-fn configure(spec: &KernelSpec) -> Result<u32, KernelOpenError> {
-    let ifname = spec.ifname.as_str();
-    let gone = || io::Error::from_raw_os_error(libc::ENODEV);
-    let index = sys::interface_index(ifname)
-        .ok_or_else(gone)
-        .map_err(configuring(ifname, || "finding it after it was made".into()))?;
-    let mut link =
-        Configurator::new(index).map_err(configuring(ifname, || "opening a netlink socket".into()))?;
-    if let Some(mac) = spec.mac {
-        link.set_mac(mac).map_err(configuring(ifname, || format!("setting its address {mac:02x?}")))?;
-    }
-    link.set_mtu(spec.mtu).map_err(configuring(ifname, || format!("setting its MTU {}", spec.mtu)))?;
-    for address in &spec.addresses {
-        link.add_address(address).map_err(configuring(ifname, || format!("adding the address {address}")))?;
-    }
-    link.set_up().map_err(configuring(ifname, || "setting it up".into()))?;
-    Ok(index)
 }

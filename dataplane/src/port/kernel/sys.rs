@@ -95,6 +95,14 @@ pub fn interface_index(name: &str) -> Option<u32> {
     (index > 0).then_some(index)
 }
 
+/// Moves the calling thread to a new, empty network namespace and returns that. Only for a thread that ends soon after.
+pub fn enter_new_netns() -> io::Result<OwnedFd> {
+    // SAFETY: unshare takes no pointers; a network namespace holds nothing that this thread's Rust code relies on.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open("/proc/thread-self/ns/net", flags, Mode::empty())?)
+}
+
 fn request(name: &str) -> libc::ifreq {
     // SAFETY: all zeroes is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

@@ -1,0 +1,83 @@
+//! The state in Prometheus' text format.
+
+use std::fmt::Write;
+
+use super::{Agent, PortReport};
+
+/// One family of metrics over all ports.
+type Family = (&'static str, &'static str, fn(&PortReport) -> u64);
+
+const COUNTERS: [Family; 4] = [
+    ("vwire_port_rx_packets_total", "Frames that entered the engine by this port.", |port| {
+        port.counters.rx.0
+    }),
+    ("vwire_port_rx_bytes_total", "Bytes of those frames.", |port| port.counters.rx.1),
+    ("vwire_port_tx_packets_total", "Frames that left the engine by this port.", |port| port.counters.tx.0),
+    ("vwire_port_tx_bytes_total", "Bytes of those frames.", |port| port.counters.tx.1),
+];
+
+/// Everything about `agent`.
+pub fn render(agent: &Agent) -> String {
+    let (workers, dead) = agent.workers();
+    let mut out = String::new();
+    gauge(&mut out, "vwire_generation", "Generation of the state last accepted.", agent.generation());
+    gauge(&mut out, "vwire_workers", "Workers that run.", (workers - dead) as u64);
+    gauge(&mut out, "vwire_workers_dead", "Workers that ended by a bug.", dead as u64);
+    gauge(&mut out, "vwire_xconnects", "Cross-connects.", agent.state().xconnects().len() as u64);
+    ports(&agent.reports(), &mut out);
+    out
+}
+
+fn gauge(out: &mut String, name: &str, help: &str, value: u64) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+}
+
+// Writing to a string can't fail, hence the ignored results. Port names and kinds need no escaping: see `PortName`.
+fn ports(ports: &[PortReport], out: &mut String) {
+    let _ = writeln!(out, "# HELP vwire_port_up 1 while frames can flow.\n# TYPE vwire_port_up gauge");
+    for PortReport { name, kind, up, .. } in ports {
+        let _ = writeln!(out, "vwire_port_up{{port=\"{name}\",kind=\"{kind}\"}} {}", u8::from(*up));
+    }
+    for (family, help, value) in COUNTERS {
+        let _ = writeln!(out, "# HELP {family} {help}\n# TYPE {family} counter");
+        for port in ports {
+            let _ =
+                writeln!(out, "{family}{{port=\"{}\",kind=\"{}\"}} {}", port.name, port.kind, value(port));
+        }
+    }
+    let family = "vwire_port_drops_total";
+    let _ = writeln!(out, "# HELP {family} Frames lost at this port, by reason.\n# TYPE {family} counter");
+    for port in ports {
+        for (reason, count) in &port.counters.drops {
+            let labels =
+                format!("port=\"{}\",kind=\"{}\",reason=\"{}\"", port.name, port.kind, reason.name());
+            let _ = writeln!(out, "{family}{{{labels}}} {count}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DropReason;
+    use crate::stats::Snapshot;
+
+    #[test]
+    fn a_port_has_a_line_in_every_family_and_one_for_each_reason_that_occurred() {
+        let drops = vec![(DropReason::TxFull, 2), (DropReason::TooBig, 1)];
+        let counters = Snapshot { rx: (3, 180), tx: (4, 240), drops };
+        let mut out = String::new();
+        ports(&[PortReport { name: "a".into(), kind: "memif".into(), up: true, counters }], &mut out);
+        let lines: Vec<&str> = out.lines().filter(|line| !line.starts_with('#')).collect();
+        let expected = [
+            "vwire_port_up{port=\"a\",kind=\"memif\"} 1",
+            "vwire_port_rx_packets_total{port=\"a\",kind=\"memif\"} 3",
+            "vwire_port_rx_bytes_total{port=\"a\",kind=\"memif\"} 180",
+            "vwire_port_tx_packets_total{port=\"a\",kind=\"memif\"} 4",
+            "vwire_port_tx_bytes_total{port=\"a\",kind=\"memif\"} 240",
+            "vwire_port_drops_total{port=\"a\",kind=\"memif\",reason=\"tx_full\"} 2",
+            "vwire_port_drops_total{port=\"a\",kind=\"memif\",reason=\"too_big\"} 1",
+        ];
+        assert_eq!(lines, expected);
+    }
+}

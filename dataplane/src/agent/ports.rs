@@ -1,0 +1,640 @@
+//! The ports that are open: making them, giving them to workers while their links are up, and closing them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{Timespec, epoll};
+use vwire_proto::stats::PortState;
+
+use super::memif_sockets::{MemifEvent, MemifSockets, Source};
+use super::open_error::{Cause, OpenError};
+use super::placement::place;
+use super::{Link, PortReport, SentFds, sent};
+use crate::engine::{Engine, EngineError};
+use crate::model::{
+    KernelSpec, MemifSpec, Mode, Netns, PipeSpec, PortName, PortSpec, State, VxlanSpec, Xconnect,
+};
+use crate::port::kernel::{self, InterfaceAddress, KernelDevice};
+use crate::port::pipe::{PipeEnd, pipe};
+use crate::port::vxlan::VxlanTx;
+use crate::port::{PortIndex, PortParts, memif};
+use crate::stats::Counters;
+use crate::tables::{Entry, Forward, Tables, Tunnel, WorkerId};
+use crate::underlay::{MtuProbe, UdpSpec, UdpUnderlay};
+use crate::worker::capture::CaptureReader;
+use crate::worker::command::Event;
+
+/// Bytes that a pipe port holds each way.
+const PIPE_BYTES: usize = 1 << 20;
+/// An underlay's MTU where the kernel knows no route to the tunnel's peer yet.
+const USUAL_MTU: usize = 1500;
+/// The workers' events among the descriptors that are watched; sources count from the next.
+const ENGINE: u64 = 0;
+
+/// What keeps a port alive beside its halves at the worker.
+enum Backing {
+    /// The control sockets keep it.
+    Memif(MemifSpec),
+    /// The interface goes with this.
+    Kernel { _device: KernelDevice },
+    /// Needs its underlay.
+    Vxlan(Tunnel, SocketAddr),
+    /// Nothing.
+    Pipe,
+}
+
+struct OpenPort {
+    spec: PortSpec,
+    index: PortIndex,
+    worker: WorkerId,
+    link: Link,
+    backing: Backing,
+}
+
+/// A UDP socket that carries tunnels.
+struct Underlay {
+    index: PortIndex,
+    worker: WorkerId,
+    probe: MtuProbe,
+    tunnels: usize,
+    /// Why it no longer works, if it does not.
+    fault: Option<String>,
+}
+
+/// All ports, the engine they live in, and the descriptors that tell about them.
+pub struct Ports {
+    engine: Engine,
+    counters: Counters,
+    /// Slots of the tables, the longest unused first: frames that are still on their way to a closed port must not reach the next.
+    free: VecDeque<PortIndex>,
+    open: BTreeMap<PortName, OpenPort>,
+    underlays: HashMap<SocketAddr, Underlay>,
+    /// Where the underlay of a tunnel that is still to come will be.
+    promised: HashMap<SocketAddr, WorkerId>,
+    sockets: MemifSockets,
+    /// Ends of pipes that no port has.
+    loose_ends: HashMap<PortName, PipeEnd>,
+    watched: Watched,
+    touched: BTreeSet<PortName>,
+    unpublished: bool,
+    dead_workers: usize,
+}
+
+/// The descriptors that say when something is to be done, behind one.
+struct Watched {
+    epoll: OwnedFd,
+    sources: BTreeMap<u64, Source>,
+    next: u64,
+}
+
+impl Watched {
+    fn new(engine: BorrowedFd<'_>) -> std::io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, engine, epoll::EventData::new_u64(ENGINE), epoll::EventFlags::IN)?;
+        Ok(Self { epoll, sources: BTreeMap::new(), next: ENGINE + 1 })
+    }
+
+    fn add(&mut self, fd: BorrowedFd<'_>, source: Source) -> Result<(), OpenError> {
+        let data = epoll::EventData::new_u64(self.next);
+        epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN).map_err(OpenError::system)?;
+        self.sources.insert(self.next, source);
+        self.next += 1;
+        Ok(())
+    }
+
+    /// Its descriptor has been closed, which took it out of the set.
+    fn forget(&mut self, source: &Source) {
+        self.sources.retain(|_, watched| watched != source);
+    }
+
+    fn ready(&self) -> Vec<u64> {
+        let mut space = [MaybeUninit::uninit(); 64];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let (events, _) = epoll::wait(&self.epoll, &mut space[..], Some(&now)).unwrap_or_default();
+        events.iter().map(|event| event.data.u64()).collect()
+    }
+}
+
+impl Ports {
+    /// No ports yet.
+    ///
+    /// # Errors
+    /// The kernel's, if it has no descriptor left to watch others with.
+    pub fn new(engine: Engine) -> std::io::Result<Self> {
+        let counters = engine.counters().clone();
+        let watched = Watched::new(engine.event_fd())?;
+        Ok(Self {
+            free: (0..counters.capacity()).map(PortIndex).collect(),
+            engine,
+            counters,
+            open: BTreeMap::new(),
+            underlays: HashMap::new(),
+            promised: HashMap::new(),
+            sockets: MemifSockets::default(),
+            loose_ends: HashMap::new(),
+            watched,
+            touched: BTreeSet::new(),
+            unpublished: false,
+            dead_workers: 0,
+        })
+    }
+
+    /// What a port is, if it is open.
+    pub fn spec(&self, port: &PortName) -> Option<&PortSpec> {
+        self.open.get(port).map(|open| &open.spec)
+    }
+
+    /// All open ports.
+    pub fn specs(&self) -> impl Iterator<Item = (&PortName, &PortSpec)> {
+        self.open.iter().map(|(name, open)| (name, &open.spec))
+    }
+
+    /// A port's link, if the port is open.
+    pub fn link(&self, port: &PortName) -> Option<&Link> {
+        self.open.get(port).map(|open| &open.link)
+    }
+
+    /// How many workers there are, and how many have died.
+    pub fn workers(&self) -> (usize, usize) {
+        (self.engine.workers(), self.dead_workers)
+    }
+
+    /// The other end of a pipe of which a port has one end. For tests, which play the peer.
+    pub fn take_pipe_end(&mut self, pipe: &PortName) -> Option<PipeEnd> {
+        self.loose_ends.remove(pipe)
+    }
+
+    /// The ports whose links changed since the last call.
+    pub fn take_touched(&mut self) -> BTreeSet<PortName> {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// True if ports came or went that the tables in force do not know of.
+    pub fn unpublished(&self) -> bool {
+        self.unpublished
+    }
+
+    /// Makes the port that `state` describes.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing is left of it then.
+    pub fn open(&mut self, port: &PortName, state: &State, fds: &SentFds) -> Result<(), OpenError> {
+        let Some(spec) = state.ports().get(port).cloned() else {
+            return Err(OpenError::new(Cause::Engine, "is not in the state that it is to be made for"));
+        };
+        let index = self.take_slot(port.as_str(), spec.kind())?;
+        let worker = self.place(port, state);
+        let made = match &spec {
+            PortSpec::Memif(spec) => self.open_memif(port, spec, fds),
+            PortSpec::Kernel(spec) => self.open_kernel(spec, index, worker, fds),
+            PortSpec::Vxlan(spec) => self.open_vxlan(spec, index, worker),
+            PortSpec::Pipe(spec) => self.open_pipe(spec, index, worker),
+        };
+        let (backing, link) = made.inspect_err(|_| self.give_slot(index))?;
+        self.counters.port(index).set_state(if link.up { PortState::Up } else { PortState::Down });
+        let worker = self.engine.owner(index).unwrap_or(worker);
+        self.open.insert(port.clone(), OpenPort { spec, index, worker, link, backing });
+        self.touched.insert(port.clone());
+        self.unpublished = true;
+        tracing::debug!(%port, index = index.0, worker = worker.0, "port opened");
+        Ok(())
+    }
+
+    fn take_slot(&mut self, name: &str, kind: &str) -> Result<PortIndex, OpenError> {
+        let none = || {
+            let limit = self.counters.capacity();
+            OpenError::new(Cause::Exhausted, format!("all {limit} slots for ports and underlays are taken"))
+        };
+        let index = self.free.pop_front().ok_or_else(none)?;
+        self.counters.port(index).open(name, kind);
+        Ok(index)
+    }
+
+    fn give_slot(&mut self, index: PortIndex) {
+        self.counters.port(index).close();
+        self.free.push_back(index);
+    }
+
+    /// The worker for a port: its tunnel's underlay decides, then the other end of its cross-connect and that one's underlay.
+    fn place(&mut self, port: &PortName, state: &State) -> WorkerId {
+        let peer = state.xconnects().iter().find_map(|xconnect| xconnect.peer(port));
+        let carrier = |port: &PortName| match state.ports().get(port) {
+            Some(PortSpec::Vxlan(vxlan)) => Some(vxlan.underlay()),
+            _ => None,
+        };
+        let carriers = [carrier(port), peer.and_then(carrier)];
+        let at_carrier = |carrier: Option<SocketAddr>| {
+            let carrier = carrier?;
+            self.underlays
+                .get(&carrier)
+                .map(|underlay| underlay.worker)
+                .or(self.promised.get(&carrier).copied())
+        };
+        let at_peer = peer.and_then(|peer| self.open.get(peer)).map(|open| open.worker);
+        let ties = [at_carrier(carriers[0]), at_peer, at_carrier(carriers[1])];
+        let worker = place(ties, &self.load());
+        for carrier in carriers.into_iter().flatten() {
+            self.promised.entry(carrier).or_insert(worker);
+        }
+        worker
+    }
+
+    /// How many ports each worker has.
+    fn load(&self) -> Vec<usize> {
+        let mut load = vec![0; self.engine.workers()];
+        for open in self.open.values() {
+            if let Some(ports) = load.get_mut(usize::from(open.worker.0)) {
+                *ports += 1;
+            }
+        }
+        load
+    }
+
+    fn open_memif(
+        &mut self,
+        port: &PortName,
+        spec: &MemifSpec,
+        fds: &SentFds,
+    ) -> Result<(Backing, Link), OpenError> {
+        if let Some(source) = self.sockets.open(port, spec, fds)?
+            && let Some(fd) = self.sockets.fd(&source)
+            && let Err(error) = self.watched.add(fd, source)
+        {
+            self.sockets.close(port, spec);
+            return Err(error);
+        }
+        let link = Link { reason: "no peer yet".into(), ..Link::default() };
+        Ok((Backing::Memif(spec.clone()), link))
+    }
+
+    fn open_kernel(
+        &mut self,
+        spec: &KernelSpec,
+        index: PortIndex,
+        worker: WorkerId,
+        fds: &SentFds,
+    ) -> Result<(Backing, Link), OpenError> {
+        let (parts, device) = match spec.device {
+            Some(inode) => adopt_kernel(spec, index, sent::copy(fds, inode)?)?,
+            None => kernel::open(index, &kernel_spec(spec, fds)?).map_err(OpenError::system)?,
+        };
+        self.engine.attach(index, worker, parts)?;
+        Ok((Backing::Kernel { _device: device }, up(spec.ifname.as_str())))
+    }
+
+    fn open_pipe(
+        &mut self,
+        spec: &PipeSpec,
+        index: PortIndex,
+        worker: WorkerId,
+    ) -> Result<(Backing, Link), OpenError> {
+        let end = match self.loose_ends.remove(&spec.pipe) {
+            Some(end) => end,
+            None => {
+                let (ours, other) = pipe(PIPE_BYTES).map_err(OpenError::system)?;
+                self.loose_ends.insert(spec.pipe.clone(), other);
+                ours
+            }
+        };
+        self.engine.attach(index, worker, end.into_parts())?;
+        Ok((Backing::Pipe, up(spec.pipe.as_str())))
+    }
+
+    fn open_vxlan(
+        &mut self,
+        spec: &VxlanSpec,
+        index: PortIndex,
+        worker: WorkerId,
+    ) -> Result<(Backing, Link), OpenError> {
+        let local = spec.underlay();
+        if !self.underlays.contains_key(&local) {
+            let underlay = self.open_underlay(local, worker)?;
+            self.underlays.insert(local, underlay);
+        }
+        let Some(underlay) = self.underlays.get_mut(&local) else {
+            return Err(OpenError::new(Cause::Engine, "the underlay went away"));
+        };
+        let tunnel = Tunnel {
+            port: index,
+            underlay: underlay.index,
+            remote: SocketAddr::new(spec.remote, spec.port.get()),
+            vni: spec.vni,
+            max_frame: max_frame(spec, &underlay.probe),
+        };
+        let attached = self.engine.attach(index, underlay.worker, VxlanTx::new(tunnel.clone()).into_parts());
+        underlay.tunnels += 1;
+        if let Err(error) = attached {
+            self.leave_underlay(local);
+            return Err(error.into());
+        }
+        let peer = tunnel.remote.to_string();
+        Ok((Backing::Vxlan(tunnel, local), up(&peer)))
+    }
+
+    fn open_underlay(&mut self, local: SocketAddr, worker: WorkerId) -> Result<Underlay, OpenError> {
+        let index = self.take_slot(&underlay_name(local), "udp")?;
+        let opened = UdpUnderlay::open(&UdpSpec::new(index, local)).map_err(OpenError::system);
+        let attached = opened.and_then(|underlay| {
+            let (parts, probe) = underlay.into_parts();
+            self.engine.attach(index, worker, parts)?;
+            Ok(probe)
+        });
+        let probe = attached.inspect_err(|_| self.give_slot(index))?;
+        self.counters.port(index).set_state(PortState::Up);
+        Ok(Underlay { index, worker, probe, tunnels: 0, fault: None })
+    }
+
+    /// One tunnel less; closes the underlay after its last.
+    fn leave_underlay(&mut self, local: SocketAddr) {
+        let Some(underlay) = self.underlays.get_mut(&local) else { return };
+        underlay.tunnels -= 1;
+        if underlay.tunnels == 0 {
+            let index = underlay.index;
+            self.underlays.remove(&local);
+            self.promised.remove(&local);
+            self.detach(index);
+            self.give_slot(index);
+        }
+    }
+
+    /// Closes a port. The tables in force must not name it any more.
+    pub fn close(&mut self, port: &PortName) {
+        let Some(open) = self.open.remove(port) else { return };
+        self.detach(open.index);
+        match open.backing {
+            Backing::Memif(spec) => {
+                if let Some(source) = self.sockets.close(port, &spec) {
+                    self.watched.forget(&source);
+                }
+            }
+            Backing::Vxlan(_, local) => self.leave_underlay(local),
+            Backing::Pipe => self.drop_loose_end(&open.spec),
+            Backing::Kernel { .. } => {}
+        }
+        self.give_slot(open.index);
+        self.touched.insert(port.clone());
+        self.unpublished = true;
+        tracing::debug!(%port, "port closed");
+    }
+
+    /// A pipe's end that was left for a second port is useless without the first.
+    fn drop_loose_end(&mut self, spec: &PortSpec) {
+        if let PortSpec::Pipe(spec) = spec {
+            self.loose_ends.remove(&spec.pipe);
+        }
+    }
+
+    fn detach(&mut self, index: PortIndex) {
+        match self.engine.detach(index) {
+            // A port without a link has nothing at a worker.
+            Ok(()) | Err(EngineError::NotAttached(_)) => {}
+            Err(error) => tracing::error!("detaching {index}: {error}"),
+        }
+    }
+
+    /// Puts tables of the open ports, joined by `xconnects`, in force.
+    ///
+    /// # Errors
+    /// [`EngineError::Stuck`].
+    pub fn publish(&mut self, generation: u64, xconnects: &BTreeSet<Xconnect>) -> Result<(), EngineError> {
+        let mut tables = Tables { generation, ..Tables::default() };
+        for open in self.open.values() {
+            tables.set(open.index, Entry { forward: Forward::Nowhere, owner: self.engine.owner(open.index) });
+            if let Backing::Vxlan(tunnel, _) = &open.backing {
+                tables.tunnels.insert(tunnel);
+            }
+        }
+        for underlay in self.underlays.values() {
+            tables.set(
+                underlay.index,
+                Entry { forward: Forward::Nowhere, owner: self.engine.owner(underlay.index) },
+            );
+        }
+        for [a, b] in xconnects.iter().map(Xconnect::ends) {
+            if let (Some(a), Some(b)) = (self.open.get(a), self.open.get(b)) {
+                tables.entries[a.index.slot()].forward = Forward::Xconnect(b.index);
+                tables.entries[b.index.slot()].forward = Forward::Xconnect(a.index);
+            }
+        }
+        self.unpublished = false;
+        self.engine.publish(tables)
+    }
+
+    /// Does what the watched descriptors call for. False if that was nothing.
+    pub fn process(&mut self, state: &State) -> bool {
+        let ready = self.watched.ready();
+        for token in &ready {
+            let token = *token;
+            if token == ENGINE {
+                self.take_engine_events();
+            } else if let Some(source) = self.watched.sources.get(&token).cloned() {
+                for event in self.sockets.process(&source) {
+                    self.take_memif_event(event, state);
+                }
+            }
+        }
+        !ready.is_empty()
+    }
+
+    fn take_memif_event(&mut self, event: MemifEvent, state: &State) {
+        match event {
+            MemifEvent::Up(port, link) => self.connect(&port, *link, state),
+            MemifEvent::Down(port, reason) => self.down(&port, reason),
+            MemifEvent::Refused(Some(port), reason) => self.explain(&port, reason),
+            MemifEvent::Refused(None, reason) => tracing::debug!("memif peer refused: {reason}"),
+        }
+    }
+
+    fn connect(&mut self, port: &PortName, link: ::memif::Link, state: &State) {
+        let worker = self.place(port, state);
+        let Some(open) = self.open.get_mut(port) else { return };
+        let peer = format!("{} {} (process {})", link.peer_program, link.peer_interface, link.peer.pid);
+        let attached = self.engine.attach(open.index, worker, memif::parts(open.index, link.rx, link.tx));
+        if let Err(error) = attached {
+            return self.fault(port, &error.to_string());
+        }
+        tracing::info!(%port, %peer, "memif connected");
+        open.worker = worker;
+        open.link = up(&peer);
+        self.counters.port(open.index).set_state(PortState::Up);
+        self.touched.insert(port.clone());
+        self.unpublished = true;
+    }
+
+    /// The link is gone; the port stays, and waits for the next.
+    fn down(&mut self, port: &PortName, reason: String) {
+        let Some(open) = self.open.get_mut(port) else { return };
+        tracing::info!(%port, %reason, "link down");
+        let index = open.index;
+        open.link = Link { reason, ..Link::default() };
+        self.counters.port(index).set_state(PortState::Down);
+        self.detach(index);
+        self.touched.insert(port.clone());
+        self.unpublished = true;
+    }
+
+    /// Says why a port that is down stays down.
+    fn explain(&mut self, port: &PortName, reason: String) {
+        let Some(open) = self.open.get_mut(port) else { return };
+        if !open.link.up && open.link.reason != reason {
+            open.link.reason = reason;
+            self.touched.insert(port.clone());
+        }
+    }
+
+    /// A port can't go on: ends its connection, if it has one, and says why.
+    fn fault(&mut self, port: &PortName, reason: &str) {
+        tracing::warn!(%port, "{reason}");
+        if let Some(Backing::Memif(spec)) = self.open.get(port).map(|open| &open.backing) {
+            let spec = spec.clone();
+            self.sockets.disconnect(port, &spec, reason);
+        }
+        self.down(port, reason.to_owned());
+    }
+
+    fn take_engine_events(&mut self) {
+        self.engine.clear_events();
+        while let Ok(event) = self.engine.events().try_recv() {
+            match event {
+                Event::Faulted { port: index, fault, parts } => {
+                    drop(parts);
+                    self.engine.forget(index);
+                    self.take_fault(index, &fault.to_string());
+                }
+                Event::Died { worker, message } => self.take_death(worker, &message),
+            }
+        }
+    }
+
+    fn take_fault(&mut self, index: PortIndex, fault: &str) {
+        let port = self.open.iter().find(|(_, open)| open.index == index).map(|(port, _)| port.clone());
+        if let Some(port) = port {
+            return self.fault(&port, fault);
+        }
+        let Some((local, underlay)) = self.underlays.iter_mut().find(|(_, u)| u.index == index) else {
+            return;
+        };
+        let (local, reason) = (*local, format!("underlay {}: {fault}", underlay_name(*local)));
+        underlay.fault = Some(reason.clone());
+        self.counters.port(index).set_state(PortState::Down);
+        let carried =
+            |open: &OpenPort| matches!(&open.backing, Backing::Vxlan(_, carrier) if *carrier == local);
+        let tunnels: Vec<PortName> =
+            self.open.iter().filter(|(_, open)| carried(open)).map(|(port, _)| port.clone()).collect();
+        tunnels.iter().for_each(|port| self.down(port, reason.clone()));
+    }
+
+    fn take_death(&mut self, worker: WorkerId, message: &str) {
+        tracing::error!(worker = worker.0, "worker died: {message}");
+        self.dead_workers += 1;
+        for (port, open) in self.open.iter_mut().filter(|(_, open)| open.worker == worker) {
+            open.link = Link { reason: format!("worker {} died: {message}", worker.0), ..Link::default() };
+            self.counters.port(open.index).set_state(PortState::Down);
+            self.touched.insert(port.clone());
+        }
+    }
+
+    /// Counters of ports and underlays, by name.
+    pub fn reports(&self) -> Vec<PortReport> {
+        let ports = self.open.iter().map(|(name, open)| (name.to_string(), open.index));
+        let underlays = self.underlays.iter().map(|(local, u)| (underlay_name(*local), u.index));
+        let report = |(name, index): (String, PortIndex)| {
+            let port = self.counters.port(index);
+            let up = port.state() == PortState::Up;
+            PortReport { name, kind: port.kind(), up, counters: port.snapshot() }
+        };
+        let mut reports: Vec<_> = ports.chain(underlays).map(report).collect();
+        reports.sort_by(|a, b| a.name.cmp(&b.name));
+        reports
+    }
+
+    /// As [`Engine::capture`]. `None` while the port is down.
+    ///
+    /// # Errors
+    /// [`EngineError::Stuck`].
+    pub fn capture(
+        &mut self,
+        port: &PortName,
+        snap_len: usize,
+        ring_bytes: usize,
+    ) -> Result<Option<CaptureReader>, EngineError> {
+        let Some(open) = self.open.get(port) else { return Ok(None) };
+        match self.engine.capture(open.index, snap_len, ring_bytes) {
+            Ok(reader) => Ok(Some(reader)),
+            Err(EngineError::NotAttached(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl AsFd for Ports {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.watched.epoll.as_fd()
+    }
+}
+
+fn up(peer: &str) -> Link {
+    Link { up: true, reason: String::new(), peer: peer.to_owned() }
+}
+
+/// Not a name that a port can have, as it contains a colon.
+fn underlay_name(local: SocketAddr) -> String {
+    format!("udp:{local}")
+}
+
+/// The longest frame of a tunnel: from the MTU that was given, or from what the kernel knows of the path now.
+fn max_frame(spec: &VxlanSpec, probe: &MtuProbe) -> usize {
+    if let Some(mtu) = spec.underlay_mtu {
+        return spec.max_frame(mtu.get().into());
+    }
+    probe.max_frame(spec.remote).unwrap_or_else(|error| {
+        // The route may come later, with the address or the routing daemon. Frames are counted as refused by the kernel until then.
+        tracing::warn!("{error}; assuming {USUAL_MTU} bytes");
+        spec.max_frame(USUAL_MTU)
+    })
+}
+
+fn kernel_spec(spec: &KernelSpec, fds: &SentFds) -> Result<kernel::KernelSpec, OpenError> {
+    let netns = match &spec.netns {
+        None => None,
+        Some(Netns::Sent(inode)) => Some(sent::netns(fds, *inode)?.into()),
+        Some(Netns::Path(path)) => Some(crate::netns::open(path.as_ref()).map_err(OpenError::system)?.into()),
+    };
+    let address =
+        |prefix: &crate::model::Prefix| InterfaceAddress { address: prefix.address, prefix: prefix.len };
+    Ok(kernel::KernelSpec {
+        kind: match spec.mode {
+            Mode::Ethernet => kernel::Kind::Tap,
+            Mode::Ip => kernel::Kind::Tun,
+        },
+        netns,
+        addresses: spec.addresses.iter().map(address).collect(),
+        mtu: spec.mtu.get().into(),
+        queues: spec.queues.get(),
+        ..kernel::KernelSpec::new(spec.ifname.as_str())
+    })
+}
+
+fn adopt_kernel(
+    spec: &KernelSpec,
+    index: PortIndex,
+    queue: OwnedFd,
+) -> Result<(PortParts, KernelDevice), OpenError> {
+    let refused = |reason: String| OpenError::new(Cause::Request, reason);
+    let (parts, device) = kernel::adopt(index, queue).map_err(|error| refused(error.to_string()))?;
+    let mode = if device.kind() == kernel::Kind::Tun { Mode::Ip } else { Mode::Ethernet };
+    if device.ifname() != spec.ifname.as_str() {
+        let (found, wanted) = (device.ifname(), spec.ifname.as_str());
+        return Err(refused(format!("the descriptor is of interface {found}, not of {wanted}")));
+    }
+    if mode != spec.mode {
+        return Err(refused(format!(
+            "interface {} is a {:?}, not what mode says",
+            device.ifname(),
+            device.kind()
+        )));
+    }
+    Ok((parts, device))
+}

@@ -1,0 +1,249 @@
+//! The gRPC service: messages in, the agent's answers out.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status};
+use vwire_proto::dataplane::v1 as pb;
+
+use super::capture::{self, CaptureError, CaptureSpec};
+use super::{Agent, Cause, ChangeError, Link, LinkNotice, PortReport, SentFds};
+use crate::fdpass::Connection;
+use crate::model::{
+    FieldError, Inode, Op, PortName, State, StateError, op_from_proto, state_from_proto, state_to_proto,
+};
+
+/// Most operations of one transaction.
+const MAX_OPS: usize = 4096;
+/// How long a request waits for a descriptor that it names. It was sent before the request, so it is here or will not come.
+const FD_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The agent, shared by all who serve it. All of them run on one thread and hold it only between two awaits, so nobody waits.
+#[derive(Clone)]
+pub struct Shared(Arc<Mutex<Agent>>);
+
+impl Shared {
+    /// Shares `agent`.
+    pub fn new(agent: Agent) -> Self {
+        Self(Arc::new(Mutex::new(agent)))
+    }
+
+    /// The agent.
+    pub fn lock(&self) -> MutexGuard<'_, Agent> {
+        // A panic while it was held is a bug, but the ports it looks after go on, and so should it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The service.
+pub struct Service(pub Shared);
+
+impl From<FieldError> for Status {
+    fn from(error: FieldError) -> Self {
+        Self::invalid_argument(error.to_string())
+    }
+}
+
+impl From<ChangeError> for Status {
+    fn from(error: ChangeError) -> Self {
+        let text = error.to_string();
+        match error {
+            ChangeError::Stale { .. } => Self::failed_precondition(text),
+            ChangeError::State(StateError::NotFound(_)) => Self::not_found(text),
+            ChangeError::State(StateError::TooMany(_)) => Self::resource_exhausted(text),
+            ChangeError::State(_) => Self::invalid_argument(text),
+            ChangeError::Open { error, .. } => match error.cause {
+                Cause::Request => Self::invalid_argument(text),
+                Cause::FdMissing | Cause::System => Self::failed_precondition(text),
+                Cause::Exhausted => Self::resource_exhausted(text),
+                Cause::Engine => Self::internal(text),
+            },
+            ChangeError::Engine(_) => Self::internal(text),
+        }
+    }
+}
+
+impl From<CaptureError> for Status {
+    fn from(error: CaptureError) -> Self {
+        let text = error.to_string();
+        match error {
+            CaptureError::Limit(_) => Self::invalid_argument(text),
+            CaptureError::NoSuchPort(_) => Self::not_found(text),
+            CaptureError::TooMany => Self::resource_exhausted(text),
+        }
+    }
+}
+
+/// The descriptors that a request brought.
+struct Brought {
+    connection: Option<Connection>,
+    named: Vec<Inode>,
+}
+
+impl Brought {
+    fn new<'a>(
+        connection: Option<Connection>,
+        ports: impl Iterator<Item = &'a crate::model::PortSpec>,
+    ) -> Self {
+        let mut named: Vec<Inode> = ports.filter_map(|port| port.needs()).collect();
+        named.sort();
+        named.dedup();
+        Self { connection, named }
+    }
+
+    /// Takes them: those that are needed are waited for. The rest would only be held open.
+    async fn take(&self, needed: &std::collections::BTreeSet<Inode>) -> SentFds {
+        let mut fds = SentFds::new();
+        let Some(connection) = &self.connection else { return fds };
+        for inode in &self.named {
+            let fd = match needed.contains(inode) {
+                true => tokio::time::timeout(FD_PATIENCE, connection.fds.wait(*inode)).await.ok(),
+                false => connection.fds.take(*inode),
+            };
+            fds.extend(fd.map(|fd| (*inode, fd)));
+        }
+        fds
+    }
+}
+
+impl Service {
+    /// Goes to the state that `wanted` gives, twice asked: before and after the descriptors have come, as others may have changed
+    /// the state meanwhile.
+    async fn change(
+        &self,
+        brought: Brought,
+        wanted: impl Fn(&Agent) -> Result<State, ChangeError>,
+    ) -> Result<(u64, Vec<String>), Status> {
+        let needed = {
+            let agent = self.0.lock();
+            agent.needs(&wanted(&agent)?)
+        };
+        let fds = brought.take(&needed).await;
+        let mut agent = self.0.lock();
+        let wanted = wanted(&agent)?;
+        let done = agent.change(wanted, &fds)?;
+        Ok((agent.generation(), done.iter().map(ToString::to_string).collect()))
+    }
+}
+
+fn link_to_proto((port, link): (PortName, Link)) -> pb::Link {
+    pb::Link { port: port.to_string(), up: link.up, reason: link.reason, peer: link.peer }
+}
+
+fn report_to_proto(report: PortReport) -> pb::PortStats {
+    let PortReport { name, kind, up, counters } = report;
+    let drops = counters.drops.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect();
+    let ((rx_packets, rx_bytes), (tx_packets, tx_bytes)) = (counters.rx, counters.tx);
+    pb::PortStats { port: name, kind, up, rx_packets, rx_bytes, tx_packets, tx_bytes, drops }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl pb::dataplane_server::Dataplane for Service {
+    type WatchLinksStream = Streamed<pb::WatchLinksResponse>;
+    type StreamCaptureStream = Streamed<pb::StreamCaptureResponse>;
+
+    async fn apply(&self, request: Request<pb::ApplyRequest>) -> Answer<pb::ApplyResponse> {
+        let connection = request.extensions().get().cloned();
+        let pb::ApplyRequest { base_generation, ops } = request.into_inner();
+        if ops.len() > MAX_OPS {
+            let count = ops.len();
+            return Err(Status::invalid_argument(format!(
+                "ops: at most {MAX_OPS} are possible, not {count}"
+            )));
+        }
+        let ops: Vec<Op> =
+            ops.iter().enumerate().map(|(i, op)| op_from_proto(i, op)).collect::<Result<_, _>>()?;
+        let ports = ops.iter().filter_map(|op| match op {
+            Op::SetPort(_, spec) => Some(spec),
+            _ => None,
+        });
+        let brought = Brought::new(connection, ports);
+        let (generation, _) = self.change(brought, |agent| agent.after(base_generation, ops.clone())).await?;
+        Ok(Response::new(pb::ApplyResponse { generation }))
+    }
+
+    async fn replace(&self, request: Request<pb::ReplaceRequest>) -> Answer<pb::ReplaceResponse> {
+        let connection = request.extensions().get().cloned();
+        let pb::ReplaceRequest { base_generation, state } = request.into_inner();
+        let state =
+            state.ok_or_else(|| Status::invalid_argument("state: is needed, if only an empty one"))?;
+        let state = state_from_proto(&state)?;
+        let brought = Brought::new(connection, state.ports().values());
+        let wanted = |agent: &Agent| agent.check_base(base_generation).map(|()| state.clone());
+        let (generation, changes) = self.change(brought, wanted).await?;
+        Ok(Response::new(pb::ReplaceResponse { generation, changes }))
+    }
+
+    async fn get_snapshot(&self, _: Request<pb::GetSnapshotRequest>) -> Answer<pb::GetSnapshotResponse> {
+        let agent = self.0.lock();
+        Ok(Response::new(pb::GetSnapshotResponse {
+            generation: agent.generation(),
+            state: Some(state_to_proto(agent.state())),
+            links: agent.links().into_iter().map(link_to_proto).collect(),
+        }))
+    }
+
+    async fn watch_links(&self, _: Request<pb::WatchLinksRequest>) -> Answer<Self::WatchLinksStream> {
+        let (initial, changes) = self.0.lock().watch();
+        let links = initial.into_iter().map(link_to_proto).collect();
+        let first = pb::watch_links_response::Event::Initial(pb::Links { links });
+        let first = pb::WatchLinksResponse { event: Some(first) };
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(first)).chain(notices(changes)))))
+    }
+
+    async fn get_stats(&self, request: Request<pb::GetStatsRequest>) -> Answer<pb::GetStatsResponse> {
+        let wanted: std::collections::HashSet<String> = request.into_inner().ports.into_iter().collect();
+        let mut reports = self.0.lock().reports();
+        if let Some(missing) = wanted.iter().find(|name| reports.iter().all(|report| report.name != **name)) {
+            return Err(Status::not_found(format!("there is no port {}", crate::model::shown(missing))));
+        }
+        reports.retain(|report| wanted.is_empty() || wanted.contains(&report.name));
+        Ok(Response::new(pb::GetStatsResponse { ports: reports.into_iter().map(report_to_proto).collect() }))
+    }
+
+    async fn stream_capture(
+        &self,
+        request: Request<pb::StreamCaptureRequest>,
+    ) -> Answer<Self::StreamCaptureStream> {
+        let pb::StreamCaptureRequest { port, snap_len, ring_bytes } = request.into_inner();
+        let port = port.parse().map_err(|error| Status::invalid_argument(format!("port: {error}")))?;
+        let pieces =
+            capture::start(&self.0, CaptureSpec::new(port, snap_len as usize, ring_bytes as usize)?)?;
+        let pieces = ReceiverStream::new(pieces).map(|pcapng| Ok(pb::StreamCaptureResponse { pcapng }));
+        Ok(Response::new(Box::pin(pieces)))
+    }
+}
+
+/// The changes as messages, until the caller is too slow for them.
+fn notices(changes: broadcast::Receiver<LinkNotice>) -> Streamed<pb::WatchLinksResponse> {
+    use pb::watch_links_response::Event;
+    use tokio_stream::wrappers::errors::BroadcastStreamRecvError::Lagged;
+    let mut behind = false;
+    let changes = tokio_stream::wrappers::BroadcastStream::new(changes);
+    Box::pin(changes.map_while(move |notice| {
+        if behind {
+            return None;
+        }
+        Some(match notice {
+            Ok(LinkNotice::Changed(port, link)) => {
+                Ok(pb::WatchLinksResponse { event: Some(Event::Changed(link_to_proto((port, link)))) })
+            }
+            Ok(LinkNotice::Removed(port)) => {
+                Ok(pb::WatchLinksResponse { event: Some(Event::Removed(port.to_string())) })
+            }
+            Err(Lagged(missed)) => {
+                behind = true;
+                Err(Status::resource_exhausted(format!(
+                    "{missed} changes came faster than they were read; watch again"
+                )))
+            }
+        })
+    }))
+}

@@ -1,0 +1,324 @@
+//! What the engine is asked to be: ports by name, and which of them are cross-connected. A [`State`] that exists is consistent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+mod kinds;
+mod proto;
+mod value;
+
+pub use kinds::{KernelSpec, MemifSpec, Mode, PipeSpec, Role, VxlanSpec};
+pub use proto::{FieldError, op_from_proto, state_from_proto, state_to_proto};
+pub(crate) use value::shown;
+pub use value::{
+    BufferSize, ControlSocket, IfName, Inode, Invalid, Mtu, Netns, PortName, Prefix, Queues, RingSize,
+    Secret, UdpPort, UnderlayMtu, Vni,
+};
+
+/// What a port is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PortSpec {
+    /// Shared memory with another process.
+    Memif(MemifSpec),
+    /// A network interface.
+    Kernel(KernelSpec),
+    /// A tunnel.
+    Vxlan(VxlanSpec),
+    /// One end of an in-process pipe.
+    Pipe(PipeSpec),
+}
+
+/// Two ports joined: frames that enter one leave by the other. The same two in any order are the same cross-connect.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Xconnect(PortName, PortName);
+
+impl Xconnect {
+    /// Joins two ports.
+    ///
+    /// # Errors
+    /// If both are the same.
+    pub fn new(a: PortName, b: PortName) -> Result<Self, Invalid> {
+        match a.cmp(&b) {
+            std::cmp::Ordering::Less => Ok(Self(a, b)),
+            std::cmp::Ordering::Greater => Ok(Self(b, a)),
+            std::cmp::Ordering::Equal => {
+                Err(Invalid(format!("port {a} can't be cross-connected with itself")))
+            }
+        }
+    }
+
+    /// The two ports.
+    pub fn ends(&self) -> [&PortName; 2] {
+        [&self.0, &self.1]
+    }
+
+    /// The port at the other end, if `port` is at one.
+    pub fn peer(&self, port: &PortName) -> Option<&PortName> {
+        match port {
+            _ if *port == self.0 => Some(&self.1),
+            _ if *port == self.1 => Some(&self.0),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Xconnect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} - {}", self.0, self.1)
+    }
+}
+
+/// Something outside the engine that only one port can have.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Claim {
+    /// A memif interface, as server or as client.
+    Memif(bool, ControlSocket, u32),
+    /// A network interface.
+    Kernel(Option<Netns>, IfName),
+    /// What a tunnel's datagrams are known by.
+    Vxlan(SocketAddr, u32, IpAddr),
+    /// A pipe, which has two ends.
+    Pipe(PortName),
+}
+
+impl Claim {
+    /// How many ports may have it.
+    pub fn shares(&self) -> usize {
+        if matches!(self, Claim::Pipe(_)) { 2 } else { 1 }
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Claim::Memif(_, socket, id) => write!(f, "memif {socket} id {id}"),
+            Claim::Kernel(Some(netns), name) => write!(f, "interface {} in {netns}", name.as_str()),
+            Claim::Kernel(None, name) => write!(f, "interface {}", name.as_str()),
+            Claim::Vxlan(local, vni, remote) => write!(f, "vni {vni} from {local} to {remote}"),
+            Claim::Pipe(pipe) => write!(f, "pipe {pipe}"),
+        }
+    }
+}
+
+impl PortSpec {
+    /// The kind's name, as in configuration and metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Memif(_) => "memif",
+            Self::Kernel(_) => "kernel",
+            Self::Vxlan(_) => "vxlan",
+            Self::Pipe(_) => "pipe",
+        }
+    }
+
+    /// What only this port can have.
+    pub fn claim(&self) -> Option<Claim> {
+        Some(match self {
+            Self::Memif(memif) => Claim::Memif(memif.role == Role::Server, memif.socket.clone(), memif.id),
+            // Where the interface lives is its owner's matter, and names are unique only there.
+            Self::Kernel(KernelSpec { device: Some(_), .. }) => return None,
+            Self::Kernel(kernel) => Claim::Kernel(kernel.netns.clone(), kernel.ifname.clone()),
+            Self::Vxlan(vxlan) => Claim::Vxlan(vxlan.underlay(), vxlan.vni.get(), vxlan.remote),
+            Self::Pipe(pipe) => Claim::Pipe(pipe.pipe.clone()),
+        })
+    }
+
+    /// What the port's frames begin with.
+    pub fn mode(&self) -> Mode {
+        match self {
+            Self::Memif(memif) => memif.mode,
+            Self::Kernel(kernel) => kernel.mode,
+            Self::Vxlan(_) | Self::Pipe(_) => Mode::Ethernet,
+        }
+    }
+
+    /// The descriptor that must come with a request that makes this port.
+    pub fn needs(&self) -> Option<Inode> {
+        match self {
+            Self::Memif(MemifSpec { socket: ControlSocket::Sent(inode), .. })
+            | Self::Kernel(KernelSpec { netns: Some(Netns::Sent(inode)), .. })
+            | Self::Kernel(KernelSpec { device: Some(inode), .. }) => Some(*inode),
+            _ => None,
+        }
+    }
+}
+
+/// Why a state is not consistent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// More than the engine has room for.
+    #[error("{0} ports are too many; the limit is {max}", max = State::MAX_PORTS)]
+    TooMany(usize),
+    /// Two ports of one name.
+    #[error("port {0} is there twice")]
+    Twice(PortName),
+    /// Two ports that want what only one can have.
+    #[error("ports {first} and {second} both want {claim}")]
+    Contested {
+        /// The one.
+        first: PortName,
+        /// The other.
+        second: PortName,
+        /// What they want.
+        claim: Claim,
+    },
+    /// A cross-connect that names a port that is not there.
+    #[error("xconnect {xconnect}: there is no port {missing}")]
+    NoSuchPort {
+        /// The cross-connect.
+        xconnect: Xconnect,
+        /// What is missing.
+        missing: PortName,
+    },
+    /// A port in two cross-connects.
+    #[error("port {port} can be in one xconnect, not in both {first} and {second}")]
+    Joined {
+        /// The port.
+        port: PortName,
+        /// The one.
+        first: Xconnect,
+        /// The other.
+        second: Xconnect,
+    },
+    /// Frames with and without an Ethernet header can't be exchanged.
+    #[error(
+        "xconnect {0}: one port's frames begin with an Ethernet header (mode = \"ethernet\"), the other's with IP (mode = \"ip\")"
+    )]
+    Modes(Xconnect),
+    /// Something to be removed is not there.
+    #[error("there is no {0}")]
+    NotFound(String),
+}
+
+/// A change to a [`State`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Adds or replaces a port.
+    SetPort(PortName, PortSpec),
+    /// Removes a port.
+    RemovePort(PortName),
+    /// Joins two ports.
+    AddXconnect(Xconnect),
+    /// Separates them.
+    RemoveXconnect(Xconnect),
+}
+
+/// All that the engine is asked to be.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct State {
+    ports: BTreeMap<PortName, PortSpec>,
+    xconnects: BTreeSet<Xconnect>,
+}
+
+impl State {
+    /// Most ports of one engine; the statistics segment has a slot for each, and for their underlays.
+    pub const MAX_PORTS: usize = 4000;
+
+    /// The state of these ports and cross-connects.
+    ///
+    /// # Errors
+    /// [`StateError`] if they don't fit together.
+    pub fn new(
+        ports: impl IntoIterator<Item = (PortName, PortSpec)>,
+        xconnects: impl IntoIterator<Item = Xconnect>,
+    ) -> Result<Self, StateError> {
+        let mut state = Self::default();
+        for (name, spec) in ports {
+            if state.ports.insert(name.clone(), spec).is_some() {
+                return Err(StateError::Twice(name));
+            }
+        }
+        state.xconnects.extend(xconnects);
+        state.check()?;
+        Ok(state)
+    }
+
+    /// The ports by name.
+    pub fn ports(&self) -> &BTreeMap<PortName, PortSpec> {
+        &self.ports
+    }
+
+    /// The cross-connects.
+    pub fn xconnects(&self) -> &BTreeSet<Xconnect> {
+        &self.xconnects
+    }
+
+    /// The state after `ops`.
+    ///
+    /// # Errors
+    /// [`StateError`] if an operation removes what is not there, or the result is not consistent.
+    pub fn after(&self, ops: impl IntoIterator<Item = Op>) -> Result<Self, StateError> {
+        let mut state = self.clone();
+        for op in ops {
+            state.apply(op)?;
+        }
+        state.check()?;
+        Ok(state)
+    }
+
+    fn apply(&mut self, op: Op) -> Result<(), StateError> {
+        let found = match op {
+            Op::SetPort(name, spec) => {
+                self.ports.insert(name, spec);
+                Ok(())
+            }
+            Op::RemovePort(name) => self.ports.remove(&name).map(drop).ok_or(format!("port {name}")),
+            Op::AddXconnect(xconnect) => {
+                self.xconnects.insert(xconnect);
+                Ok(())
+            }
+            Op::RemoveXconnect(xconnect) => {
+                self.xconnects.remove(&xconnect).then_some(()).ok_or(format!("xconnect {xconnect}"))
+            }
+        };
+        found.map_err(StateError::NotFound)
+    }
+
+    fn check(&self) -> Result<(), StateError> {
+        if self.ports.len() > Self::MAX_PORTS {
+            return Err(StateError::TooMany(self.ports.len()));
+        }
+        self.check_claims()?;
+        self.check_xconnects()
+    }
+
+    fn check_claims(&self) -> Result<(), StateError> {
+        let mut holders: BTreeMap<Claim, Vec<&PortName>> = BTreeMap::new();
+        for (name, spec) in &self.ports {
+            let Some(claim) = spec.claim() else { continue };
+            let room = claim.shares();
+            let holders = holders.entry(claim.clone()).or_default();
+            if holders.len() >= room {
+                let (first, second) = (holders[0].clone(), name.clone());
+                return Err(StateError::Contested { first, second, claim });
+            }
+            holders.push(name);
+        }
+        Ok(())
+    }
+
+    fn check_xconnects(&self) -> Result<(), StateError> {
+        let mut joined: BTreeMap<&PortName, &Xconnect> = BTreeMap::new();
+        for xconnect in &self.xconnects {
+            for port in xconnect.ends() {
+                if !self.ports.contains_key(port) {
+                    let (xconnect, missing) = (xconnect.clone(), port.clone());
+                    return Err(StateError::NoSuchPort { xconnect, missing });
+                }
+                if let Some(first) = joined.insert(port, xconnect) {
+                    let (port, first, second) = (port.clone(), first.clone(), xconnect.clone());
+                    return Err(StateError::Joined { port, first, second });
+                }
+            }
+            let [a, b] = xconnect.ends().map(|end| self.ports.get(end).map(PortSpec::mode));
+            if a != b {
+                return Err(StateError::Modes(xconnect.clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+//! Between the API's messages and the model. Errors name the field as the caller wrote it.
+
+use std::net::IpAddr;
+
+use vwire_proto::dataplane::v1 as pb;
+
+use super::value::{Invalid, shown};
+use super::{
+    KernelSpec, MemifSpec, Mode, Op, PipeSpec, PortName, PortSpec, Role, State, StateError, VxlanSpec,
+    Xconnect,
+};
+
+/// A field of a request that won't do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {reason}")]
+pub struct FieldError {
+    /// Where it is, like `state.ports[2].vxlan.vni`.
+    pub field: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl FieldError {
+    fn new(field: impl Into<String>, reason: impl ToString) -> Self {
+        Self { field: field.into(), reason: reason.to_string() }
+    }
+
+    /// The same error of a field that is inside `outer`.
+    fn inside(mut self, outer: impl AsRef<str>) -> Self {
+        self.field = format!("{}.{}", outer.as_ref(), self.field);
+        self
+    }
+}
+
+/// Names the field that a value came from.
+trait InField<T> {
+    fn field(self, name: &str) -> Result<T, FieldError>;
+}
+
+impl<T> InField<T> for Result<T, Invalid> {
+    fn field(self, name: &str) -> Result<T, FieldError> {
+        self.map_err(|invalid| FieldError::new(name, invalid))
+    }
+}
+
+/// A number, or its default if it is 0.
+fn number<T: TryFrom<i64, Error = Invalid> + Default>(raw: u32, name: &str) -> Result<T, FieldError> {
+    if raw == 0 { Ok(T::default()) } else { T::try_from(i64::from(raw)).field(name) }
+}
+
+fn mode(raw: i32) -> Result<Mode, FieldError> {
+    match pb::Mode::try_from(raw) {
+        Ok(pb::Mode::Unspecified | pb::Mode::Ethernet) => Ok(Mode::Ethernet),
+        Ok(pb::Mode::Ip) => Ok(Mode::Ip),
+        Err(_) => Err(FieldError::new("mode", format!("there is no mode {raw}"))),
+    }
+}
+
+fn memif(raw: &pb::Memif) -> Result<MemifSpec, FieldError> {
+    let role = match pb::memif::Role::try_from(raw.role) {
+        Ok(pb::memif::Role::Server) => Role::Server,
+        Ok(pb::memif::Role::Client) => Role::Client,
+        _ => return Err(FieldError::new("role", "is needed: ROLE_SERVER or ROLE_CLIENT")),
+    };
+    Ok(MemifSpec {
+        role,
+        socket: raw.socket.parse().field("socket")?,
+        id: raw.id,
+        mode: mode(raw.mode)?,
+        secret: raw.secret.parse().field("secret")?,
+        queues: number(raw.queues, "queues")?,
+        ring_size: number(raw.ring_size, "ring_size")?,
+        buffer_size: number(raw.buffer_size, "buffer_size")?,
+    })
+}
+
+fn kernel(raw: &pb::Kernel) -> Result<KernelSpec, FieldError> {
+    let netns = if raw.netns.is_empty() { None } else { Some(raw.netns.parse().field("netns")?) };
+    let address = |(i, text): (usize, &String)| text.parse().field(&format!("addresses[{i}]"));
+    let spec = KernelSpec {
+        ifname: raw.ifname.parse().field("ifname")?,
+        netns,
+        addresses: raw.addresses.iter().enumerate().map(address).collect::<Result<_, _>>()?,
+        mtu: number(raw.mtu, "mtu")?,
+        mode: mode(raw.mode)?,
+        queues: number(raw.queues, "queues")?,
+        device: if raw.device.is_empty() { None } else { Some(raw.device.parse().field("device")?) },
+    };
+    spec.checked().map_err(split)
+}
+
+fn vxlan(raw: &pb::Vxlan) -> Result<VxlanSpec, FieldError> {
+    let address = |text: &str, name: &str| -> Result<IpAddr, FieldError> {
+        text.parse().map_err(|_| FieldError::new(name, format!("{} is not an IP address", shown(text))))
+    };
+    let spec = VxlanSpec {
+        vni: i64::from(raw.vni).try_into().field("vni")?,
+        local: address(&raw.local, "local")?,
+        remote: address(&raw.remote, "remote")?,
+        port: number(raw.port, "port")?,
+        underlay_mtu: match raw.underlay_mtu {
+            0 => None,
+            mtu => Some(i64::from(mtu).try_into().field("underlay_mtu")?),
+        },
+    };
+    spec.checked().map_err(split)
+}
+
+/// The checks across fields begin their reason with the field's name.
+fn split(Invalid(reason): Invalid) -> FieldError {
+    match reason.split_once(": ") {
+        Some((field, reason)) => FieldError::new(field, reason),
+        None => FieldError::new("kind", reason),
+    }
+}
+
+fn port(raw: &pb::Port) -> Result<(PortName, PortSpec), FieldError> {
+    let name = raw.name.parse().field("name")?;
+    let spec = match &raw.kind {
+        Some(pb::port::Kind::Memif(raw)) => PortSpec::Memif(memif(raw).map_err(|e| e.inside("memif"))?),
+        Some(pb::port::Kind::Kernel(raw)) => PortSpec::Kernel(kernel(raw).map_err(|e| e.inside("kernel"))?),
+        Some(pb::port::Kind::Vxlan(raw)) => PortSpec::Vxlan(vxlan(raw).map_err(|e| e.inside("vxlan"))?),
+        Some(pb::port::Kind::Pipe(raw)) => {
+            PortSpec::Pipe(PipeSpec { pipe: raw.pipe.parse().field("pipe.pipe")? })
+        }
+        None => return Err(FieldError::new("kind", "is needed: memif, kernel, vxlan or pipe")),
+    };
+    Ok((name, spec))
+}
+
+fn xconnect(raw: &pb::Xconnect) -> Result<Xconnect, FieldError> {
+    Xconnect::new(raw.a.parse().field("a")?, raw.b.parse().field("b")?).field("b")
+}
+
+/// The operation that a message describes; `i` is its place in the request.
+///
+/// # Errors
+/// [`FieldError`] with the field that won't do.
+pub fn op_from_proto(i: usize, raw: &pb::Op) -> Result<Op, FieldError> {
+    use pb::op::Op as Raw;
+    let (field, op) = match &raw.op {
+        Some(Raw::SetPort(raw)) => ("set_port", port(raw).map(|(name, spec)| Op::SetPort(name, spec))),
+        Some(Raw::RemovePort(raw)) => {
+            return raw.parse().map(Op::RemovePort).field(&format!("ops[{i}].remove_port"));
+        }
+        Some(Raw::AddXconnect(raw)) => ("add_xconnect", xconnect(raw).map(Op::AddXconnect)),
+        Some(Raw::RemoveXconnect(raw)) => ("remove_xconnect", xconnect(raw).map(Op::RemoveXconnect)),
+        None => return Err(FieldError::new(format!("ops[{i}]"), "says nothing to do")),
+    };
+    op.map_err(|error| error.inside(format!("ops[{i}].{field}")))
+}
+
+/// The state that a message describes.
+///
+/// # Errors
+/// [`FieldError`] with the field that won't do, or with `state` if its parts don't fit together.
+pub fn state_from_proto(raw: &pb::State) -> Result<State, FieldError> {
+    let mut ports = Vec::with_capacity(raw.ports.len().min(State::MAX_PORTS));
+    for (i, raw) in raw.ports.iter().enumerate() {
+        ports.push(port(raw).map_err(|error| error.inside(format!("state.ports[{i}]")))?);
+    }
+    let mut xconnects = Vec::with_capacity(raw.xconnects.len().min(State::MAX_PORTS));
+    for (i, raw) in raw.xconnects.iter().enumerate() {
+        xconnects.push(xconnect(raw).map_err(|error| error.inside(format!("state.xconnects[{i}]")))?);
+    }
+    State::new(ports, xconnects).map_err(|error: StateError| FieldError::new("state", error))
+}
+
+/// The message that describes `state`. Secrets are left out.
+pub fn state_to_proto(state: &State) -> pb::State {
+    let port = |(name, spec): (&PortName, &PortSpec)| pb::Port {
+        name: name.to_string(),
+        kind: Some(kind_to_proto(spec)),
+    };
+    let xconnect = |xconnect: &Xconnect| {
+        let [a, b] = xconnect.ends().map(PortName::to_string);
+        pb::Xconnect { a, b }
+    };
+    pb::State {
+        ports: state.ports().iter().map(port).collect(),
+        xconnects: state.xconnects().iter().map(xconnect).collect(),
+    }
+}
+
+fn mode_to_proto(mode: Mode) -> i32 {
+    match mode {
+        Mode::Ethernet => pb::Mode::Ethernet.into(),
+        Mode::Ip => pb::Mode::Ip.into(),
+    }
+}
+
+fn kind_to_proto(spec: &PortSpec) -> pb::port::Kind {
+    match spec {
+        PortSpec::Memif(memif) => pb::port::Kind::Memif(pb::Memif {
+            role: match memif.role {
+                Role::Server => pb::memif::Role::Server.into(),
+                Role::Client => pb::memif::Role::Client.into(),
+            },
+            socket: memif.socket.to_string(),
+            id: memif.id,
+            mode: mode_to_proto(memif.mode),
+            secret: String::new(),
+            queues: memif.queues.get().into(),
+            ring_size: memif.ring_size.get(),
+            buffer_size: memif.buffer_size.get(),
+        }),
+        PortSpec::Kernel(kernel) => pb::port::Kind::Kernel(pb::Kernel {
+            ifname: kernel.ifname.as_str().to_owned(),
+            netns: kernel.netns.as_ref().map(ToString::to_string).unwrap_or_default(),
+            addresses: kernel.addresses.iter().map(ToString::to_string).collect(),
+            mtu: kernel.mtu.get().into(),
+            mode: mode_to_proto(kernel.mode),
+            queues: kernel.queues.get().into(),
+            device: kernel.device.map(|inode| inode.to_string()).unwrap_or_default(),
+        }),
+        PortSpec::Vxlan(vxlan) => pb::port::Kind::Vxlan(pb::Vxlan {
+            vni: vxlan.vni.get(),
+            local: vxlan.local.to_string(),
+            remote: vxlan.remote.to_string(),
+            port: vxlan.port.get().into(),
+            underlay_mtu: vxlan.underlay_mtu.map_or(0, |mtu| mtu.get().into()),
+        }),
+        PortSpec::Pipe(pipe) => pb::port::Kind::Pipe(pb::Pipe { pipe: pipe.pipe.to_string() }),
+    }
+}
