@@ -49,7 +49,7 @@ impl<'a> FrameSink<'a> for Tally {
 /// One end of some traffic.
 pub enum End {
     /// A connected memif interface.
-    Memif(MemifEnd),
+    Memif(Box<MemifEnd>),
     /// Tunnels of one underlay.
     Tunnels(Box<TunnelEnd>),
 }
@@ -65,7 +65,7 @@ impl End {
             return Ok(vec![Self::Tunnels(Box::new(TunnelEnd::open(tunnels)?))]);
         }
         let (path, ids) = text.rsplit_once(':').unwrap_or((text, "0"));
-        range(ids)?.map(|id| Ok(Self::Memif(MemifEnd::connect(path, id, shape)?))).collect()
+        range(ids)?.map(|id| Ok(Self::Memif(Box::new(MemifEnd::connect(path, id, shape)?)))).collect()
     }
 
     /// Says what [`End::send`] sends, again and again.
@@ -140,7 +140,9 @@ impl MemifEnd {
             for event in dialer.process() {
                 if let Event::Connected { link, .. } = event {
                     let (tx, rx) = (link.tx.into_iter().next(), link.rx.into_iter().next());
-                    let (Some(tx), Some(rx)) = (tx, rx) else { return Err("the server gave no rings".into()) };
+                    let (Some(tx), Some(rx)) = (tx, rx) else {
+                        return Err("the server gave no rings".into());
+                    };
                     return Ok(Self { _dialer: dialer, tx, rx });
                 }
             }
@@ -174,10 +176,13 @@ const UNDERLAY: PortIndex = PortIndex(0);
 impl TunnelEnd {
     fn open(text: &str) -> Result<Self, Box<dyn Error>> {
         let parts: Vec<&str> = text.split('/').collect();
-        let [local, remote, vnis] = parts[..] else { return Err(format!("vxlan/{text}: three parts").into()) };
+        let [local, remote, vnis] = parts[..] else {
+            return Err(format!("vxlan/{text}: three parts").into());
+        };
         let local = SocketAddr::new(local.parse::<IpAddr>()?, vxlan::PORT);
         let remote = SocketAddr::new(remote.parse()?, vxlan::PORT);
-        let underlay = UdpUnderlay::open(&UdpSpec { receive_buffer: 32 << 20, ..UdpSpec::new(UNDERLAY, local) })?;
+        let underlay =
+            UdpUnderlay::open(&UdpSpec { receive_buffer: 32 << 20, ..UdpSpec::new(UNDERLAY, local) })?;
         let max_frame = underlay.mtu.max_frame(remote.ip())?;
         let (mut tables, mut tunnels) = (Tables::default(), Vec::new());
         for (number, vni) in range(vnis)?.enumerate() {

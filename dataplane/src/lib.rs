@@ -18,12 +18,16 @@
 //! | [`fdpass`] | file descriptors beside a byte stream |
 //! | [`stats`] | the shared-memory segment of counters |
 
+#[cfg(not(loom))]
 pub mod agent;
 pub mod burst;
+#[cfg(not(loom))]
 pub mod config;
 pub mod doorbell;
 pub mod engine;
+#[cfg(not(loom))]
 pub mod fdpass;
+#[cfg(not(loom))]
 pub mod model;
 pub mod netns;
 pub mod offload;

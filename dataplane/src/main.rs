@@ -78,7 +78,9 @@ fn engine(
 fn start_log(log: &Log) -> Result<(), String> {
     let filter: tracing_subscriber::EnvFilter =
         log.filter.parse().map_err(|error| format!("{:?}: {error}", log.filter))?;
-    let to_stderr = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let to_stderr =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     match log.format {
         LogFormat::Text => to_stderr.init(),
         LogFormat::Json => to_stderr.json().init(),

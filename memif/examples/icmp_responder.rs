@@ -1,4 +1,5 @@
-//! A host on a memif interface that answers ARP, neighbour solicitations and pings, in either role and both modes.
+//! A host on a memif interface that answers ARP, neighbour solicitations and pings, in either role and both
+//! modes.
 //!
 //! ```text
 //! icmp_responder --role server --socket /tmp/m.sock --address 10.60.1.2/30 --address fd60::2/64

@@ -6,13 +6,14 @@ use std::str::FromStr;
 
 use rustix::net::SocketAddrUnix;
 
-/// Bytes of `sun_path`, of which a path leaves one for its terminating NUL, and an abstract name one for its leading NUL.
+/// Bytes of `sun_path`, of which a path leaves one for its terminating NUL, and an abstract name one for its
+/// leading NUL.
 const SUN_PATH: usize = 108;
 
 /// The address of a control socket. As a string, `@name` is abstract and all else a path.
 ///
-/// An abstract socket lives in the network namespace of the process that bound it, and is open to every process there. Its
-/// name has no terminating NUL on the wire, as in VPP, libmemif and DPDK since 21.11.
+/// An abstract socket lives in the network namespace of the process that bound it, and is open to every
+/// process there. Its name has no terminating NUL on the wire, as in VPP, libmemif and DPDK since 21.11.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
     /// A socket file.

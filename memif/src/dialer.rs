@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use crate::address::Address;
 use crate::handshake::{
-    Attached, ClientHandshake, ClientStep, HandshakeError, Introduction, Mode, RingCounts,
+    Agreed, Attached, ClientHandshake, ClientStep, HandshakeError, Introduction, Mode, RingCounts,
 };
 use crate::link::{DisconnectReason, Event, Link};
 use crate::listener::{send_failed, take_live};
 use crate::message::{AddRing, Message, MessageError, Name, Secret};
 use crate::poller::Poller;
-use crate::queue::{ClientMemory, ClientShape};
+use crate::queue::{ClientMemory, ClientMemoryError, ClientShape};
 use crate::region::HugePages;
 use crate::ring::{Direction, RingHeader};
 use crate::socket::{ControlSocket, PeerCredentials, Received, SocketError, failed};
@@ -34,8 +34,8 @@ pub struct DialerConfig {
     pub program: Name,
     /// What this side calls the interface.
     pub interface: Name,
-    /// Rings each way; fewer if the server allows fewer. More than 1 only where the server is known to have as many: HELLO
-    /// tells what its program can do, not what it is configured for.
+    /// Rings each way; fewer if the server allows fewer. More than 1 only where the server is known to have
+    /// as many: HELLO tells what its program can do, not what it is configured for.
     pub rings: RingCounts,
     /// Slots of each ring as log2, 1 to 15; fewer if the server allows fewer.
     pub log2_ring: u8,
@@ -75,6 +75,14 @@ impl DialerConfig {
             first_retry: Duration::from_millis(100),
             last_retry: Duration::from_secs(2),
         }
+    }
+
+    /// Whether memory for this configuration can be made, so that a bad value is found before a server is.
+    ///
+    /// # Errors
+    /// What is wrong with ring or buffer sizes, and what is possible.
+    pub fn check(&self) -> Result<(), ClientMemoryError> {
+        shape(self, Agreed { rings: self.rings, log2_ring: self.log2_ring }).check()
     }
 
     fn introduction(&self) -> Introduction {
@@ -125,7 +133,8 @@ enum OurFd {
 }
 
 impl Dialer {
-    /// A client that connects to `address`, now (on the first [`process`](Self::process)) and whenever the connection is lost.
+    /// A client that connects to `address`, now (on the first [`process`](Self::process)) and whenever the
+    /// connection is lost.
     ///
     /// # Errors
     /// If the system has no descriptors left.
@@ -136,7 +145,8 @@ impl Dialer {
         Ok(dialer)
     }
 
-    /// A client on a socket that somebody else connected. When that connection ends, it is [`finished`](Self::is_finished).
+    /// A client on a socket that somebody else connected. When that connection ends, it is
+    /// [`finished`](Self::is_finished).
     ///
     /// # Errors
     /// [`SocketError::Unsuitable`] if it is no connected SOCK_SEQPACKET unix socket.
@@ -160,8 +170,8 @@ impl Dialer {
         matches!(self.state, State::Idle(None))
     }
 
-    /// Ends the connection, telling the server `reason` (cut to 95 bytes). No event follows. A dialer with an address connects
-    /// again after the first wait; drop it to stop. `false` if there was no connection.
+    /// Ends the connection, telling the server `reason` (cut to 95 bytes). No event follows. A dialer with an
+    /// address connects again after the first wait; drop it to stop. `false` if there was no connection.
     pub fn disconnect(&mut self, reason: &str) -> bool {
         let connected = match &self.state {
             State::Idle(_) => return false,
@@ -391,7 +401,7 @@ fn announcement(memory: &ClientMemory) -> Announcement {
     (regions.collect(), rings.collect())
 }
 
-fn shape(config: &DialerConfig, agreed: crate::handshake::Agreed) -> ClientShape {
+fn shape(config: &DialerConfig, agreed: Agreed) -> ClientShape {
     ClientShape {
         to_server: agreed.rings.c2s,
         to_client: agreed.rings.s2c,

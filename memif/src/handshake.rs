@@ -1,7 +1,7 @@
 //! The handshake of both roles as state machines without I/O: a message goes in, what to do comes out.
 //!
-//! The protocol is lock-step: a client sends one message for each it receives, so a handshake is a list of pairs and a
-//! test of it needs no socket. `F` stands for a file descriptor; tests and fuzzers use a number.
+//! The protocol is lock-step: a client sends one message for each it receives, so a handshake is a list of
+//! pairs and a test of it needs no socket. `F` stands for a file descriptor; tests and fuzzers use a number.
 //!
 //! ```text
 //! client                          server
@@ -37,7 +37,8 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// The mode with this number in INIT. `None` for 2, punt/inject, which nobody serves, and for the unknown.
+    /// The mode with this number in INIT. `None` for 2, punt/inject, which nobody serves, and for the
+    /// unknown.
     pub const fn from_wire(number: u8) -> Option<Self> {
         match number {
             0 => Some(Mode::Ethernet),

@@ -1,11 +1,11 @@
 //! memif 2.0: packets between two processes of one machine through shared memory.
 //!
-//! **Roles.** The *server* listens on a control socket and offers interfaces, each under an id; a *client* connects to one of
-//! them. (The protocol's authors say master and slave.) Once both agree, packets flow without the kernel; the socket only tells
-//! when the other side has gone.
+//! **Roles.** The *server* listens on a control socket and offers interfaces, each under an id; a *client*
+//! connects to one of them. (The protocol's authors say master and slave.) Once both agree, packets flow
+//! without the kernel; the socket only tells when the other side has gone.
 //!
-//! **Regions** are shared memory files. The client makes them all and announces them; the server maps them. Descriptors
-//! address a byte by region and offset.
+//! **Regions** are shared memory files. The client makes them all and announces them; the server maps them.
+//! Descriptors address a byte by region and offset.
 //!
 //! **Rings** lie in regions, each for one direction, each an array of descriptors with two indices:
 //!
@@ -20,13 +20,13 @@
 //! | a packet's bytes | whoever sends it | whoever receives it |
 //! | eventfd of a ring | whoever sends its packets, if not asked to let it be | whoever sleeps |
 //!
-//! The table says who *should*: a peer may write anywhere in shared memory at any time, so nothing read from there is trusted
-//! (see [`queue`]), and packets are copied before they are looked at (see [`bytes`]).
+//! The table says who *should*: a peer may write anywhere in shared memory at any time, so nothing read from
+//! there is trusted (see [`queue`]), and packets are copied before they are looked at (see [`bytes`]).
 //!
 //! # Use
 //!
-//! A [`Listener`] or a [`Dialer`] is a descriptor to poll and a `process()` that never waits. It yields a [`Link`] with the
-//! queues of a connection; whoever owns those moves packets in any thread it likes.
+//! A [`Listener`] or a [`Dialer`] is a descriptor to poll and a `process()` that never waits. It yields a
+//! [`Link`] with the queues of a connection; whoever owns those moves packets in any thread it likes.
 //!
 //! ```
 //! use std::os::fd::AsFd;
@@ -59,9 +59,9 @@
 //!
 //! # Modules
 //!
-//! [`message`] is the bytes of the control protocol, [`handshake`] its state machines without I/O; [`region`] maps memory,
-//! [`ring`] finds its way in it, [`queue`] moves packets. `unsafe` is in [`bytes`], [`region`], [`ring`], [`queue`],
-//! [`sigbus`] and, for one system call, in the socket's file.
+//! [`message`] is the bytes of the control protocol, [`handshake`] its state machines without I/O; [`region`]
+//! maps memory, [`ring`] finds its way in it, [`queue`] moves packets. `unsafe` is in [`bytes`], [`region`],
+//! [`ring`], [`queue`], [`sigbus`] and, for one system call, in the socket's file.
 
 pub mod address;
 pub mod bytes;

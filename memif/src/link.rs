@@ -5,9 +5,9 @@ use crate::message::{Name, Reason};
 use crate::queue::{Queues, RxQueue, TxQueue};
 use crate::socket::PeerCredentials;
 
-/// A live connection's queues. They keep the shared memory mapped; the control socket stays with the [`Listener`](crate::Listener)
-/// or [`Dialer`](crate::Dialer), which reports the end of the connection as [`Event::Disconnected`]. Drop the link then: no
-/// packet comes or goes any more.
+/// A live connection's queues. They keep the shared memory mapped; the control socket stays with the
+/// [`Listener`](crate::Listener) or [`Dialer`](crate::Dialer), which reports the end of the connection as
+/// [`Event::Disconnected`]. Drop the link then: no packet comes or goes any more.
 #[derive(Debug)]
 pub struct Link {
     /// What the frames are.

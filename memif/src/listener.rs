@@ -1,79 +1,36 @@
 //! The server role: one control socket, any number of interfaces on it, and whoever connects to them.
 
+mod config;
+mod interfaces;
+
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+pub use config::{InterfaceConfig, ListenerConfig};
+use interfaces::Interfaces;
+
 use crate::address::Address;
-use crate::handshake::{
-    Admission, Attached, Directory, HandshakeError, Mode, Offer, OfferedRing, PeerLimits, ServerHandshake,
-    ServerStep,
-};
-use crate::link::{DisconnectReason, Event, Link};
-use crate::message::{Kind, Message, MessageError, Name, Secret};
+use crate::handshake::{Attached, HandshakeError, ServerHandshake, ServerStep};
+use crate::link::{DisconnectReason, Event};
+use crate::message::{Kind, Message, MessageError};
 use crate::poller::Poller;
-use crate::queue::server_queues;
-use crate::region::{Limits, Region};
-use crate::ring::{Direction, RingSpec};
 use crate::socket::{ControlSocket, ListeningSocket, PeerCredentials, Received, SocketError, failed};
 
 /// The listening socket's token; connections count from the next.
 const LISTENER: u64 = 0;
-/// Connections accepted in one round. Fewer than may be pending, so that a newcomer is heard before a flood displaces it.
+/// Connections accepted in one round. Fewer than may be pending, so that a newcomer is heard before a flood
+/// displaces it.
 const ACCEPTS_PER_ROUND: usize = 8;
 /// Messages taken from one connection in one round.
 const MESSAGES_PER_ROUND: usize = 16;
 /// How long no connection is accepted after the system had no descriptor or no memory for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How a listener treats those who connect.
-#[derive(Debug, Clone)]
-pub struct ListenerConfig {
-    /// What this program calls itself in HELLO.
-    pub program: Name,
-    /// The only user whose processes may connect; any if `None`.
-    pub expected_uid: Option<u32>,
-    /// Handshakes under way at once. One more displaces the oldest that has not named its interface yet, of the process that
-    /// has most of them.
-    pub max_pending: usize,
-    /// Time from connecting to CONNECT.
-    pub handshake_timeout: Duration,
-}
-
-impl Default for ListenerConfig {
-    fn default() -> Self {
-        Self {
-            program: Name::cut("vwire memif"),
-            expected_uid: None,
-            max_pending: 16,
-            handshake_timeout: Duration::from_secs(2),
-        }
-    }
-}
-
-/// One interface of a listener.
-#[derive(Debug, Clone)]
-pub struct InterfaceConfig {
-    /// What its frames are; a client must ask for the same.
-    pub mode: Mode,
-    /// Its name, told to the client.
-    pub name: Name,
-    /// What a client must know, or [`Secret::none`].
-    pub secret: Secret,
-    /// What a client may announce.
-    pub limits: PeerLimits,
-}
-
-impl InterfaceConfig {
-    /// An interface without a secret and with the default limits.
-    pub fn new(mode: Mode, name: Name) -> Self {
-        Self { mode, name, secret: Secret::none(), limits: PeerLimits::default() }
-    }
-}
-
-/// The server of one control socket. Poll its descriptor for readability, then call [`process`](Self::process).
+/// The server of one control socket. Poll its descriptor for readability, then call
+/// [`process`](Self::process).
 #[derive(Debug)]
 pub struct Listener {
     config: ListenerConfig,
@@ -83,16 +40,6 @@ pub struct Listener {
     connections: BTreeMap<u64, Connection>,
     next_token: u64,
     paused_until: Option<Instant>,
-}
-
-#[derive(Debug, Default)]
-struct Interfaces(BTreeMap<u32, Interface>);
-
-#[derive(Debug)]
-struct Interface {
-    config: InterfaceConfig,
-    /// The connection that has it, from INIT on.
-    held_by: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -115,7 +62,8 @@ enum End {
 }
 
 impl Listener {
-    /// Listens at `address`. The file of a dead socket there is replaced; anything else in the way is an error and left alone.
+    /// Listens at `address`. The file of a dead socket there is replaced; anything else in the way is an
+    /// error and left alone.
     ///
     /// # Errors
     /// [`SocketError`], naming the address and the call that failed, or what is in the way.
@@ -123,7 +71,8 @@ impl Listener {
         Self::with_socket(Some(ListeningSocket::bind(address)?), config)
     }
 
-    /// Listens on a socket that is bound and listening already; another process may have opened it in another network namespace.
+    /// Listens on a socket that is bound and listening already; another process may have opened it in another
+    /// network namespace.
     ///
     /// # Errors
     /// [`SocketError::Unsuitable`] if it is no listening SOCK_SEQPACKET unix socket.
@@ -157,26 +106,23 @@ impl Listener {
 
     /// Offers an interface. `false`, and nothing is changed, if the id is taken.
     pub fn add_interface(&mut self, id: u32, config: InterfaceConfig) -> bool {
-        let free = !self.interfaces.0.contains_key(&id);
-        if free {
-            self.interfaces.0.insert(id, Interface { config, held_by: None });
-        }
-        free
+        self.interfaces.add(id, config)
     }
 
-    /// Withdraws an interface and tells its peer, if it has one. No event follows. `false` if there is none with this id.
+    /// Withdraws an interface and tells its peer, if it has one. No event follows. `false` if there is none
+    /// with this id.
     pub fn remove_interface(&mut self, id: u32) -> bool {
-        let Some(interface) = self.interfaces.0.remove(&id) else { return false };
-        if let Some(token) = interface.held_by {
+        let Some(holder) = self.interfaces.remove(id) else { return false };
+        if let Some(token) = holder {
             self.drop_connection(token, &HandshakeError::Removed.to_string());
         }
         true
     }
 
-    /// Ends the connection of an interface, telling the peer `reason` (cut to 95 bytes). No event follows; the interface is
-    /// free for the next peer. `false` if it has none.
+    /// Ends the connection of an interface, telling the peer `reason` (cut to 95 bytes). No event follows;
+    /// the interface is free for the next peer. `false` if it has none.
     pub fn disconnect(&mut self, id: u32, reason: &str) -> bool {
-        match self.interfaces.0.get(&id).and_then(|interface| interface.held_by) {
+        match self.interfaces.holder(id) {
             Some(token) => self.drop_connection(token, reason),
             None => false,
         }
@@ -230,7 +176,8 @@ impl Listener {
                 }
                 Ok(None) => return,
                 Err(error) => {
-                    // No descriptors, no memory: the connection stays in the backlog, and would wake us all the time.
+                    // No descriptors, no memory: the connection stays in the backlog, and would wake us all
+                    // the time.
                     self.poller.forget(listening);
                     self.paused_until = Some(now + ACCEPT_PAUSE);
                     let reason = failed("(listening)", "accept")(error).into();
@@ -289,7 +236,8 @@ impl Listener {
         })
     }
 
-    /// Displaces a handshake if there are as many as there may be, so that silent connections cannot keep others out.
+    /// Displaces a handshake if there are as many as there may be, so that silent connections cannot keep
+    /// others out.
     fn make_room(&mut self) -> Option<Event> {
         if self.pending().count() < self.config.max_pending {
             return None;
@@ -407,7 +355,10 @@ impl Listener {
     }
 
     fn expire(&mut self, now: Instant, events: &mut Vec<Event>) {
-        let late = |connection: &Connection| matches!(connection.phase, Phase::Pending { deadline, .. } if deadline <= now);
+        let late = |connection: &Connection| match connection.phase {
+            Phase::Pending { deadline, .. } => deadline <= now,
+            Phase::Live => false,
+        };
         let expired: Vec<u64> = self
             .connections
             .iter()
@@ -443,62 +394,6 @@ impl Drop for Listener {
             connection.socket.leave("server closed");
         }
     }
-}
-
-impl Interfaces {
-    fn hold(&mut self, id: u32, token: u64) {
-        if let Some(interface) = self.0.get_mut(&id) {
-            interface.held_by = Some(token);
-        }
-    }
-
-    fn release(&mut self, token: u64) -> Option<u32> {
-        let (&id, interface) = self.0.iter_mut().find(|(_, interface)| interface.held_by == Some(token))?;
-        interface.held_by = None;
-        Some(id)
-    }
-
-    /// What HELLO may promise before it is known which interface is wanted.
-    fn widest_limits(&self) -> PeerLimits {
-        let limits = self.0.values().map(|interface| interface.config.limits);
-        limits
-            .reduce(|a, b| PeerLimits {
-                rings: a.rings.max(b.rings),
-                regions: wider(a.regions, b.regions),
-                ..a
-            })
-            .unwrap_or_default()
-    }
-
-    /// Maps what a client announced.
-    fn build(&self, offer: Offer<OwnedFd>, peer: PeerCredentials) -> Result<Link, HandshakeError> {
-        // An interface removed during its handshake takes the connection with it, so it is still there.
-        let limits = self.0.get(&offer.id).ok_or(HandshakeError::Removed)?.config.limits.regions;
-        let map = |region: crate::handshake::OfferedRegion<OwnedFd>| {
-            Region::map_peer(region.file, region.size, &limits)
-        };
-        let regions = offer.regions.into_iter().map(map).collect::<Result<Vec<_>, _>>()?;
-        let c2s = offer.c2s.into_iter().map(|ring| spec(Direction::ClientToServer, ring));
-        let s2c = offer.s2c.into_iter().map(|ring| spec(Direction::ServerToClient, ring));
-        let queues = server_queues(regions, c2s.chain(s2c).collect(), offer.header)?;
-        Ok(Link::new(offer.mode, (offer.program, offer.interface), peer, queues))
-    }
-}
-
-impl Directory for Interfaces {
-    fn find(&self, id: u32) -> Option<Admission<'_>> {
-        let Interface { config, held_by } = self.0.get(&id)?;
-        let InterfaceConfig { mode, name, secret, limits } = config;
-        Some(Admission { mode: *mode, secret, name, limits, busy: held_by.is_some() })
-    }
-}
-
-fn wider(a: Limits, b: Limits) -> Limits {
-    Limits { max_regions: a.max_regions.max(b.max_regions), ..a }
-}
-
-fn spec(direction: Direction, ring: OfferedRing<OwnedFd>) -> RingSpec {
-    RingSpec { direction, location: ring.location, event: ring.event }
 }
 
 /// On a live connection there is nothing to say but good-bye.

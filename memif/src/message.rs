@@ -1,7 +1,7 @@
 //! The eight control messages of memif 2.0 and their 128 bytes.
 //!
-//! Layout: `type` is a u16 at 0..2 and the payload begins at 2, unaligned, in host byte order; bytes nobody names are zero.
-//! A message is one datagram; the file descriptor that some carry travels beside it.
+//! Layout: `type` is a u16 at 0..2 and the payload begins at 2, unaligned, in host byte order; bytes nobody
+//! names are zero. A message is one datagram; the file descriptor that some carry travels beside it.
 
 mod text;
 
@@ -62,7 +62,8 @@ pub struct Init {
     pub version: u16,
     /// The interface's id on this socket.
     pub id: u32,
-    /// 0 ethernet, 1 IP, 2 punt/inject; see [`crate::Mode`]. Not checked here, so that the server can say what it wanted.
+    /// 0 ethernet, 1 IP, 2 punt/inject; see [`crate::Mode`]. Not checked here, so that the server can say
+    /// what it wanted.
     pub mode: u8,
     /// Proof that the client may have the interface.
     pub secret: Secret,

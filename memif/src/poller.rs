@@ -37,8 +37,8 @@ impl Poller {
         epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN)
     }
 
-    /// Ends the watch. Needed before closing too: another process may hold a copy of a descriptor that was handed over, and
-    /// keep it in the set.
+    /// Ends the watch. Needed before closing too: another process may hold a copy of a descriptor that was
+    /// handed over, and keep it in the set.
     pub(crate) fn forget(&self, fd: impl AsFd) {
         let _ = epoll::delete(&self.epoll, fd);
     }

@@ -96,14 +96,15 @@ impl ControlSocket {
 
     fn prepare(fd: OwnedFd) -> Result<Self, Errno> {
         set_nonblocking(&fd)?;
-        // Accepted sockets inherit SO_PASSCRED from the listener, whoever opened it. Credentials are had once from
-        // SO_PEERCRED; beside messages they would only take up room.
+        // Accepted sockets inherit SO_PASSCRED from the listener, whoever opened it. Credentials are had once
+        // from SO_PEERCRED; beside messages they would only take up room.
         sockopt::set_socket_passcred(&fd, false)?;
         let peer = peer_credentials(fd.as_fd())?;
         Ok(Self { fd, peer })
     }
 
-    /// Sends a message; a peer that does not make room for it counts as gone, as the protocol never has two outstanding.
+    /// Sends a message; a peer that does not make room for it counts as gone, as the protocol never has two
+    /// outstanding.
     pub(crate) fn send(&self, message: &Message, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
         let bytes = message.encode();
         let fds = fd.as_slice();
@@ -124,7 +125,8 @@ impl ControlSocket {
     /// Receives one message. Every descriptor that came with it is either returned or closed.
     pub(crate) fn receive(&self) -> Result<Received, Errno> {
         match self.receive_once() {
-            // The peer closed without having read all we sent. What it said before is still there, a reason perhaps.
+            // The peer closed without having read all we sent. What it said before is still there, a reason
+            // perhaps.
             Err(Errno::CONNRESET) => self.receive_once(),
             other => other,
         }
@@ -306,8 +308,8 @@ pub(crate) fn failed(address: &str, call: &'static str) -> impl FnOnce(Errno) ->
     move |source| SocketError::System { address: address.to_owned(), call, source }
 }
 
-/// SO_PEERCRED. Not by way of `rustix`, whose type says that a process id is never 0, which it is for a peer in another
-/// process namespace.
+/// SO_PEERCRED. Not by way of `rustix`, whose type says that a process id is never 0, which it is for a peer
+/// in another process namespace.
 fn peer_credentials(fd: BorrowedFd<'_>) -> Result<PeerCredentials, Errno> {
     let mut cred = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;

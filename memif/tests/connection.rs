@@ -325,3 +325,35 @@ fn a_client_gives_up_on_a_silent_server_and_tries_again() {
         assert_eq!(until_refused_or_down(&mut dialer), "handshake not finished in 30 ms");
     }
 }
+
+#[test]
+fn sockets_that_pass_credentials_are_served_too() {
+    let (ours, theirs) = pair();
+    for end in [&ours, &theirs] {
+        rustix::net::sockopt::set_socket_passcred(end, true).expect("setsockopt");
+    }
+    let mut listener = Listener::detached(ListenerConfig::default()).expect("a listener");
+    listener.add_interface(0, interface());
+    listener.adopt(ours).expect("a connected socket");
+    let mut dialer = Dialer::from_connected(theirs, dialer_config()).expect("a connected socket");
+    let (mut server, mut client) = connect(&mut listener, &mut dialer);
+    assert_traffic(&mut server, &mut client);
+}
+
+#[test]
+fn impossible_shapes_are_found_before_a_server_is() {
+    assert!(dialer_config().check().is_ok());
+    let refuse = |change: fn(&mut memif::DialerConfig)| {
+        let mut config = dialer_config();
+        change(&mut config);
+        config.check().expect_err("impossible").to_string()
+    };
+    assert!(refuse(|config| config.log2_ring = 0).contains("2^0"));
+    assert!(refuse(|config| config.log2_ring = 16).contains("2^16"));
+    assert!(refuse(|config| config.buffer_size = 65).contains("buffers of 65 bytes"));
+    let large = refuse(|config| {
+        config.log2_ring = 15;
+        config.rings = RingCounts { c2s: 64, s2c: 64 };
+    });
+    assert!(large.contains("more than the 4 GiB"), "{large}");
+}

@@ -1,5 +1,5 @@
-//! Servers that break the control protocol. After each, the server was told why, the dialer has given back all it held, and it
-//! connects to the good server that comes next.
+//! Servers that break the control protocol. After each, the server was told why, the dialer has given back
+//! all it held, and it connects to the good server that comes next.
 
 mod support;
 
@@ -93,13 +93,17 @@ impl Scene {
     fn end_of(&mut self, raw: Raw) -> String {
         let reason = until("the end", || {
             wait_readable(&[self.dialer.as_fd()], Duration::from_millis(20));
-            self.dialer.process().into_iter().find_map(|event| match event {
-                Event::Refused { peer: Some(_), reason, .. } => Some(reason.to_string()),
-                Event::Disconnected { reason: DisconnectReason::Protocol(error), .. } => {
-                    Some(error.to_string())
-                }
-                other => panic!("{other:?}"),
-            })
+            self.dialer
+                .process()
+                .into_iter()
+                .map(|event| match event {
+                    Event::Refused { peer: Some(_), reason, .. } => reason.to_string(),
+                    Event::Disconnected { reason: DisconnectReason::Protocol(error), .. } => {
+                        error.to_string()
+                    }
+                    other => panic!("{other:?}"),
+                })
+                .next()
         });
         let mut told = None;
         loop {
@@ -121,7 +125,7 @@ impl Scene {
     }
 
     /// The next server is good, and after it all is as before.
-    fn is_as_before(mut self) {
+    fn assert_as_before(mut self) {
         self.listening = None;
         std::fs::remove_file(self.place.path("m.sock")).expect("our socket");
         let mut good = listener(&self.place.socket());
@@ -157,7 +161,7 @@ fn versions_and_ring_sizes_that_nobody_speaks() {
     let small = hello_but(|hello| hello.max_log2_ring = 0);
     let reason = scene.refuses(|_, raw| raw.say(&small));
     assert_eq!(reason, "server allows rings of 2^0 slots; at least 2^1 are needed");
-    scene.is_as_before();
+    scene.assert_as_before();
 }
 
 #[test]
@@ -180,7 +184,7 @@ fn limits_in_hello_are_kept() {
     assert_eq!(rings, [(C2S, 0, 3), (C2S, 1, 3), (S2C, 0, 3)]);
     raw.say(&Message::disconnect("that was all"));
     drop(raw);
-    scene.is_as_before();
+    scene.assert_as_before();
 }
 
 #[test]
@@ -199,7 +203,7 @@ fn unknown_short_long_and_misspelt_messages() {
     endless[2..34].fill(b'e');
     let reason = scene.refuses(|_, raw| raw.bytes(&endless, &[]).expect("send"));
     assert_eq!(reason, "HELLO name is not terminated");
-    scene.is_as_before();
+    scene.assert_as_before();
 }
 
 #[test]
@@ -223,7 +227,7 @@ fn messages_out_of_order() {
         raw.say(&Message::Ack);
     });
     assert_eq!(reason, "unexpected ACK before CONNECTED");
-    scene.is_as_before();
+    scene.assert_as_before();
 }
 
 #[test]
@@ -238,7 +242,7 @@ fn descriptors_from_a_server() {
     let reason = scene.refuses(|_, raw| raw.say_with(&add_region(0, REGION), &memory));
     assert_eq!(reason, "unexpected ADD_REGION before HELLO");
     drop(memory);
-    scene.is_as_before();
+    scene.assert_as_before();
 }
 
 #[test]
@@ -248,15 +252,20 @@ fn messages_on_a_live_connection() {
     scene.until_connect(&raw);
     raw.say(&Message::Connected(name("server0")));
     let link = until("the link", || {
-        scene.dialer.process().into_iter().find_map(|event| match event {
-            Event::Connected { link, .. } => Some(link),
-            other => panic!("{other:?}"),
-        })
+        scene
+            .dialer
+            .process()
+            .into_iter()
+            .map(|event| match event {
+                Event::Connected { link, .. } => link,
+                other => panic!("{other:?}"),
+            })
+            .next()
     });
     raw.say(&hello());
     assert_eq!(scene.end_of(raw), "unexpected HELLO on a live connection");
     drop(link);
-    scene.is_as_before();
+    scene.assert_as_before();
 }
 
 #[test]
@@ -275,10 +284,15 @@ fn servers_that_leave_at_every_step() {
             }
             drop(raw);
             let reason = until("the end", || {
-                scene.dialer.process().into_iter().find_map(|event| match event {
-                    Event::Refused { reason, .. } => Some(reason.to_string()),
-                    other => panic!("{other:?}"),
-                })
+                scene
+                    .dialer
+                    .process()
+                    .into_iter()
+                    .map(|event| match event {
+                        Event::Refused { reason, .. } => reason.to_string(),
+                        other => panic!("{other:?}"),
+                    })
+                    .next()
             });
             let expected = match politely {
                 true => "peer refused: out of memory",
@@ -287,7 +301,7 @@ fn servers_that_leave_at_every_step() {
             assert_eq!(reason, expected, "after {step} messages");
         }
     }
-    scene.is_as_before();
+    scene.assert_as_before();
 }
 
 #[test]
@@ -302,5 +316,5 @@ fn servers_that_fall_silent_at_every_step() {
         });
         assert_eq!(reason, "handshake not finished in 20 ms", "after {step} messages");
     }
-    scene.is_as_before();
+    scene.assert_as_before();
 }

@@ -1,18 +1,12 @@
-//! What a process holds after ten thousand peers, and what happens when it can hold no more.
+//! What a process holds after ten thousand peers. The only test of its process, as it counts threads too.
 
 mod support;
 
-use std::os::fd::AsFd;
-use std::time::Duration;
-
 use memif::{Dialer, Event};
-use rustix::process::{Resource, Rlimit};
-use support::raw::*;
 use support::*;
 
 #[test]
 fn ten_thousand_connections_leave_nothing_behind() {
-    let _alone = alone();
     let place = Place::new();
     let mut listener = listener(&place.socket());
     let mut config = dialer_config();
@@ -28,7 +22,7 @@ fn ten_thousand_connections_leave_nothing_behind() {
             _ => {}
         }
         drop((dialer, client));
-        if number % 3 != 0 {
+        if !number.is_multiple_of(3) {
             let down = |event| matches!(event, Event::Disconnected { id: 0, .. }).then_some(());
             until_event(&mut listener, "the end", down);
         }
@@ -42,75 +36,11 @@ fn ten_thousand_connections_leave_nothing_behind() {
     let before = holdings();
     for number in 1..=10_000 {
         cycle(number);
-        if number % 1000 == 0 {
+        if number.is_multiple_of(1000) {
             let (held, maps, threads) = holdings();
             // The allocator may map an arena or two more, once; what leaks does so every time.
             assert_eq!((&held, threads), (&before.0, before.2), "after {number}");
             assert!(maps <= before.1 + 4, "{maps} mappings after {number}, {} before", before.1);
         }
     }
-}
-
-#[test]
-fn without_descriptors_only_newcomers_suffer_and_only_as_long() {
-    let _alone = alone();
-    let place = Place::new();
-    let mut listener = listener(&place.socket());
-    listener.add_interface(1, interface());
-    let mut dialer = Dialer::new(place.socket(), dialer_config()).expect("a dialer");
-    let (mut server, mut client) = connect(&mut listener, &mut dialer);
-
-    let newcomer = Raw::connect(&place.socket());
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let open = highest_descriptor() + 1;
-    let set = |current| {
-        rustix::process::setrlimit(Resource::Nofile, Rlimit { current, ..limit }).expect("setrlimit")
-    };
-    set(Some(open));
-    // Fill the holes below the highest too.
-    let filler: Vec<_> =
-        std::iter::from_fn(|| rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).ok()).collect();
-    let reason = until_event(&mut listener, "the complaint", |event| match event {
-        Event::Refused { id: None, peer: None, reason } => Some(reason.to_string()),
-        other => panic!("{other:?}"),
-    });
-    assert!(reason.contains("accept: Too many open files"), "{reason}");
-    // The waiting connection does not keep the listener busy: its descriptor is not readable meanwhile.
-    assert!(!wait_readable(&[listener.as_fd()], Duration::ZERO));
-    assert_traffic(&mut server, &mut client);
-
-    // Room for the connection and not for the region that it brings.
-    set(Some(open + 1));
-    until("HELLO", || {
-        wait_readable(&[listener.as_fd()], Duration::from_millis(10));
-        listener.process();
-        matches!(newcomer.hear(), Heard::Message(_)).then_some(())
-    });
-    let second = memif::message::Init { id: 1, ..init() };
-    newcomer.say(&memif::message::Message::Init(second));
-    drop(filler);
-    let memory = memory(REGION);
-    let filler: Vec<_> =
-        std::iter::from_fn(|| rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).ok()).collect();
-    newcomer.say_with(&add_region(0, REGION), &memory);
-    let reason = until_event(&mut listener, "the refusal", |event| match event {
-        Event::Refused { id: Some(1), reason, .. } => Some(reason.to_string()),
-        other => panic!("{other:?}"),
-    });
-    assert_eq!(reason, "ADD_REGION with more file descriptors than one, or than this process may open");
-    assert_traffic(&mut server, &mut client);
-
-    drop((filler, memory, newcomer));
-    set(limit.current);
-    let mut config = dialer_config();
-    config.id = 1;
-    let mut another = Dialer::new(place.socket(), config).expect("a dialer");
-    let (mut server_1, mut client_1) = connect(&mut listener, &mut another);
-    assert_traffic(&mut server_1, &mut client_1);
-    assert_traffic(&mut server, &mut client);
-}
-
-fn highest_descriptor() -> u64 {
-    let number = |entry: std::io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
-    std::fs::read_dir("/proc/self/fd").expect("/proc").filter_map(number).max().expect("some")
 }

@@ -26,6 +26,9 @@ use vwire_benches::generator::{imix_frames, udp_frames};
 const STAMP: usize = 42;
 /// Settling time before anything is counted.
 const WARM_UP: Duration = Duration::from_millis(300);
+/// Rates are taken over windows of this length, and the median window is reported: on a machine that does other things, too,
+/// the mean says more about those.
+const WINDOW: Duration = Duration::from_millis(20);
 
 #[derive(Parser)]
 struct Options {
@@ -126,10 +129,9 @@ fn traffic(
         sender.prefill(&frames)?;
     }
     let (mut sent, mut got) = (0, Tally::default());
-    let (mut sent_before, mut before) = (0, Tally::default());
     let mut pace = Pace::new(options.rate);
+    let mut windows = Windows::new(WARM_UP);
     let begin = Instant::now();
-    let mut counting_since = None;
     let end = WARM_UP + Duration::from_secs_f64(options.seconds);
     while begin.elapsed() < end {
         for _ in 0..16 {
@@ -142,16 +144,48 @@ fn traffic(
                 counter.receive(&mut got)?;
             }
         }
-        if counting_since.is_none() && begin.elapsed() > WARM_UP {
-            (sent_before, before) = (sent, got);
-            counting_since = Some(Instant::now());
-        }
+        windows.look(sent, got);
     }
-    let seconds = counting_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
-    let during = got;
     drain(counters, &mut got)?;
-    report(size, seconds, (sent, sent_before), (during, before), got);
+    report(size, windows, sent, got);
     Ok(())
+}
+
+/// Rates of the windows so far: frames sent, frames received, bytes received, each per second.
+struct Windows {
+    next: Instant,
+    since: Instant,
+    sent: u64,
+    got: Tally,
+    rates: [Vec<f64>; 3],
+}
+
+impl Windows {
+    fn new(warm_up: Duration) -> Self {
+        let next = Instant::now() + warm_up;
+        Self { next, since: next, sent: 0, got: Tally::default(), rates: Default::default() }
+    }
+
+    #[inline]
+    fn look(&mut self, sent: u64, got: Tally) {
+        let now = Instant::now();
+        if now < self.next {
+            return;
+        }
+        if self.next > self.since {
+            let seconds = now.duration_since(self.since).as_secs_f64();
+            let moved = [sent - self.sent, got.packets - self.got.packets, got.bytes - self.got.bytes];
+            self.rates.iter_mut().zip(moved).for_each(|(rates, moved)| rates.push(moved as f64 / seconds));
+        }
+        (self.sent, self.got, self.since, self.next) = (sent, got, now, now + WINDOW);
+    }
+
+    fn medians(self) -> [f64; 3] {
+        self.rates.map(|mut rates| {
+            rates.sort_by(f64::total_cmp);
+            rates.get(rates.len() / 2).copied().unwrap_or(0.0)
+        })
+    }
 }
 
 /// What is still on its way when the sending stops.
@@ -169,14 +203,15 @@ fn drain(counters: &mut [End], got: &mut Tally) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn report(size: &str, seconds: f64, (sent, sent_before): (u64, u64), (during, before): (Tally, Tally), in_all: Tally) {
+fn report(size: &str, windows: Windows, sent: u64, got: Tally) {
+    let [sent_rate, packets, bytes] = windows.medians();
     println!(
-        "{{\"size\":\"{size}\",\"seconds\":{seconds:.3},\"sent_mpps\":{:.4},\"mpps\":{:.4},\"gbps\":{:.3},\"sent\":{sent},\"received\":{},\"lost\":{}}}",
-        (sent - sent_before) as f64 / seconds / 1e6,
-        (during.packets - before.packets) as f64 / seconds / 1e6,
-        (during.bytes - before.bytes) as f64 * 8.0 / seconds / 1e9,
-        in_all.packets,
-        sent as i64 - in_all.packets as i64,
+        "{{\"size\":\"{size}\",\"sent_mpps\":{:.4},\"mpps\":{:.4},\"gbps\":{:.3},\"sent\":{sent},\"received\":{},\"lost\":{}}}",
+        sent_rate / 1e6,
+        packets / 1e6,
+        bytes * 8.0 / 1e9,
+        got.packets,
+        sent as i64 - got.packets as i64,
     );
 }
 

@@ -61,7 +61,8 @@ impl Netns {
     fn new(tag: &str) -> Self {
         let name = format!("vwbench{}-{tag}", std::process::id());
         ip(&["netns", "add", &name]);
-        let file = netns::open(&PathBuf::from(format!("/run/netns/{name}"))).expect("the namespace just made");
+        let file =
+            netns::open(&PathBuf::from(format!("/run/netns/{name}"))).expect("the namespace just made");
         ip(&["-n", &name, "link", "set", "lo", "up"]);
         Self { name, file }
     }
@@ -257,7 +258,8 @@ fn main() {
             arrived.push(at.arrived.load(Ordering::Relaxed) as f64 / sent as f64 * 100.0);
         }
         let name = if size == 0 { "IMIX/64 tunnels".to_owned() } else { format!("{size} B") };
-        let beside = if bare_mpps.is_empty() { String::new() } else { format!("bare {:.2} Mpps", median(bare_mpps)) };
+        let beside =
+            if bare_mpps.is_empty() { String::new() } else { format!("bare {:.2} Mpps", median(bare_mpps)) };
         println!("{name:16} ours {:.2} Mpps  arrived {:.1} %  {beside}", median(ours_mpps), median(arrived));
     }
 }

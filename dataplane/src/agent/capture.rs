@@ -4,10 +4,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 
-use super::pcapng;
 use super::server::Shared;
+use super::{LinkNotice, pcapng};
 use crate::burst::MAX_FRAME;
 use crate::model::{Mode, PortName};
 use crate::worker::capture::CaptureReader;
@@ -94,13 +94,16 @@ impl Drop for Permit {
 /// # Errors
 /// [`CaptureError`].
 pub fn start(agent: &Shared, spec: CaptureSpec) -> Result<mpsc::Receiver<Vec<u8>>, CaptureError> {
-    let mode = agent.lock().state().ports().get(&spec.port).map(|port| port.mode());
+    let (mode, links) = {
+        let agent = agent.lock();
+        (agent.state().ports().get(&spec.port).map(|port| port.mode()), agent.watch().1)
+    };
     let mode = mode.ok_or_else(|| CaptureError::NoSuchPort(spec.port.clone()))?;
     let permit = Permit::new().ok_or(CaptureError::TooMany)?;
     let (sender, receiver) = mpsc::channel(PIECES);
     // Begun here rather than in the task, so that what comes after the answer is in the capture.
     let reader = take_reader(agent, &spec);
-    let run = Running { agent: agent.clone(), spec, mode, reader, missed: 0, sender };
+    let run = Running { agent: agent.clone(), spec, mode, reader, links, missed: 0, sender };
     tokio::spawn(async move {
         run.run().await;
         drop(permit);
@@ -122,6 +125,8 @@ struct Running {
     mode: Mode,
     /// `None` while the port is down.
     reader: Option<CaptureReader>,
+    /// Says at once when a link comes up.
+    links: broadcast::Receiver<LinkNotice>,
     /// As last told to the reader of the file.
     missed: u64,
     sender: mpsc::Sender<Vec<u8>>,
@@ -144,6 +149,8 @@ impl Running {
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
+                // Falling behind is no harm: what counts is that something happened.
+                _ = self.links.recv(), if self.reader.is_none() => {}
                 () = self.sender.closed() => return,
             }
         }
@@ -174,9 +181,7 @@ impl Running {
             return false;
         }
         self.reader = take_reader(&self.agent, &self.spec);
-        if self.reader.is_some() {
-            self.missed = 0;
-        }
+        self.missed = 0;
         true
     }
 }

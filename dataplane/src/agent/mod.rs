@@ -3,7 +3,7 @@
 //! | file | its part |
 //! |---|---|
 //! | here | one transaction: plan, apply, undo |
-//! | [`plan`] | which steps, in which order; pure |
+//! | [`mod@plan`] | which steps, in which order; pure |
 //! | [`placement`] | which worker; pure |
 //! | [`ports`] | opening, closing and watching ports of each kind |
 //! | [`server`] | the gRPC service |
@@ -200,7 +200,7 @@ impl Agent {
                 tracing::info!(generation = self.generation, "state changed");
             }
             Err(error) => {
-                tracing::warn!("change refused: {error}");
+                tracing::info!("change refused: {error}");
                 self.generation -= 1;
                 self.state = before;
                 self.undo(fds);

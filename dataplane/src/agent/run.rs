@@ -67,12 +67,7 @@ impl Dataplane {
     /// [`StartError`]; nothing is left running then.
     pub async fn start(file: &Path, config: &Config) -> Result<Self, StartError> {
         let setting = |key| move |reason: String| StartError::Setting { file: file.to_owned(), key, reason };
-        let counters =
-            make_counters(&config.stats.path).map_err(|error| setting("stats.path")(error.to_string()))?;
-        let engine =
-            start_engine(config, counters).map_err(|error| setting("workers.cores")(error.to_string()))?;
-        let ports = Ports::new(engine).map_err(|error| setting("workers")(error.to_string()))?;
-        // Both listen before any port is made: who finds them in use must not disturb another engine's ports.
+        // First of all: who finds these in use must not touch the other engine's counters and ports.
         let api = config.api.socket.as_ref().map(|socket| ApiSocket::bind(socket.as_path()));
         let api = api.transpose().map_err(|error: SocketError| setting("api.socket")(error.to_string()))?;
         let admin = match config.admin.listen {
@@ -82,6 +77,11 @@ impl Dataplane {
             }
             None => None,
         };
+        let counters =
+            make_counters(&config.stats.path).map_err(|error| setting("stats.path")(error.to_string()))?;
+        let engine =
+            start_engine(config, counters).map_err(|error| setting("workers.cores")(error.to_string()))?;
+        let ports = Ports::new(engine).map_err(|error| setting("workers")(error.to_string()))?;
         let mut agent = Agent::new(ports);
         open_ports(&mut agent, file, config)?;
         Self::serve(agent, api, admin).map_err(|error| setting("api.socket")(error.to_string()))

@@ -288,7 +288,7 @@ fn control_values(message: &msghdr) -> (Option<c_int>, Option<u32>) {
     unsafe {
         let mut header: *const cmsghdr = libc::CMSG_FIRSTHDR(message);
         while let Some(control) = header.as_ref() {
-            if control.cmsg_len as usize >= libc::CMSG_LEN(4) as usize {
+            if control.cmsg_len >= libc::CMSG_LEN(4) as usize {
                 let value = libc::CMSG_DATA(header).cast::<c_int>().read_unaligned();
                 match (control.cmsg_level, control.cmsg_type) {
                     (libc::SOL_UDP, libc::UDP_GRO) => segment = Some(value),

@@ -177,6 +177,8 @@ impl Worker {
     }
 
     fn detach(&mut self, port: PortIndex) -> PortParts {
+        // Its captures end with it: the slot may be another's next.
+        self.taps.set(port, None);
         let rx = self.schedule.remove(port);
         for rx in &rx {
             self.sleeper.forget(&**rx);

@@ -15,7 +15,8 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr};
 use device::LinkDevice;
 use port::Port;
 
-/// Longest sleep while packets come; memif's interrupts may be lost, so that no sleep is longer than it may be in vain.
+/// Longest sleep while packets come; memif's interrupts may be lost, so that no sleep is longer than it may
+/// be in vain.
 const BUSY_NAP: Duration = Duration::from_millis(1);
 /// Longest sleep when none came for a while.
 const IDLE_NAP: Duration = Duration::from_millis(10);
@@ -142,7 +143,8 @@ impl Host {
         Ok(Self { port: Port::open(link, name)?, device, interface, started: now, active: now })
     }
 
-    /// Moves packets and follows the control socket, then sleeps until there is more to do; never longer than `nap`.
+    /// Moves packets and follows the control socket, then sleeps until there is more to do; never longer than
+    /// `nap`.
     pub fn turn(&mut self, sockets: &mut SocketSet<'_>, nap: Duration) {
         self.port.follow(&mut self.device);
         if let Err(fault) = self.device.take_in() {
@@ -155,7 +157,8 @@ impl Host {
         }
         let now = smoltcp::time::Instant::from_micros(self.started.elapsed().as_micros() as i64);
         if self.interface.poll(now, &mut self.device, sockets) == PollResult::SocketStateChanged {
-            // The caller may have something to receive, or room to send; and what it does now must not wait for a nap.
+            // The caller may have something to receive, or room to send; and what it does now must not wait
+            // for a nap.
             return;
         }
         let own_timer = self.interface.poll_delay(now, sockets).map_or(IDLE_NAP, Duration::from);

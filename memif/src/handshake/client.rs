@@ -45,7 +45,8 @@ pub struct Agreed {
 /// What to do after a message.
 #[derive(Debug)]
 pub enum ClientStep<F> {
-    /// Make regions, rings and eventfds, hand them to [`ClientHandshake::announce`], and send what it returns.
+    /// Make regions, rings and eventfds, hand them to [`ClientHandshake::announce`], and send what it
+    /// returns.
     Build(Agreed),
     /// Send this.
     Send(Message, Option<F>),

@@ -1,4 +1,5 @@
-//! Why a handshake ends without a link. The text goes to the peer as DISCONNECT's reason, so it fits 95 bytes.
+//! Why a handshake ends without a link. The text goes to the peer as DISCONNECT's reason, so it fits 95
+//! bytes.
 
 use super::{Mode, RingCounts};
 use crate::message::{Kind, MessageError};
@@ -112,7 +113,10 @@ pub enum HandshakeError {
     #[error("private header of {0} bytes; only 0 is supported")]
     PrivateHeader(u16),
     /// CONNECT too early.
-    #[error("CONNECT with {c2s} client-to-server and {s2c} server-to-client rings; one of each is needed", c2s = .0.c2s, s2c = .0.s2c)]
+    #[error(
+        "CONNECT with {} client-to-server and {} server-to-client rings; one of each is needed",
+        .0.c2s, .0.s2c
+    )]
     NoRings(RingCounts),
     /// The deadline of the handshake.
     #[error("handshake not finished in {0} ms")]

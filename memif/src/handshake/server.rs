@@ -5,8 +5,8 @@ use super::{Attached, HandshakeError, Mode, Offer, OfferedRegion, OfferedRing, P
 use crate::message::{AddRegion, AddRing, Disconnect, Hello, Init, Kind, Message, Name, Secret, VERSION};
 use crate::ring::{Direction, RingError, RingHeader, RingLocation};
 
-/// The ring size in HELLO. Always 14, whatever is accepted: a VPP client that is told less lays its rings out by the smaller
-/// size and announces the larger.
+/// The ring size in HELLO. Always 14, whatever is accepted: a VPP client that is told less lays its rings out
+/// by the smaller size and announces the larger.
 const HELLO_LOG2_RING: u8 = 14;
 
 /// What a server knows of an interface that a client asks for.
@@ -61,8 +61,8 @@ impl<F> Default for ServerHandshake<F> {
 }
 
 impl<F> ServerHandshake<F> {
-    /// What a server says before anything else. `limits` are the widest of its interfaces: which of them is wanted is not
-    /// known yet.
+    /// What a server says before anything else. `limits` are the widest of its interfaces: which of them is
+    /// wanted is not known yet.
     pub fn hello(program: &Name, limits: &PeerLimits) -> Message {
         Message::Hello(Hello {
             name: program.clone(),
@@ -160,7 +160,8 @@ impl<F> State<F> {
     }
 }
 
-/// Before anything else about the interface is told: who does not know the secret learns nothing of its state.
+/// Before anything else about the interface is told: who does not know the secret learns nothing of its
+/// state.
 fn check_secret(wanted: &Secret, offered: &Secret) -> Result<(), HandshakeError> {
     match (wanted.is_empty(), offered.is_empty()) {
         (true, _) => Ok(()),
@@ -230,8 +231,8 @@ fn settle_places<F>(offer: &mut Offer<F>) -> Result<(), RingError> {
     RingLocation::check_disjoint(&rings, offer.header)
 }
 
-/// The header's size is not negotiated, and differs between builds for arm64. Clients lay rings out back to back, so the room
-/// between two tells; where it does not, the client is taken to be built like us.
+/// The header's size is not negotiated, and differs between builds for arm64. Clients lay rings out back to
+/// back, so the room between two tells; where it does not, the client is taken to be built like us.
 fn infer_header(rings: &[RingLocation]) -> RingHeader {
     let mut sorted = rings.to_vec();
     sorted.sort_by_key(|ring| (ring.region, ring.offset));

@@ -37,8 +37,8 @@ impl<const N: usize> Text<N> {
         &self.0
     }
 
-    /// As much of `text` as fits, cut at a character boundary and before any NUL. For explanations, where a shortened
-    /// text beats none.
+    /// As much of `text` as fits, cut at a character boundary and before any NUL. For explanations, where a
+    /// shortened text beats none.
     pub fn cut(text: &str) -> Self {
         let text = text.split('\0').next().unwrap_or_default();
         Self(text[..text.floor_char_boundary(N - 1)].to_owned())

@@ -22,7 +22,7 @@ pub(super) struct Windows {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Window {
+pub(super) struct Window {
     start: NonNull<u8>,
     len: u64,
 }
@@ -47,17 +47,16 @@ impl Windows {
         Self { windows, regions: Arc::clone(regions), faults_seen: 0 }
     }
 
-    /// Where the bytes of a descriptor lie, if all of them lie in one region and there are 1 to [`MAX_FRAME`] of them.
+    /// The windows alone: what a loop needs of them.
+    #[inline(always)]
+    pub(super) fn view(&self) -> View<'_> {
+        View(&self.windows)
+    }
+
+    /// See [`View::resolve`].
     #[inline(always)]
     pub(super) fn resolve(&self, descriptor: Descriptor) -> Option<NonNull<u8>> {
-        let window = self.windows.get(usize::from(descriptor.region))?;
-        let end = u64::from(descriptor.offset) + u64::from(descriptor.len);
-        // One comparison for both ends of the range: 0 wraps to the top.
-        if end > window.len || descriptor.len.wrapping_sub(1) >= MAX_FRAME as u32 {
-            return None;
-        }
-        // SAFETY: offset is less than the window's length, by the comparison above and len > 0.
-        Some(unsafe { window.start.add(descriptor.offset as usize) })
+        self.view().resolve(descriptor)
     }
 
     /// Why `resolve` refused.
@@ -88,6 +87,25 @@ impl Windows {
         }
         self.faults_seen = faults;
         Ok(())
+    }
+}
+
+/// The regions of a connection, borrowed.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a>(&'a [Window]);
+
+impl View<'_> {
+    /// Where the bytes of a descriptor lie, if all of them lie in one region and there are 1 to [`MAX_FRAME`] of them.
+    #[inline(always)]
+    pub(super) fn resolve(self, descriptor: Descriptor) -> Option<NonNull<u8>> {
+        let window = self.0.get(usize::from(descriptor.region))?;
+        let end = u64::from(descriptor.offset) + u64::from(descriptor.len);
+        // One comparison for both ends of the range: 0 wraps to the top.
+        if end > window.len || descriptor.len.wrapping_sub(1) >= MAX_FRAME as u32 {
+            return None;
+        }
+        // SAFETY: offset is less than the window's length, by the comparison above and len > 0.
+        Some(unsafe { window.start.add(descriptor.offset as usize) })
     }
 }
 
@@ -241,18 +259,30 @@ impl ClientMemory {
     /// # Errors
     /// None that can happen with memory of our own; the checks are those of any ring.
     pub fn connect(self) -> Result<Queues, RingError> {
-        let regions: Arc<[Arc<Region>]> = [Arc::clone(&self.region)].into();
+        Self::queues(&self.shape, &self.region, self.rings)
+    }
+
+    /// For tests that break a connection in its memory and go on in the same: queues as from [`connect`](Self::connect), from
+    /// the start.
+    #[doc(hidden)]
+    pub fn connect_again(&self) -> Result<Queues, RingError> {
+        let duplicate = |ring: &RingSpec| {
+            let event = ring.event.try_clone().ok()?;
+            Some(RingSpec { event, ..*ring })
+        };
+        Self::queues(&self.shape, &self.region, self.rings.iter().filter_map(duplicate).collect())
+    }
+
+    fn queues(shape: &ClientShape, region: &Arc<Region>, rings: Vec<RingSpec>) -> Result<Queues, RingError> {
+        let regions: Arc<[Arc<Region>]> = [Arc::clone(region)].into();
         let mut queues = Queues { rx: Vec::new(), tx: Vec::new() };
-        for (number, spec) in self.rings.into_iter().enumerate() {
-            let ring = Ring::new(Arc::clone(&self.region), &spec.location, self.shape.header)?;
-            let buffers = self.shape.buffers(number);
-            match spec.direction {
-                Direction::ClientToServer => {
-                    queues.tx.push(TxQueue::client(ring, &regions, EventFd::new(spec)?, buffers));
-                }
-                Direction::ServerToClient => {
-                    queues.rx.push(RxQueue::client(ring, &regions, EventFd::new(spec)?, buffers));
-                }
+        for (number, spec) in rings.into_iter().enumerate() {
+            let ring = Ring::new(Arc::clone(region), &spec.location, shape.header)?;
+            let (direction, event) = (spec.direction, EventFd::new(spec)?);
+            let buffers = shape.buffers(number);
+            match direction {
+                Direction::ClientToServer => queues.tx.push(TxQueue::client(ring, &regions, event, buffers)),
+                Direction::ServerToClient => queues.rx.push(RxQueue::client(ring, &regions, event, buffers)),
             }
         }
         Ok(queues)
@@ -260,6 +290,14 @@ impl ClientMemory {
 }
 
 impl ClientShape {
+    /// Whether memory of this shape can be made.
+    ///
+    /// # Errors
+    /// What is wrong with the shape, and what is possible.
+    pub fn check(&self) -> Result<(), ClientMemoryError> {
+        self.locations().map(drop)
+    }
+
     fn rings(&self) -> u32 {
         u32::from(self.to_server) + u32::from(self.to_client)
     }

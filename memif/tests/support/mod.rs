@@ -1,4 +1,5 @@
-//! What the tests share: a directory of their own, waiting on conditions, frames in vectors, and peers without manners.
+//! What the tests share: a directory of their own, waiting on conditions, frames in vectors, and peers
+//! without manners.
 #![allow(dead_code, missing_docs)] // each test binary uses its part
 
 pub mod raw;
