@@ -129,6 +129,8 @@ pub struct KernelDevice {
     ifname: String,
     index: u32,
     kind: Kind,
+    /// The kernel cuts and takes large UDP frames, too.
+    udp: bool,
     queues: Vec<Arc<OwnedFd>>,
 }
 
@@ -156,7 +158,7 @@ impl KernelDevice {
     fn parts(&self, port: PortIndex) -> PortParts {
         let rx =
             self.queues.iter().map(|queue| Box::new(KernelRx::new(port, Arc::clone(queue))) as Box<dyn Rx>);
-        let tx = KernelTx::new(Arc::clone(&self.queues[0]), self.kind.link());
+        let tx = KernelTx::new(Arc::clone(&self.queues[0]), self.kind.link(), self.udp);
         PortParts { rx: rx.collect(), tx: Some(Box::new(tx)), underlay: None }
     }
 }
@@ -182,17 +184,17 @@ pub fn adopt(port: PortIndex, queue: OwnedFd) -> Result<(PortParts, KernelDevice
         return Err(KernelOpenError::Flags { ifname, flags });
     }
     let kind = if flags & libc::IFF_TUN != 0 { Kind::Tun } else { Kind::Tap };
-    prepare_queue(&queue, &ifname)?;
+    let udp = prepare_queue(&queue, &ifname)?;
     rustix::io::ioctl_fionbio(&queue, true)
         .map_err(|error| configuring(&ifname, || "making it nonblocking".into())(error.into()))?;
-    let device = KernelDevice { ifname, index: 0, kind, queues: vec![Arc::new(queue)] };
+    let device = KernelDevice { ifname, index: 0, kind, udp, queues: vec![Arc::new(queue)] };
     Ok((device.parts(port), device))
 }
 
-fn prepare_queue(queue: &OwnedFd, ifname: &str) -> Result<(), KernelOpenError> {
+/// Returns whether offloads include UDP.
+fn prepare_queue(queue: &OwnedFd, ifname: &str) -> Result<bool, KernelOpenError> {
     sys::set_header_len(queue.as_fd(), vnet::HEADER)
         .map_err(configuring(ifname, || "setting the length of its vnet header".into()))?;
     sys::offer_offloads(queue.as_fd())
-        .map_err(configuring(ifname, || "offering checksum and segmentation offload".into()))?;
-    Ok(())
+        .map_err(configuring(ifname, || "offering checksum and segmentation offload".into()))
 }
