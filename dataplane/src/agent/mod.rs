@@ -21,6 +21,7 @@ use tokio::sync::broadcast;
 use crate::engine::EngineError;
 use crate::model::{Inode, Op, PortName, State, StateError, Xconnect};
 use crate::stats::Snapshot;
+use crate::tables::WorkerId;
 use crate::worker::capture::CaptureReader;
 
 pub mod admin;
@@ -76,6 +77,8 @@ pub struct PortReport {
     pub kind: String,
     /// True while frames can flow.
     pub up: bool,
+    /// The worker that owns the port, while it is up.
+    pub worker: Option<WorkerId>,
     /// What was counted.
     pub counters: Snapshot,
 }

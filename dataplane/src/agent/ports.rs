@@ -27,7 +27,7 @@ use crate::worker::capture::CaptureReader;
 use crate::worker::command::Event;
 
 /// Bytes that a pipe port holds each way.
-const PIPE_BYTES: usize = 1 << 20;
+const PIPE_BYTES: usize = 1 << 18;
 /// An underlay's MTU where the kernel knows no route to the tunnel's peer yet.
 const USUAL_MTU: usize = 1500;
 /// The workers' events among the descriptors that are watched; sources count from the next.
@@ -543,7 +543,13 @@ impl Ports {
         let report = |(name, index): (String, PortIndex)| {
             let port = self.counters.port(index);
             let up = port.state() == PortState::Up;
-            PortReport { name, kind: port.kind(), up, counters: port.snapshot() }
+            PortReport {
+                name,
+                kind: port.kind(),
+                up,
+                worker: self.engine.owner(index),
+                counters: port.snapshot(),
+            }
         };
         let mut reports: Vec<_> = ports.chain(underlays).map(report).collect();
         reports.sort_by(|a, b| a.name.cmp(&b.name));
