@@ -117,6 +117,106 @@ memif_table() {
     done
 }
 
+# --- memif to VXLAN over veth, and back, beside a bare loop that fills one buffer for UDP_SEGMENT -------------------------------
+
+FAR=vwire-bench-far
+NEAR=vwire-bench-near
+
+two_nodes() {
+    local n
+    for n in $NEAR $FAR; do
+        ip netns add $n
+        undo ip netns del $n
+        ip -n $n link set lo up
+    done
+    ip link add vwb-near netns $NEAR type veth peer name vwb-far netns $FAR
+    ip -n $NEAR addr add 10.9.0.1/24 dev vwb-near
+    ip -n $FAR addr add 10.9.0.2/24 dev vwb-far
+    ip -n $NEAR link set vwb-near up
+    ip -n $FAR link set vwb-far up
+}
+
+need_nodes() { ip netns exec $NEAR true 2>/dev/null || two_nodes; }
+
+# tunnels NAME CORE MODE LOCAL REMOTE COUNT: COUNT memif ports on one socket, each connected to a tunnel of its own.
+tunnels() {
+    local i
+    workers "$1" "$2" "$3"
+    for ((i = 0; i < $6; i++)); do
+        memif_port "m$i" "$1.sock" $i
+        vxlan_port "t$i" $((100 + i)) "$4" "$5"
+        xconnect "m$i" "t$i"
+    done
+}
+
+far_traffic() { ip netns exec $FAR nice -n -20 "$BIN/traffic" --core 0 --seconds "$SECONDS_EACH" "$@"; }
+
+vxlan_round() {
+    local size
+    # Its lines: "64 B   ours X Mpps   arrived Y %   bare Z Mpps".
+    nice -n -20 "$BIN/udp_bare" --rounds 1 --seconds 1 --size 64 --size 1450 | awk '/bare/ {print $1, $(NF - 1)}' |
+        while read -r size mpps; do figure "vxlan $size" bare "$mpps"; done
+    engine vxlan1 $NEAR
+    for size in 64 1450; do
+        figure "vxlan $size" out "$(far_traffic --from "$RUN/vxlan1.sock" --to vxlan/10.9.0.2/10.9.0.1/100 --size $size | field mpps)"
+        figure "vxlan $size" in "$(far_traffic --from vxlan/10.9.0.2/10.9.0.1/100 --to "$RUN/vxlan1.sock" --size $size | field mpps)"
+    done
+    stop_pid "$ENGINE"
+    engine vxlan64 $NEAR
+    figure "vxlan imix" out "$(far_traffic --from "$RUN/vxlan64.sock:0-63" --to vxlan/10.9.0.2/10.9.0.1/100-163 --size imix | field mpps)"
+    figure "vxlan imix" in "$(far_traffic --from vxlan/10.9.0.2/10.9.0.1/100-163 --to "$RUN/vxlan64.sock:0-63" --size imix | field mpps)"
+    stop_pid "$ENGINE"
+}
+
+vxlan() {
+    need_nodes
+    tunnels vxlan1 1 poll 10.9.0.1 10.9.0.2 1 >"$RUN/vxlan1.toml"
+    tunnels vxlan64 1 poll 10.9.0.1 10.9.0.2 64 >"$RUN/vxlan64.toml"
+    local round
+    for ((round = 0; round < ROUNDS; round++)); do vxlan_round; done
+}
+
+# What a VPP on AF_PACKET does here (reference/dataplane.md): it is not in Debian, so it can't be run beside.
+vpp() { case $1 in 64 | imix) echo 0.46 ;; *) echo 0.21 ;; esac; }
+
+vxlan_table() {
+    say "" "memif → VXLAN → veth, and veth → VXLAN → memif, one worker core (Mpps)" \
+        "$(printf '%8s %10s %10s %10s %10s %10s' bytes 'bare loop' out in out/bare out/VPP)"
+    local size
+    for size in 64 1450 imix; do
+        awk -v s=$size -v b="$(of "vxlan $size" bare)" -v o="$(of "vxlan $size" out)" -v i="$(of "vxlan $size" in)" -v v="$(vpp $size)" \
+            'BEGIN {printf "%8s %10s %10.2f %10.2f %10s %9.1fx\n", s, b, o, i, (b > 0 ? sprintf("%.2fx", o/b) : "-"), o/v}'
+    done
+    say "(imix: 64, 594 and 1464 bytes 7:4:1, 64 tunnels in turn. VPP on AF_PACKET: 0.46 at 64 B, 0.21 at 1450 B, not run here.)"
+}
+
+# --- from engine to engine: the highest rate without loss -------------------------------------------------------------------------
+
+relay() {
+    need_nodes
+    tunnels relay-near 1 poll 10.9.0.1 10.9.0.2 1 >"$RUN/relay-near.toml"
+    tunnels relay-far 0 adaptive 10.9.0.2 10.9.0.1 1 >"$RUN/relay-far.toml"
+    engine relay-near $NEAR
+    local near=$ENGINE size rate line
+    engine relay-far $FAR
+    for size in 64 1450; do
+        for rate in 8000000 6000000 5000000 4000000 3000000 2500000 2000000 1500000 1000000 700000 500000 300000 200000 100000; do
+            line=$(traffic --from "$RUN/relay-near.sock" --to "$RUN/relay-far.sock" --size $size --rate $rate)
+            if [ "$(field lost <<<"$line")" = 0 ]; then
+                figure "relay $size" rate "$(field mpps <<<"$line")"
+                break
+            fi
+        done
+    done
+    stop_pid "$ENGINE"
+    stop_pid "$near"
+}
+
+relay_table() {
+    say "" "memif → VXLAN → veth → VXLAN → memif, two engines and the traffic on 2 cores: highest rate tried without a frame lost" \
+        "  64 B: $(of 'relay 64' rate) Mpps   1450 B: $(of 'relay 1450' rate) Mpps"
+}
+
 # --- round trips at a tenth of the load ---------------------------------------------------------------------------------------
 
 latency() {
@@ -196,9 +296,9 @@ ports_table() {
 }
 
 step "build (release)" build
-for group in memif latency idle ports; do
+for group in memif vxlan relay latency idle ports; do
     if wanted $group; then step "measure: $group" $group; fi
 done
-for group in memif latency idle ports; do
+for group in memif vxlan relay latency idle ports; do
     if wanted $group; then ${group}_table; fi
 done

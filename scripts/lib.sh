@@ -12,7 +12,7 @@ STEP="start"
 STEP_LOG=""
 UNDO=()
 
-say() { printf '%s\n' "$*"; }
+say() { printf '%s\n' "$@"; }
 
 # undo COMMAND...: runs COMMAND when the script ends, however it ends; the last one said runs first.
 undo() { UNDO+=("$(printf '%q ' "$@")"); }

@@ -248,9 +248,15 @@ pub(crate) struct Ring {
     flags: NonNull<AtomicU16>,
     head: NonNull<AtomicU16>,
     tail: NonNull<AtomicU16>,
-    slots: NonNull<AtomicU64>,
-    mask: u16,
+    slots: Slots,
     _region: Arc<Region>,
+}
+
+/// The descriptors of a ring: two words that loops keep in registers. Not to be kept longer than its [`Ring`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slots {
+    first: NonNull<AtomicU64>,
+    mask: u16,
 }
 
 // SAFETY: all fields but the Arc point at atomics inside the region, which the Arc keeps mapped; atomics may be used from any
@@ -268,7 +274,7 @@ impl Ring {
         location.check(header, Some(region.len() as u64), usize::from(location.region) + 1)?;
         // SAFETY: `check` has shown that header and descriptors lie inside the mapping, and the offset is a multiple of 16 in
         // a mapping that starts on a page, so each of the words is naturally aligned.
-        let (flags, head, tail, slots) = unsafe {
+        let (flags, head, tail, first) = unsafe {
             let start = region.start().add(location.offset as usize);
             (
                 start.add(4).cast(),
@@ -277,7 +283,8 @@ impl Ring {
                 start.add(header.bytes() as usize).cast(),
             )
         };
-        Ok(Self { flags, head, tail, slots, mask: (location.slots() - 1) as u16, _region: region })
+        let slots = Slots { first, mask: (location.slots() - 1) as u16 };
+        Ok(Self { flags, head, tail, slots, _region: region })
     }
 
     /// Writes the header of a ring of our own: cookie, no flags, both indices zero.
@@ -304,13 +311,13 @@ impl Ring {
     /// Number of slots less one: `index & mask` is the slot of an index.
     #[inline(always)]
     pub(crate) const fn mask(&self) -> u16 {
-        self.mask
+        self.slots.mask
     }
 
     /// Number of slots.
     #[inline(always)]
     pub(crate) const fn size(&self) -> u16 {
-        self.mask + 1
+        self.slots.mask + 1
     }
 
     #[inline(always)]
@@ -331,26 +338,40 @@ impl Ring {
         unsafe { self.tail.as_ref() }
     }
 
+    /// The descriptors.
     #[inline(always)]
-    fn words(&self, index: u16) -> (&AtomicU64, &AtomicU64) {
-        let slot = usize::from(index & self.mask);
+    pub(crate) const fn slots(&self) -> Slots {
+        self.slots
+    }
+}
+
+impl Slots {
+    /// The slot of an index.
+    #[inline(always)]
+    pub(crate) const fn slot(self, index: u16) -> u16 {
+        index & self.mask
+    }
+
+    #[inline(always)]
+    fn words<'r>(self, index: u16) -> (&'r AtomicU64, &'r AtomicU64) {
+        let slot = usize::from(self.slot(index));
         // SAFETY: the masked index is less than the number of slots, all of which lie in the ring (see `new`).
         unsafe {
-            let first = self.slots.add(2 * slot);
+            let first = self.first.add(2 * slot);
             (first.as_ref(), first.add(1).as_ref())
         }
     }
 
     /// Reads the descriptor of an index, each of its words exactly once.
     #[inline(always)]
-    pub(crate) fn load(&self, index: u16) -> Descriptor {
+    pub(crate) fn load(self, index: u16) -> Descriptor {
         let (first, second) = self.words(index);
         Descriptor::from_words(first.load(Ordering::Relaxed), second.load(Ordering::Relaxed))
     }
 
     /// Writes a whole descriptor (with metadata 0). The peer sees it after the index is published.
     #[inline(always)]
-    pub(crate) fn store(&self, index: u16, descriptor: Descriptor) {
+    pub(crate) fn store(self, index: u16, descriptor: Descriptor) {
         let (first, second) = self.words(index);
         first.store(descriptor.first_word(), Ordering::Relaxed);
         second.store(u64::from(descriptor.offset), Ordering::Relaxed);
@@ -358,7 +379,7 @@ impl Ring {
 
     /// Writes flags, region and length, and leaves the offset as the peer posted it.
     #[inline(always)]
-    pub(crate) fn store_first(&self, index: u16, descriptor: Descriptor) {
+    pub(crate) fn store_first(self, index: u16, descriptor: Descriptor) {
         self.words(index).0.store(descriptor.first_word(), Ordering::Relaxed);
     }
 }

@@ -102,7 +102,7 @@ impl RxQueue {
     /// Posts every buffer.
     pub(super) fn client(ring: Ring, regions: &Arc<[Arc<Region>]>, event: EventFd, buffers: Buffers) -> Self {
         for slot in 0..ring.size() {
-            ring.store(slot, buffers.descriptor(slot));
+            ring.slots().store(slot, buffers.descriptor(slot));
         }
         ring.head().store(ring.size(), Ordering::Release);
         Self::new(ring, regions, event, Role::Client, Some(buffers))
@@ -147,25 +147,42 @@ impl RxQueue {
             self.look()?;
         }
         let (mut at, mut frames) = (self.next, 0);
-        while at != self.seen && frames < room {
-            let descriptor = self.ring.load(at);
-            if !descriptor.goes_on()
-                && !self.skipping
-                && let Some(start) = self.windows.resolve(descriptor)
-            {
-                // SAFETY: `resolve` has checked that the bytes lie in a region, which stays mapped while self does.
-                sink.frame(unsafe { Lent::new(start, descriptor.len) });
-                at = at.wrapping_add(1);
-                frames += 1;
-                continue;
-            }
-            let Some((after, whole)) = self.receive_irregular(at, descriptor, sink)? else { break };
+        loop {
+            let budget = usize::from(self.seen.wrapping_sub(at)).min(room - frames);
+            let (plain, other) = self.receive_plain(at, budget, sink);
+            at = at.wrapping_add(plain as u16);
+            frames += plain;
+            let Some(other) = other else { break };
+            let Some((after, whole)) = self.receive_irregular(at, other, sink)? else { break };
             at = after;
             frames += usize::from(whole);
         }
         self.lent = self.lent.wrapping_add(at.wrapping_sub(self.next));
         self.next = at;
         Ok(frames)
+    }
+
+    /// Lends frames that lie in one piece each, up to `budget` of them or to the first descriptor that is something else: how
+    /// many those were, and that descriptor. Nearly all packets go through this loop and through nothing else.
+    #[inline(always)]
+    fn receive_plain<'a, S: FrameSink<'a>>(
+        &self,
+        from: u16,
+        budget: usize,
+        sink: &mut S,
+    ) -> (usize, Option<Descriptor>) {
+        let (slots, view, skipping) = (self.ring.slots(), self.windows.view(), self.skipping);
+        for done in 0..budget {
+            let descriptor = slots.load(from.wrapping_add(done as u16));
+            match view.resolve(descriptor) {
+                Some(start) if !descriptor.goes_on() && !skipping => {
+                    // SAFETY: `resolve` has checked that the bytes lie in a region, which stays mapped while self does.
+                    sink.frame(unsafe { Lent::new(start, descriptor.len) });
+                }
+                _ => return (done, Some(descriptor)),
+            }
+        }
+        (budget, None)
     }
 
     /// Reads the peer's index. The only place that does.
@@ -227,7 +244,7 @@ impl RxQueue {
             if !self.is_visible(at.wrapping_add(count))? {
                 return Ok(self.unfinished(at, count));
             }
-            last = self.ring.load(at.wrapping_add(count));
+            last = self.ring.slots().load(at.wrapping_add(count));
             bad = bad.or(pieces.take(&self.windows, last).err());
             count += 1;
         }
@@ -280,7 +297,7 @@ impl RxQueue {
         let first = self.next.wrapping_sub(self.lent);
         for i in 0..self.lent {
             let index = first.wrapping_add(i);
-            self.ring.store(index, buffers.descriptor(index & self.ring.mask()));
+            self.ring.slots().store(index, buffers.descriptor(index & self.ring.mask()));
         }
         self.chained = false;
         self.ring.head().store(self.next.wrapping_add(self.ring.size()), Ordering::Release);
@@ -300,9 +317,9 @@ impl RxQueue {
         let first = self.next.wrapping_sub(self.lent);
         for i in 0..self.lent {
             let index = first.wrapping_add(i);
-            let descriptor = self.ring.load(index);
+            let descriptor = self.ring.slots().load(index);
             if descriptor.goes_on() {
-                self.ring.store_first(index, Descriptor { flags: 0, ..descriptor });
+                self.ring.slots().store_first(index, Descriptor { flags: 0, ..descriptor });
             }
         }
         self.chained = false;

@@ -5,12 +5,12 @@ use core::sync::atomic::{AtomicU16, Ordering, fence};
 use std::sync::Arc;
 
 use super::event::EventFd;
-use super::memory::{Buffers, Windows};
+use super::memory::{Buffers, View, Windows};
 use super::writer::{FrameWriter, Piece, Plan};
 use super::{MAX_FRAME, MAX_SEGMENTS, RingFault};
 use crate::bytes::{Lent, Slot};
 use crate::region::Region;
-use crate::ring::{Descriptor, MASK_INT, Ring};
+use crate::ring::{Descriptor, MASK_INT, Ring, Slots};
 
 /// Why a frame was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -102,10 +102,29 @@ impl TxQueue {
     /// [`Stopped`] at the first frame that was refused; go on behind it, or give up if it says [`TxRefused::Full`].
     #[inline]
     pub fn push_burst(&mut self, frames: &[Lent<'_>]) -> Result<(), Stopped> {
-        for (at, &frame) in frames.iter().enumerate() {
+        let mut at = 0;
+        loop {
+            at += self.push_plain(&frames[at..]);
+            let Some(&frame) = frames.get(at) else { return Ok(()) };
             self.push(frame).map_err(|why| Stopped { at, why })?;
+            at += 1;
         }
-        Ok(())
+    }
+
+    /// Copies frames as long as there is nothing special about them: how many.
+    #[inline]
+    fn push_plain(&mut self, frames: &[Lent<'_>]) -> usize {
+        if usize::from(self.limit.wrapping_sub(self.next)) < frames.len() {
+            self.look();
+        }
+        let room = usize::from(self.limit.wrapping_sub(self.next)).min(frames.len());
+        let (slots, view, from) = (self.ring.slots(), self.windows.view(), self.next);
+        let done = match self.buffers {
+            Some(buffers) => fill_own(slots, view, from, buffers, &frames[..room]),
+            None => fill_posted(slots, view, from, &frames[..room]),
+        };
+        self.next = from.wrapping_add(done as u16);
+        done
     }
 
     /// Reserves slots for a frame of up to `len` bytes, lets `fill` write it piece by piece, and takes what it wrote.
@@ -157,7 +176,7 @@ impl TxQueue {
     fn piece(&mut self, index: u16) -> Result<Piece, TxRefused> {
         let descriptor = match &self.buffers {
             Some(buffers) => buffers.descriptor(index & self.ring.mask()),
-            None => self.ring.load(index),
+            None => self.ring.slots().load(index),
         };
         match self.windows.resolve(descriptor) {
             Some(start) => Ok(Piece { start, room: descriptor.len, descriptor }),
@@ -171,7 +190,7 @@ impl TxQueue {
         self.bad_slots += 1;
         // Only the next slot can be given back alone; one in the middle of a chain will be when its turn comes.
         if index == self.next {
-            self.ring.store_first(index, Descriptor::default());
+            self.ring.slots().store_first(index, Descriptor::default());
             self.next = self.next.wrapping_add(1);
         }
         TxRefused::BadSlot
@@ -191,8 +210,8 @@ impl TxQueue {
     fn take(&mut self, piece: Piece, len: u32, goes_on: bool) {
         let descriptor = Descriptor { flags: u16::from(goes_on), len, ..piece.descriptor };
         match self.buffers {
-            Some(_) => self.ring.store(self.next, descriptor),
-            None => self.ring.store_first(self.next, descriptor),
+            Some(_) => self.ring.slots().store(self.next, descriptor),
+            None => self.ring.slots().store_first(self.next, descriptor),
         }
         self.next = self.next.wrapping_add(1);
     }
@@ -342,6 +361,47 @@ impl TxQueue {
     pub fn size(&self) -> usize {
         usize::from(self.ring.size())
     }
+}
+
+/// Copies each frame into the buffer that the client posted next, as long as both are good and the frame fits.
+#[inline(always)]
+fn fill_posted(slots: Slots, view: View<'_>, from: u16, frames: &[Lent<'_>]) -> usize {
+    for (done, &frame) in frames.iter().enumerate() {
+        let index = from.wrapping_add(done as u16);
+        let posted = slots.load(index);
+        match view.resolve(posted) {
+            Some(start) if fits(frame, posted.len) => {
+                // SAFETY: as in `TxQueue::fill`.
+                unsafe { Slot::new(start, posted.len) }.write(0, frame);
+                slots.store_first(index, Descriptor { flags: 0, len: frame.len() as u32, ..posted });
+            }
+            _ => return done,
+        }
+    }
+    frames.len()
+}
+
+/// The same into our own buffers.
+#[inline(always)]
+fn fill_own(slots: Slots, view: View<'_>, from: u16, buffers: Buffers, frames: &[Lent<'_>]) -> usize {
+    for (done, &frame) in frames.iter().enumerate() {
+        let index = from.wrapping_add(done as u16);
+        let empty = buffers.descriptor(slots.slot(index));
+        match view.resolve(empty) {
+            Some(start) if fits(frame, empty.len) => {
+                // SAFETY: as in `TxQueue::fill`.
+                unsafe { Slot::new(start, empty.len) }.write(0, frame);
+                slots.store(index, Descriptor { len: frame.len() as u32, ..empty });
+            }
+            _ => return done,
+        }
+    }
+    frames.len()
+}
+
+#[inline(always)]
+fn fits(frame: Lent<'_>, room: u32) -> bool {
+    !frame.is_empty() && frame.len() <= room as usize
 }
 
 /// Where a piece begins, for [`FrameWriter`].
