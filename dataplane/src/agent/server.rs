@@ -99,9 +99,10 @@ impl Brought {
     async fn take(&self, needed: &std::collections::BTreeSet<Inode>) -> SentFds {
         let mut fds = SentFds::new();
         let Some(connection) = &self.connection else { return fds };
+        let deadline = tokio::time::Instant::now() + FD_PATIENCE;
         for inode in &self.named {
             let fd = match needed.contains(inode) {
-                true => tokio::time::timeout(FD_PATIENCE, connection.fds.wait(*inode)).await.ok(),
+                true => tokio::time::timeout_at(deadline, connection.fds.wait(*inode)).await.ok(),
                 false => connection.fds.take(*inode),
             };
             fds.extend(fd.map(|fd| (*inode, fd)));
