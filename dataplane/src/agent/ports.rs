@@ -498,19 +498,33 @@ impl Ports {
         self.engine.clear_events();
         while let Ok(event) = self.engine.events().try_recv() {
             match event {
-                Event::Faulted { port: index, fault, parts } => {
+                Event::Faulted { port: index, attachment, fault, parts } => {
                     drop(parts);
-                    self.engine.forget(index);
-                    self.take_fault(index, &fault.to_string());
+                    if self.engine.forget(index, attachment) {
+                        self.take_fault(index, &fault.to_string());
+                    } else {
+                        self.take_old_fault(index, &fault.to_string());
+                    }
                 }
                 Event::Died { worker, message } => self.take_death(worker, &message),
             }
         }
     }
 
+    fn port_at(&self, index: PortIndex) -> Option<PortName> {
+        self.open.iter().find(|(_, open)| open.index == index).map(|(port, _)| port.clone())
+    }
+
+    /// The link that had the fault ended before we heard of it, and there may be another: that one is not to blame.
+    fn take_old_fault(&mut self, index: PortIndex, fault: &str) {
+        if let Some(port) = self.port_at(index) {
+            tracing::warn!(%port, "{fault}");
+            self.explain(&port, fault.to_owned());
+        }
+    }
+
     fn take_fault(&mut self, index: PortIndex, fault: &str) {
-        let port = self.open.iter().find(|(_, open)| open.index == index).map(|(port, _)| port.clone());
-        if let Some(port) = port {
+        if let Some(port) = self.port_at(index) {
             return self.fault(&port, fault);
         }
         let Some((local, underlay)) = self.underlays.iter_mut().find(|(_, u)| u.index == index) else {
