@@ -193,7 +193,7 @@ impl RxQueue {
         let distance = peer.wrapping_sub(self.seen);
         let bound = self.ring.size() - self.lent - self.seen.wrapping_sub(self.next);
         if distance > bound {
-            return Err(RingFault::Corrupt { peer, distance, bound });
+            return Err(self.windows.why(RingFault::Corrupt { peer, distance, bound }));
         }
         self.seen = peer;
         Ok(())

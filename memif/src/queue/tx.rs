@@ -269,7 +269,8 @@ impl TxQueue {
         // The peer owns the slots that were published and are below the limit: it can move by so many at most.
         let bound = self.ring.size() - self.limit.wrapping_sub(self.published);
         if distance > bound {
-            return self.broken(RingFault::Corrupt { peer, distance, bound });
+            let fault = self.windows.why(RingFault::Corrupt { peer, distance, bound });
+            return self.broken(fault);
         }
         self.limit = limit;
         limit.wrapping_sub(self.next)
