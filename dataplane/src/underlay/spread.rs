@@ -38,7 +38,7 @@ impl Ports {
     #[inline]
     pub const fn of(self, flow: u32) -> u16 {
         // The hash's highest 12 bits; the groups' filters use the others.
-        let among = (flow >> 20) * self.count >> 12;
+        let among = ((flow >> 20) * self.count) >> 12;
         let socket = self.first + among * self.step;
         (if socket < self.sockets { socket } else { socket - self.sockets }) as u16
     }
