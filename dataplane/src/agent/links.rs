@@ -89,12 +89,12 @@ impl Ports {
         self.engine.clear_events();
         while let Ok(event) = self.engine.events().try_recv() {
             match event {
-                Event::Faulted { port: index, fault, parts } => {
+                Event::Faulted { port: index, attachment, fault, parts } => {
                     drop(parts);
-                    // Without an owner it is the fault of a connection that has been closed since.
-                    if self.engine.owner(index).is_some() {
-                        self.engine.forget(index);
+                    if self.engine.forget(index, attachment) {
                         self.take_fault(index, &fault.to_string());
+                    } else {
+                        self.take_old_fault(index, &fault.to_string());
                     }
                 }
                 Event::Died { worker, message } => self.take_death(worker, &message),
@@ -102,9 +102,20 @@ impl Ports {
         }
     }
 
+    fn port_at(&self, index: PortIndex) -> Option<PortName> {
+        self.open.iter().find(|(_, open)| open.index == index).map(|(port, _)| port.clone())
+    }
+
+    /// The link that had the fault ended before we heard of it, and there may be another: that one is not to blame.
+    fn take_old_fault(&mut self, index: PortIndex, fault: &str) {
+        if let Some(port) = self.port_at(index) {
+            tracing::warn!(%port, "{fault}");
+            self.explain(&port, fault.to_owned());
+        }
+    }
+
     fn take_fault(&mut self, index: PortIndex, fault: &str) {
-        let port = self.open.iter().find(|(_, open)| open.index == index).map(|(port, _)| port.clone());
-        if let Some(port) = port {
+        if let Some(port) = self.port_at(index) {
             return self.fault(&port, fault);
         }
         let Some((local, underlay)) = self.underlays.iter_mut().find(|(_, u)| u.index == index) else {
