@@ -35,7 +35,7 @@ fn worker(servers: [memif::queue::Queues; 2]) -> (Worker, Publisher<Tables>) {
     let commands = Commands::new().expect("a descriptor");
     for (port, queues) in [A, B].into_iter().zip(servers) {
         let parts = memif_port::parts(port, queues.rx, queues.tx);
-        assert!(commands.give(Command::Attach { port, parts }).is_ok());
+        assert!(commands.give(Command::Attach { port, attachment: Default::default(), parts }).is_ok());
     }
     let worker = Worker::new(WorkerSpec {
         id: WorkerId(0),

@@ -17,7 +17,7 @@ use crate::stats::Counters;
 use crate::tables::swap::Publisher;
 use crate::tables::{Tables, WorkerId};
 use crate::worker::capture::{CaptureReader, capture};
-use crate::worker::command::{Command, Commands, Event, Events};
+use crate::worker::command::{Attachment, Command, Commands, Event, Events};
 use crate::worker::handoff::Handoff;
 use crate::worker::{Mode, Worker, WorkerSpec};
 
@@ -88,7 +88,8 @@ pub struct Engine {
     workers: Vec<Handle>,
     publisher: Publisher<Tables>,
     counters: Counters,
-    owners: HashMap<PortIndex, WorkerId>,
+    owners: HashMap<PortIndex, (WorkerId, Attachment)>,
+    attachments: u64,
     events: Events,
     reported: Receiver<Event>,
 }
@@ -103,8 +104,15 @@ impl Engine {
         let at_start = |error| EngineError::Start { worker: 0, error };
         let (events, reported) = Events::new().map_err(at_start)?;
         let publisher = Publisher::new(Tables::default());
-        let mut engine =
-            Self { workers: Vec::new(), publisher, counters, owners: HashMap::new(), events, reported };
+        let mut engine = Self {
+            workers: Vec::new(),
+            publisher,
+            counters,
+            owners: HashMap::new(),
+            attachments: 0,
+            events,
+            reported,
+        };
         let commands =
             spec.cores.iter().map(|_| Commands::new()).collect::<Result<Vec<_>, _>>().map_err(at_start)?;
         let handoffs = Handoff::mesh(&commands, spec.handoff_bytes);
@@ -159,7 +167,7 @@ impl Engine {
 
     /// The worker that owns `port`.
     pub fn owner(&self, port: PortIndex) -> Option<WorkerId> {
-        self.owners.get(&port).copied()
+        self.owners.get(&port).map(|(worker, _)| *worker)
     }
 
     /// Gives a port to a worker. Frames flow once the tables name it, too.
@@ -170,8 +178,10 @@ impl Engine {
         if self.owners.contains_key(&port) {
             return Err(EngineError::Attached(port));
         }
-        self.give(worker, Command::Attach { port, parts })?;
-        self.owners.insert(port, worker);
+        self.attachments += 1;
+        let attachment = Attachment(self.attachments);
+        self.give(worker, Command::Attach { port, attachment, parts })?;
+        self.owners.insert(port, (worker, attachment));
         Ok(())
     }
 
@@ -180,15 +190,20 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NotAttached`] or [`EngineError::Stuck`].
     pub fn detach(&mut self, port: PortIndex) -> Result<(), EngineError> {
-        let worker = self.owners.remove(&port).ok_or(EngineError::NotAttached(port))?;
+        let (worker, _) = self.owners.remove(&port).ok_or(EngineError::NotAttached(port))?;
         let (reply, answer) = bounded(1);
         self.give(worker, Command::Detach { port, reply })?;
         answer.recv_timeout(PATIENCE).map(drop).map_err(|_| EngineError::Stuck(worker.0))
     }
 
-    /// Forgets a port that its worker gave up by itself ([`Event::Faulted`]).
-    pub fn forget(&mut self, port: PortIndex) {
-        self.owners.remove(&port);
+    /// Forgets a port that its worker gave up by itself ([`Event::Faulted`]). False, and nothing is done, if that was an earlier
+    /// attachment of the port than the present one.
+    pub fn forget(&mut self, port: PortIndex, attachment: Attachment) -> bool {
+        let current = self.owners.get(&port).is_some_and(|(_, present)| *present == attachment);
+        if current {
+            self.owners.remove(&port);
+        }
+        current
     }
 
     /// Moves every worker to new tables, and returns when none uses the old ones any more.

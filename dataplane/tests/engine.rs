@@ -241,13 +241,59 @@ fn a_port_that_faults_is_detached_and_reported_and_its_neighbours_go_on() {
     let broken = PortParts { rx: vec![Box::new(Broken)], ..PortParts::default() };
     engine.attach(PortIndex(5), W0, broken).unwrap();
     match engine.events().recv_timeout(Duration::from_secs(10)).unwrap() {
-        Event::Faulted { port, fault, parts } => {
+        Event::Faulted { port, fault, parts, .. } => {
             assert_eq!((port, fault.to_string()), (PortIndex(5), "reading the test: gone".to_owned()));
             assert_eq!(parts.rx.len(), 1);
         }
         Event::Died { message, .. } => panic!("the worker died: {message}"),
     }
     both_ways(&mut engine, &mut a, &mut b, 100);
+}
+
+#[test]
+fn a_fault_of_a_port_that_was_attached_anew_meanwhile_does_not_concern_the_new_one() {
+    let mut engine = engine(1);
+    let broken = PortParts { rx: vec![Box::new(Broken)], ..PortParts::default() };
+    engine.attach(A, W0, broken).unwrap();
+    let event = engine.events().recv_timeout(Duration::from_secs(10)).unwrap();
+    // As if the agent had heard of the end of the link first.
+    engine.detach(A).unwrap();
+    let (mut a, mut b) = (attach(&mut engine, A, W0, 1 << 18), attach(&mut engine, B, W0, 1 << 18));
+    let Event::Faulted { port, attachment, .. } = event else { panic!("the worker died") };
+    assert!(!engine.forget(port, attachment));
+    assert_eq!(engine.owner(A), Some(W0));
+    xconnect(&mut engine, 1, &[(A, B)]);
+    both_ways(&mut engine, &mut a, &mut b, 100);
+    engine.detach(A).unwrap();
+}
+
+/// A receiver with a bug.
+struct Panics;
+impl Rx for Panics {
+    fn receive<'a>(
+        &'a mut self,
+        _: &mut vwire_dataplane::burst::Burst<'a>,
+        _: &RxContext<'_>,
+    ) -> Result<(), PortFault> {
+        panic!("as the test wills")
+    }
+    fn release(&mut self, _: u64) {}
+}
+
+#[test]
+fn a_worker_that_panics_is_reported_and_the_other_worker_goes_on() {
+    let mut engine = engine(2);
+    let (mut a, mut b) = (attach(&mut engine, A, W0, 1 << 18), attach(&mut engine, B, W0, 1 << 18));
+    xconnect(&mut engine, 1, &[(A, B)]);
+    engine
+        .attach(PortIndex(5), W1, PortParts { rx: vec![Box::new(Panics)], ..PortParts::default() })
+        .unwrap();
+    match engine.events().recv_timeout(Duration::from_secs(10)).unwrap() {
+        Event::Died { worker, message } => assert_eq!((worker, &*message), (W1, "as the test wills")),
+        Event::Faulted { fault, .. } => panic!("only a fault: {fault}"),
+    }
+    both_ways(&mut engine, &mut a, &mut b, 100);
+    assert!(matches!(engine.detach(PortIndex(5)), Err(EngineError::Stuck(1))));
 }
 
 #[test]

@@ -104,6 +104,11 @@ impl Tx for MemifTx {
         self.queues.iter_mut().for_each(TxQueue::publish);
         context.sent(sent.packets, sent.bytes);
     }
+
+    /// A ring with a fault refuses everything as full, for ever.
+    fn fault(&self) -> Option<PortFault> {
+        self.queues.iter().find_map(TxQueue::fault).map(PortFault::from)
+    }
 }
 
 impl MemifTx {

@@ -55,7 +55,7 @@ impl fmt::Display for PortIndex {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PortFault {
     /// A memif peer broke the rules of its rings.
-    #[error("the memif peer {0}")]
+    #[error("memif: {0}")]
     Memif(String),
     /// The device or socket behind the port is gone.
     #[error("{what}: {error}")]
@@ -109,6 +109,11 @@ pub trait Tx: Send {
     /// [`Tx::flush`].
     fn send(&mut self, frames: Frames<'_, '_>, context: &mut TxContext<'_>);
 
+    /// Why the port can't go on, if that is so; the worker then detaches it. Asked when [`Tx::send`] has refused a frame.
+    fn fault(&self) -> Option<PortFault> {
+        None
+    }
+
     /// End of the turn: give the kernel or the device what was collected. `more` says that the next turn will very likely bring
     /// more for this port, so a call that is not yet full may be held back once. Returns true to be called in the next turn too.
     fn flush(&mut self, more: bool, context: &mut TxContext<'_>) -> bool {
@@ -136,6 +141,13 @@ pub struct PortParts {
     pub tx: Option<Box<dyn Tx>>,
     /// Set for a port that is an underlay.
     pub underlay: Option<Box<dyn UnderlayTx>>,
+}
+
+impl PortParts {
+    /// True if there is nothing of a port.
+    pub fn is_empty(&self) -> bool {
+        self.rx.is_empty() && self.tx.is_none() && self.underlay.is_none()
+    }
 }
 
 /// The underlays that a worker owns, by their port's index.

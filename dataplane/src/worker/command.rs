@@ -13,12 +13,18 @@ use crate::tables::WorkerId;
 /// Commands that may wait for a worker. The agent waits for answers, so there are hardly ever more than a few.
 const WAITING: usize = 256;
 
+/// One stay of a port's halves at a worker. A port whose peer comes and goes has many, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Attachment(pub u64);
+
 /// Something for a worker to do between two turns.
 pub enum Command {
     /// Own these halves of a port from now on.
     Attach {
         /// Which port.
         port: PortIndex,
+        /// Named in what is reported about it.
+        attachment: Attachment,
         /// Its halves.
         parts: PortParts,
     },
@@ -46,6 +52,8 @@ pub enum Event {
     Faulted {
         /// Which port.
         port: PortIndex,
+        /// Which of its attachments: it may have been detached and attached anew before this is read.
+        attachment: Attachment,
         /// Why.
         fault: PortFault,
         /// Its halves, to be dropped off the packet path.

@@ -11,6 +11,7 @@
 //! | [`command`] | what the agent may ask of a worker |
 //! | [`capture`] | copies of a port's frames for somebody who watches |
 
+use std::collections::HashMap;
 use std::time::Instant;
 
 use crate::burst::{BURST, Burst};
@@ -27,7 +28,7 @@ mod schedule;
 mod sleep;
 
 use capture::Taps;
-use command::{Command, Commands, Event, Events};
+use command::{Attachment, Command, Commands, Event, Events};
 use forward::Forwarder;
 use handoff::Handoff;
 use outbox::Outbox;
@@ -61,6 +62,8 @@ pub struct Worker {
     taps: Taps,
     sleeper: Sleeper,
     faults: Vec<(PortIndex, PortFault)>,
+    /// Which attachment of each port is the one that is here.
+    attachments: HashMap<PortIndex, Attachment>,
     stopped: bool,
 }
 
@@ -102,6 +105,7 @@ impl Worker {
             taps: Taps::default(),
             sleeper,
             faults: Vec::new(),
+            attachments: HashMap::new(),
             stopped: false,
         })
     }
@@ -147,6 +151,7 @@ impl Worker {
             received
         });
         forwarder.flush(more);
+        self.outbox.take_faults(&mut self.faults);
         if !self.faults.is_empty() {
             self.detach_faulted();
         }
@@ -157,7 +162,10 @@ impl Worker {
         for _ in 0..COMMANDS_PER_TURN {
             match self.commands.take() {
                 None => return,
-                Some(Command::Attach { port, parts }) => self.attach(port, parts),
+                Some(Command::Attach { port, attachment, parts }) => {
+                    self.attachments.insert(port, attachment);
+                    self.attach(port, parts);
+                }
                 Some(Command::Detach { port, reply }) => {
                     // The agent may have given up waiting; the halves are then dropped here.
                     let _ = reply.send(self.detach(port));
@@ -179,6 +187,7 @@ impl Worker {
     fn detach(&mut self, port: PortIndex) -> PortParts {
         // Its captures end with it: the slot may be another's next.
         self.taps.set(port, None);
+        self.attachments.remove(&port);
         let rx = self.schedule.remove(port);
         for rx in &rx {
             self.sleeper.forget(&**rx);
@@ -188,11 +197,10 @@ impl Worker {
 
     fn detach_faulted(&mut self) {
         for (port, fault) in std::mem::take(&mut self.faults) {
+            // A port may report from each of its queues; the first report carries the halves.
+            let Some(&attachment) = self.attachments.get(&port) else { continue };
             let parts = self.detach(port);
-            // A port with several queues may report from each; the first report carries the halves.
-            if !parts.rx.is_empty() {
-                self.events.send(Event::Faulted { port, fault, parts });
-            }
+            self.events.send(Event::Faulted { port, attachment, fault, parts });
         }
     }
 

@@ -1,7 +1,7 @@
 //! The sending halves that a worker owns, and which of them are to be flushed at the end of the turn.
 
 use crate::burst::Frames;
-use crate::port::{PortIndex, PortParts, Refused, Tx, TxContext, UnderlayTx, Underlays};
+use crate::port::{PortFault, PortIndex, PortParts, Refused, Tx, TxContext, UnderlayTx, Underlays};
 use crate::stats::Counters;
 use crate::tables::Tables;
 
@@ -19,6 +19,7 @@ pub(super) struct Outbox {
     dirty: Vec<PortIndex>,
     underlays_hold: bool,
     refused: Refused,
+    faults: Vec<(PortIndex, PortFault)>,
 }
 
 impl Outbox {
@@ -57,7 +58,18 @@ impl Outbox {
         let mut context =
             TxContext { port, counters, tables, underlays: &mut self.underlays, refused: &mut self.refused };
         tx.send(frames, &mut context);
+        if !self.refused.is_empty()
+            && let Some(fault) = tx.fault()
+        {
+            self.faults.push((port, fault));
+        }
         Some(&self.refused)
+    }
+
+    /// Moves the ports that can't go on to `faults`.
+    #[inline]
+    pub fn take_faults(&mut self, faults: &mut Vec<(PortIndex, PortFault)>) {
+        faults.append(&mut self.faults);
     }
 
     /// Ends the turn: what the ports collected goes out, but for what they may hold back because `more` is coming.

@@ -80,6 +80,12 @@ impl Windows {
         if faults == self.faults_seen { Ok(()) } else { self.look_for_poison(faults) }
     }
 
+    /// What is behind `fault`: an index in a region that was cut short reads as 0, and is not what went wrong.
+    #[cold]
+    pub(super) fn why(&mut self, fault: RingFault) -> RingFault {
+        self.check_poison().err().unwrap_or(fault)
+    }
+
     #[cold]
     fn look_for_poison(&mut self, faults: u32) -> Result<(), RingFault> {
         if self.regions.iter().any(|region| region.is_poisoned()) {
