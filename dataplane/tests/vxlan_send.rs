@@ -111,6 +111,7 @@ fn every_flow_arrives_in_order_whatever_its_frames_lengths() {
         }
         assert_eq!(next, given);
     }
+    sender.wait_for_sent(4000); // a frame is counted after it has left
     let stats = sender.node.stats(TUNNEL);
     assert_eq!((stats.tx.0, stats.dropped_in_all()), (4000, 0));
 }
@@ -208,6 +209,7 @@ fn a_frame_of_the_limit_passes_and_one_byte_more_does_not() {
         sender.inject(&vec![0x33; 60]);
         assert_eq!(sender.receive().1, vec![0x11; limit]);
         assert_eq!(sender.receive().1, vec![0x33; 60]);
+        sender.wait_for_sent(3);
         assert_eq!(sender.node.dropped(TUNNEL, DropReason::TooBig), 1);
     }
 }
@@ -245,6 +247,7 @@ fn two_engines_exchange_frames_of_every_length() {
             sent += frames.len() as u64;
             got += arrived.len() as u64;
         }
+        wait_until("the last frames to be counted", || node_a.stats(TUNNEL).tx.0 >= sent);
         assert_eq!((node_a.stats(TUNNEL).tx, got), (node_b.stats(TUNNEL).rx, sent));
         assert_eq!(node_a.stats(TUNNEL).dropped_in_all() + node_b.stats(UNDERLAY).dropped_in_all(), 0);
     }

@@ -1,5 +1,7 @@
 use super::*;
 use crate::netns;
+use crate::stats::Counters;
+use crate::underlay::group::{Destination, Groups};
 use std::fs::File;
 use std::net::UdpSocket;
 use std::path::Path;
@@ -102,6 +104,34 @@ fn overhead_is_50_bytes_over_ipv4_and_70_over_ipv6() {
     assert_eq!(max_frame(1500, v6), Some(1500 - 70 + 14));
     assert_eq!(max_frame(49, v4), None);
     assert_eq!(max_frame(50, v4), Some(14));
+}
+
+/// Where the kernel has no UDP_SEGMENT, or the path can't carry it, each datagram goes as a message of its own.
+#[test]
+fn without_segmentation_every_datagram_still_goes_out_in_order() {
+    let netns = private_netns();
+    let local = "127.0.0.1:4789".parse().unwrap();
+    let spec = UdpSpec::new(PortIndex(0), local);
+    let (sockets, peer) = netns::in_netns(Some(netns.as_fd()), || {
+        (Sockets::open(&spec).unwrap().sending, UdpSocket::bind("127.0.0.2:4789").unwrap())
+    })
+    .unwrap();
+    let counters = Counters::anonymous(2).unwrap();
+    let mut groups = Groups::new(SendingSockets::new(sockets, false), 2);
+    let to = Destination { port: PortIndex(1), socket: 3, remote: peer.local_addr().unwrap() };
+    for number in 0..200u8 {
+        let len = if number == 199 { 50 } else { 100 };
+        groups.append(&to, 7, len, &counters, |place| place.fill(number));
+    }
+    groups.flush(None, &counters);
+    peer.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+    let mut buffer = [0; 200];
+    for number in 0..200u8 {
+        let len = peer.recv(&mut buffer).unwrap();
+        assert_eq!((buffer[0], len), (number, if number == 199 { 50 } else { 100 }));
+    }
+    let stats = counters.port(PortIndex(1)).snapshot();
+    assert_eq!((stats.tx, stats.dropped_in_all()), ((200, 199 * 92 + 42), 0));
 }
 
 #[test]
