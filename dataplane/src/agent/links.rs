@@ -31,8 +31,17 @@ impl Ports {
         match event {
             MemifEvent::Up(port, link) => self.connect(&port, *link, state),
             MemifEvent::Down(port, reason) => self.down(&port, reason),
-            MemifEvent::Refused(Some(port), reason) => self.explain(&port, reason),
+            MemifEvent::Refused(Some(port), reason) => {
+                self.explain(&port, reason);
+            }
             MemifEvent::Refused(None, reason) => tracing::debug!("memif peer refused: {reason}"),
+            MemifEvent::Closed(ports, reason) => {
+                let told = ports.iter().filter(|port| self.explain(port, reason.clone())).count();
+                // It fails again and again while it lasts; once says it.
+                if told > 0 {
+                    tracing::warn!(ports = told, "nobody can connect: {reason}");
+                }
+            }
         }
     }
 
@@ -67,13 +76,16 @@ impl Ports {
         self.unpublished = true;
     }
 
-    /// Says why a port that is down stays down.
-    fn explain(&mut self, port: &PortName, reason: String) {
-        let Some(open) = self.open.get_mut(port) else { return };
-        if !open.link.up && open.link.reason != reason {
+    /// Says why a port that is down stays down. False if it is up, or that was known.
+    fn explain(&mut self, port: &PortName, reason: String) -> bool {
+        let Some(open) = self.open.get_mut(port) else { return false };
+        let new = !open.link.up && open.link.reason != reason;
+        if new {
+            tracing::debug!(%port, %reason, "link still down");
             open.link.reason = reason;
             self.touched.insert(port.clone());
         }
+        new
     }
 
     /// A port can't go on: ends its connection, if it has one, and says why.
