@@ -148,7 +148,7 @@ fn memif_ports_of_one_engine_join_over_their_socket_and_pass_frames() {
         let (mut a, mut b) = (rig.far_end("pa"), rig.far_end("pb"));
         passes(&mut a, &mut b, 50).await;
         passes(&mut b, &mut a, 50).await;
-        assert_eq!(rig.stats("mc").await.tx_packets, 50);
+        rig.wait_stats("mc", |stats| stats.tx_packets == 50).await;
         let state = format!("{:?}", rig.snapshot().await.state);
         assert!(!state.contains("sesame"), "a secret is not given back");
     });
@@ -195,11 +195,8 @@ fn lost_frames_are_counted_under_their_reason() {
         for (port, far, reason) in [("a", "pa", "no_egress"), ("b", "pb", "egress_down")] {
             let mut far = rig.far_end(far);
             (0..7).for_each(|i| assert!(far.inject(&frame(i))));
-            let deadline = Instant::now() + PATIENCE;
-            while rig.stats(port).await.drops.get(reason) != Some(&7) {
-                assert!(Instant::now() < deadline, "{:?}", rig.stats(port).await);
-            }
-            assert_eq!(rig.stats(port).await.drops.len(), 1);
+            let stats = rig.wait_stats(port, |stats| stats.drops.get(reason) == Some(&7)).await;
+            assert_eq!(stats.drops.len(), 1);
         }
         let all = rig.client.get_stats(pb::GetStatsRequest::default()).await.unwrap().into_inner().ports;
         assert_eq!(all.iter().map(|p| p.port.as_str()).collect::<Vec<_>>(), ["a", "b", "m"]);

@@ -153,6 +153,50 @@ fn a_descriptor_is_taken_by_the_request_that_names_it() {
     });
 }
 
+#[test]
+fn a_port_made_of_a_descriptor_is_restored_when_its_successor_fails() {
+    run(async {
+        let mut rig = Rig::new().await;
+        let netns = Netns::new("undo");
+        let path = rig.path("their.sock");
+        let listening = seqpacket();
+        rustix::net::bind(&listening, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&listening, 8).unwrap();
+        let socket = rig.fds.send(&listening).unwrap().to_string();
+        let inode = rig.fds.send(File::open(netns.path()).unwrap()).unwrap().to_string();
+        rig.apply(vec![kernel_at(&inode), set(memif("m", pb::memif::Role::Server, socket))]).await.unwrap();
+        let before = rig.snapshot().await;
+        let elsewhere = memif("m", pb::memif::Role::Server, rig.path("m.sock").display().to_string());
+        let status = rig.apply(vec![set(elsewhere), kernel_at("/run/netns/vw-no-such")]).await.unwrap_err();
+        assert!(
+            status.message().starts_with("port k: network namespace /run/netns/vw-no-such"),
+            "{}",
+            status.message()
+        );
+        assert_eq!(rig.snapshot().await, before);
+        assert!(netns.links().contains("nsm-1") && netns.links().contains("10.60.1.2/30"));
+        rig.apply(vec![set(memif("c", pb::memif::Role::Client, path.display().to_string()))]).await.unwrap();
+        rig.wait_link("m", true).await;
+    });
+}
+
+#[test]
+fn a_missing_descriptor_is_noticed_before_anything_is_touched() {
+    run(async {
+        let mut rig = Rig::new().await;
+        let netns = Netns::new("early");
+        rig.apply(vec![kernel_at(&netns.path())]).await.unwrap();
+        let mut links = rig.client.watch_links(pb::WatchLinksRequest {}).await.unwrap().into_inner();
+        links.message().await.unwrap().unwrap();
+        let status = rig.apply(vec![kernel_at("inode://4/99")]).await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        rig.apply(vec![set(pipe("a", "pa"))]).await.unwrap();
+        let event = links.message().await.unwrap().unwrap().event.unwrap();
+        let pb::watch_links_response::Event::Changed(link) = event else { panic!("{event:?}") };
+        assert_eq!(link.port, "a", "the link of k never changed");
+    });
+}
+
 fn seqpacket() -> OwnedFd {
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
 }
@@ -225,10 +269,7 @@ fn a_tap_that_another_process_made_becomes_a_port() {
         drop(theirs);
         let mut a = rig.far_end("pa");
         assert!(a.inject(&frame(1)));
-        let deadline = Instant::now() + PATIENCE;
-        while rig.stats("k").await.tx_packets == 0 {
-            assert!(Instant::now() < deadline);
-        }
+        rig.wait_stats("k", |stats| stats.tx_packets > 0).await;
         rig.apply(vec![part("a", "k"), remove("k")]).await.unwrap();
         assert!(!netns.links().contains("theirs"), "nobody has it open any more");
     });

@@ -8,8 +8,9 @@ use vwire_dataplane::DropReason;
 use vwire_dataplane::burst::{Burst, Gso, Offload};
 use vwire_dataplane::offload::each_plain;
 use vwire_dataplane::port::PortIndex;
-use vwire_dataplane::port::kernel::{KernelSpec, Kind};
+use vwire_dataplane::port::kernel::{self, KernelDevice, KernelSpec, Kind};
 use vwire_dataplane::port::pipe::PipeEnd;
+use vwire_dataplane::tables::WorkerId;
 
 mod kernel_support;
 use kernel_support::{Bench, Netns, spec, tcp_both_ways, udp_both_ways, wait_until};
@@ -19,7 +20,7 @@ const PEER_MAC: &str = "02:00:00:00:00:02";
 const MEGABYTE: usize = 1 << 20;
 
 /// One namespace with an interface whose frames end at a pipe.
-fn kernel_and_pipe(kind: Kind) -> (Netns, Bench, PipeEnd, vwire_dataplane::port::kernel::KernelDevice) {
+fn kernel_and_pipe(kind: Kind) -> (Netns, Bench, PipeEnd, KernelDevice) {
     let netns = Netns::new();
     let mut bench = Bench::new();
     let mac = (kind == Kind::Tap).then_some(MAC);
@@ -150,6 +151,24 @@ fn two_kernels_exchange_datagrams_and_streams_through_one_engine() {
         assert!(snapshot.rx.1 > 32 * MEGABYTE as u64);
         assert!(snapshot.rx.1 / snapshot.rx.0 > 3000, "TCP frames stay large: {snapshot:?}");
     }
+}
+
+#[test]
+fn interfaces_with_several_queues_and_adopted_ones_carry_traffic() {
+    let (a, b) = (Netns::new(), Netns::new());
+    let mut bench = Bench::new();
+    let _several = bench.kernel(0, &KernelSpec { queues: 3, ..spec(&a, "nsm-1", &["10.65.0.1/24"]) });
+    let (parts, theirs) = kernel::open(PortIndex(1), &spec(&b, "nsm-1", &["10.65.0.2/24"])).unwrap();
+    let (adopted, _device) =
+        kernel::adopt(PortIndex(1), theirs.queue().try_clone_to_owned().unwrap()).unwrap();
+    drop((parts, theirs));
+    bench.engine.attach(PortIndex(1), WorkerId(0), adopted).unwrap();
+    bench.xconnect(&[(0, 1)]);
+    // Many flows, so that the kernel uses all queues.
+    for port in 7100..7132 {
+        udp_both_ways(&a.udp(&format!("10.65.0.1:{port}")), &b.udp(&format!("10.65.0.2:{port}")), &[100]);
+    }
+    tcp_both_ways(&a, &b, "10.65.0.2:7001", 4 * MEGABYTE);
 }
 
 /// Passes frames from one pipe to the other as a wire would: plain, and none longer than `longest`.

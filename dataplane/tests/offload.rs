@@ -119,15 +119,27 @@ fn viewed(large: &Large, cuts: &[usize]) -> Vec<Vec<u8>> {
 
 /// What the coalescer makes of plain frames: frames as they were, or joined ones.
 fn coalesced(frames: &[Vec<u8>], cuts: &[usize]) -> Vec<(Vec<u8>, Option<Offload>)> {
-    let views: Vec<_> = frames.iter().map(|frame| views(frame, cuts)).collect();
+    let frames: Vec<_> = frames.iter().map(|frame| (frame.clone(), None)).collect();
+    coalesced_with(&frames, cuts, true)
+}
+
+fn coalesced_with(
+    frames: &[(Vec<u8>, Option<Offload>)],
+    cuts: &[usize],
+    udp: bool,
+) -> Vec<(Vec<u8>, Option<Offload>)> {
+    let views: Vec<_> = frames.iter().map(|(frame, offload)| (views(frame, cuts), *offload)).collect();
     let mut burst = Burst::new(PortIndex(0));
-    for views in &views {
-        assert!(burst.push_with(views, None));
+    for (views, offload) in &views {
+        assert!(burst.push_with(views, *offload));
     }
     let mut outputs = Vec::new();
     let Some((_, frames)) = burst.runs().next() else { return outputs };
-    Coalescer::new(Link::Ethernet).run(&frames, |output| match output {
-        Output::Frame(i) => outputs.push((frames.to_vec(&frames.as_slice()[i]), None)),
+    Coalescer::new(Link::Ethernet, udp).run(&frames, |output| match output {
+        Output::Frame(i) => {
+            let frame = &frames.as_slice()[i];
+            outputs.push((frames.to_vec(frame), frames.offload(frame)));
+        }
         Output::Joined { header, offload, members } => {
             let mut joined = header.to_vec();
             members.for_each(|i| joined.extend(&frames.to_vec(&frames.as_slice()[i])[header.len()..]));
@@ -374,15 +386,64 @@ fn more_flows_than_are_joined_at_once_lose_nothing() {
 
 #[test]
 fn other_frames_pass_as_they_are() {
-    let frames = vec![
-        payload(60),
-        written(&udp(false, &payload(100), 100), &[]).remove(0),
-        written(&udp(false, &payload(100), 100), &[]).remove(0),
-        vec![0; 1],
-        payload(13),
-    ];
-    let outputs = coalesced(&frames, &[]);
-    assert_eq!(outputs.into_iter().map(|(frame, _)| frame).collect::<Vec<_>>(), frames);
+    let mut frames =
+        vec![payload(60), written(&udp(false, &payload(100), 100), &[]).remove(0), vec![0; 1], payload(13)];
+    let mut outputs: Vec<_> = coalesced(&frames, &[]).into_iter().map(|(frame, _)| frame).collect();
+    outputs.sort();
+    frames.sort();
+    assert_eq!(outputs, frames);
+}
+
+#[test]
+fn datagrams_are_joined_where_the_kernel_takes_them_so() {
+    for v6 in [false, true] {
+        let large = udp(v6, &payload(5000), 1200);
+        let datagrams = written(&large, &[]);
+        assert_eq!(coalesced(&datagrams, &[]), [(large.bytes, Some(large.offload))]);
+        let plain: Vec<_> = datagrams.iter().map(|frame| (frame.clone(), None)).collect();
+        assert_eq!(coalesced_with(&plain, &[], false), plain);
+    }
+}
+
+#[test]
+fn datagrams_without_a_checksum_or_with_a_wrong_one_or_length_stay_alone() {
+    let datagrams = written(&udp(false, &payload(3000), 1000), &[]);
+    for (at, bytes) in [(40, [0, 0]), (40, [1, 1]), (500, [0xff, 0xfe]), (38, [0, 100])] {
+        let mut changed = datagrams.clone();
+        changed[1][at..at + 2].copy_from_slice(&bytes);
+        let outputs = coalesced(&changed, &[]);
+        assert!(outputs.contains(&(changed[1].clone(), None)), "{bytes:?} at {at}");
+    }
+}
+
+#[test]
+fn frames_of_a_local_kernel_are_joined_with_their_checksums_open() {
+    let open = |payload: &[u8]| {
+        let frame = udp(false, payload, 0);
+        (frame.bytes, Some(Offload { gso: Gso::None, hdr_len: 0, ..frame.offload }))
+    };
+    let datagrams: Vec<_> = payload(3500).chunks(1000).map(open).collect();
+    let outputs = coalesced_with(&datagrams, &[], true);
+    assert_eq!(outputs.len(), 1);
+    let (joined, offload) = outputs[0].clone();
+    assert_eq!((&joined[42..], offload), (&payload(3500)[..], Some(udp(false, &[0], 1000).offload)));
+    let pieces = written(&Large { bytes: joined, offload: offload.expect("joined") }, &[]);
+    let lengths: Vec<_> = pieces.iter().map(|piece| verified(piece).expect("fits").len()).collect();
+    assert_eq!(lengths, [1000, 1000, 1000, 500], "the pieces are good datagrams again");
+
+    let alone = [open(&payload(9)), (payload(60), None)];
+    let outputs = coalesced_with(&alone, &[], true);
+    assert!(outputs.len() == 2 && outputs.contains(&alone[0]), "a frame alone keeps what it owes");
+}
+
+#[test]
+fn a_large_frame_is_not_overtaken_by_its_flow() {
+    let large = tcp(false, 4000, 1, &payload(3000), 1000);
+    let two: Vec<_> = written(&large, &[]).into_iter().take(2).map(|frame| (frame, None)).collect();
+    let whole = (large.bytes.clone(), Some(large.offload));
+    let frames = [two.clone(), vec![whole.clone()], two].concat();
+    let outputs = coalesced_with(&frames, &[], true);
+    assert_eq!((outputs.len(), &outputs[1]), (3, &whole));
 }
 
 fn any_offload() -> impl Strategy<Value = Offload> {

@@ -60,7 +60,7 @@ fn tcp_echo(client: &Netns, server: &Netns, address: &str, bytes: usize) {
         stream.read_to_end(&mut got).unwrap();
         stream.write_all(&got).unwrap();
     });
-    let sent: Vec<u8> = (0..bytes).map(|i| (i * 31 >> 3) as u8).collect();
+    let sent: Vec<u8> = (0..bytes).map(|i| ((i * 31) >> 3) as u8).collect();
     let back = client.within(|| {
         let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(10)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

@@ -15,11 +15,16 @@
 //! whatever was loaded is judged in private memory.
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::region::Region;
+
+#[cfg(not(loom))]
+pub(crate) use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, fence};
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, fence};
 
 /// First word of every ring.
 pub const COOKIE: u32 = 0x03E3_1F20;
@@ -285,6 +290,15 @@ impl Ring {
         };
         let slots = Slots { first, mask: (location.slots() - 1) as u16 };
         Ok(Self { flags, head, tail, slots, _region: region })
+    }
+
+    /// A ring over loom's atomics, which are no plain words and cannot lie in a region: `[flags, head, tail]` and two words a
+    /// slot. They must outlive the ring.
+    #[cfg(all(loom, test))]
+    pub(crate) fn over(header: &[AtomicU16; 3], words: &[AtomicU64], region: Arc<Region>) -> Self {
+        let [flags, head, tail] = header.each_ref().map(NonNull::from);
+        let slots = Slots { first: NonNull::from(&words[0]), mask: (words.len() / 2 - 1) as u16 };
+        Self { flags, head, tail, slots, _region: region }
     }
 
     /// Writes the header of a ring of our own: cookie, no flags, both indices zero.

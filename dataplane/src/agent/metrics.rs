@@ -38,6 +38,11 @@ fn ports(ports: &[PortReport], out: &mut String) {
     for PortReport { name, kind, up, .. } in ports {
         let _ = writeln!(out, "vwire_port_up{{port=\"{name}\",kind=\"{kind}\"}} {}", u8::from(*up));
     }
+    let family = "vwire_port_worker";
+    let _ = writeln!(out, "# HELP {family} The worker that owns the port.\n# TYPE {family} gauge");
+    for (port, worker) in ports.iter().filter_map(|port| Some((port, port.worker?))) {
+        let _ = writeln!(out, "{family}{{port=\"{}\",kind=\"{}\"}} {}", port.name, port.kind, worker.0);
+    }
     for (family, help, value) in COUNTERS {
         let _ = writeln!(out, "# HELP {family} {help}\n# TYPE {family} counter");
         for port in ports {
@@ -61,16 +66,27 @@ mod tests {
     use super::*;
     use crate::DropReason;
     use crate::stats::Snapshot;
+    use crate::tables::WorkerId;
 
     #[test]
     fn a_port_has_a_line_in_every_family_and_one_for_each_reason_that_occurred() {
         let drops = vec![(DropReason::TxFull, 2), (DropReason::TooBig, 1)];
         let counters = Snapshot { rx: (3, 180), tx: (4, 240), drops };
         let mut out = String::new();
-        ports(&[PortReport { name: "a".into(), kind: "memif".into(), up: true, counters }], &mut out);
+        ports(
+            &[PortReport {
+                name: "a".into(),
+                kind: "memif".into(),
+                up: true,
+                worker: Some(WorkerId(1)),
+                counters,
+            }],
+            &mut out,
+        );
         let lines: Vec<&str> = out.lines().filter(|line| !line.starts_with('#')).collect();
         let expected = [
             "vwire_port_up{port=\"a\",kind=\"memif\"} 1",
+            "vwire_port_worker{port=\"a\",kind=\"memif\"} 1",
             "vwire_port_rx_packets_total{port=\"a\",kind=\"memif\"} 3",
             "vwire_port_rx_bytes_total{port=\"a\",kind=\"memif\"} 180",
             "vwire_port_tx_packets_total{port=\"a\",kind=\"memif\"} 4",

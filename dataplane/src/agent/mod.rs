@@ -5,7 +5,10 @@
 //! | here | one transaction: plan, apply, undo |
 //! | [`mod@plan`] | which steps, in which order; pure |
 //! | [`placement`] | which worker; pure |
-//! | [`ports`] | opening, closing and watching ports of each kind |
+//! | [`ports`] | opening and closing ports of each kind |
+//! | `links` | what becomes of them while they are open |
+//! | `memif_sockets` | the control sockets of memif ports |
+//! | `sent` | descriptors from outside, and what they must be |
 //! | [`server`] | the gRPC service |
 //! | [`admin`], [`metrics`] | the HTTP port |
 //! | [`pcapng`], [`capture`] | captures |
@@ -21,10 +24,12 @@ use tokio::sync::broadcast;
 use crate::engine::EngineError;
 use crate::model::{Inode, Op, PortName, State, StateError, Xconnect};
 use crate::stats::Snapshot;
+use crate::tables::WorkerId;
 use crate::worker::capture::CaptureReader;
 
 pub mod admin;
 pub mod capture;
+mod links;
 mod memif_sockets;
 pub mod metrics;
 mod open_error;
@@ -76,6 +81,8 @@ pub struct PortReport {
     pub kind: String,
     /// True while frames can flow.
     pub up: bool,
+    /// The worker that owns the port, while it is up.
+    pub worker: Option<WorkerId>,
     /// What was counted.
     pub counters: Snapshot,
 }
@@ -183,17 +190,19 @@ impl Agent {
     /// Goes to `wanted`, or stays. Returns what was done.
     ///
     /// # Errors
-    /// [`ChangeError`]; everything done so far is undone then. A port that had to make room and can't be made again (its descriptor
-    /// came with an earlier request, say) is down with that reason, until it is set again.
+    /// [`ChangeError`]; everything done so far is undone then. A port that had to make room and can't be made again (its peer's
+    /// connection was handed over, say) is down with that reason, until it is set again.
     pub fn change(&mut self, wanted: State, fds: &SentFds) -> Result<Vec<Action>, ChangeError> {
         let actions = plan(&self.actual(), &wanted);
         if actions.is_empty() {
             return Ok(actions);
         }
+        check_fds(&actions, &wanted, fds)?;
         let before = std::mem::replace(&mut self.state, wanted);
         self.generation += 1;
-        let result =
-            actions.iter().try_for_each(|action| self.take(action, fds)).and_then(|()| self.settle());
+        let mut reserve = SentFds::new();
+        let taken = actions.iter().try_for_each(|action| self.take(action, fds, &mut reserve));
+        let result = taken.and_then(|()| self.settle());
         match &result {
             Ok(()) => {
                 self.lost.clear();
@@ -203,7 +212,7 @@ impl Agent {
                 tracing::info!("change refused: {error}");
                 self.generation -= 1;
                 self.state = before;
-                self.undo(fds);
+                self.undo(reserve);
             }
         }
         self.notify();
@@ -214,7 +223,8 @@ impl Agent {
         Actual { ports: self.ports.specs().collect(), xconnects: self.in_force.clone() }
     }
 
-    fn take(&mut self, action: &Action, fds: &SentFds) -> Result<(), ChangeError> {
+    /// Takes one step. What a closed port would need to be made again goes into `reserve`.
+    fn take(&mut self, action: &Action, fds: &SentFds, reserve: &mut SentFds) -> Result<(), ChangeError> {
         match action {
             Action::Attach(port) => {
                 let opened = self.ports.open(port, &self.state, fds);
@@ -225,7 +235,7 @@ impl Agent {
                 Ok(self.ports.publish(self.generation, &self.in_force)?)
             }
             Action::Detach(port) => {
-                self.ports.close(port);
+                reserve.extend(self.ports.close(port));
                 Ok(())
             }
         }
@@ -240,10 +250,10 @@ impl Agent {
     }
 
     /// Back to `self.state`, as far as possible.
-    fn undo(&mut self, fds: &SentFds) {
+    fn undo(&mut self, fds: SentFds) {
         let back = plan(&self.actual(), &self.state);
         for action in back {
-            let Err(error) = self.take(&action, fds) else { continue };
+            let Err(error) = self.take(&action, &fds, &mut SentFds::new()) else { continue };
             tracing::error!("undoing a change: {error}");
             if let Action::Attach(port) = action {
                 self.lost.insert(port, format!("could not be restored after a change failed: {error}"));
@@ -326,6 +336,18 @@ impl Agent {
     pub fn ports_mut(&mut self) -> &mut Ports {
         &mut self.ports
     }
+}
+
+/// Refuses a change whose descriptors have not all come, before anything is touched.
+fn check_fds(actions: &[Action], wanted: &State, fds: &SentFds) -> Result<(), ChangeError> {
+    for action in actions {
+        let Action::Attach(port) = action else { continue };
+        let needed = wanted.ports().get(port).and_then(|spec| spec.needs());
+        if let Some(inode) = needed.filter(|inode| !fds.contains_key(inode)) {
+            return Err(ChangeError::Open { port: port.clone(), error: sent::missing(inode) });
+        }
+    }
+    Ok(())
 }
 
 impl AsFd for Agent {

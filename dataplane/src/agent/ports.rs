@@ -8,82 +8,93 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::{Timespec, epoll};
 use vwire_proto::stats::PortState;
 
-use super::memif_sockets::{MemifEvent, MemifSockets, Source};
+use super::memif_sockets::{MemifSockets, Source};
 use super::open_error::{Cause, OpenError};
 use super::placement::place;
 use super::{Link, PortReport, SentFds, sent};
 use crate::engine::{Engine, EngineError};
 use crate::model::{
-    KernelSpec, MemifSpec, Mode, Netns, PipeSpec, PortName, PortSpec, State, VxlanSpec, Xconnect,
+    ControlSocket, Inode, KernelSpec, MemifSpec, Mode, Netns, PipeSpec, PortName, PortSpec, State, VxlanSpec,
+    Xconnect,
 };
 use crate::port::kernel::{self, InterfaceAddress, KernelDevice};
 use crate::port::pipe::{PipeEnd, pipe};
 use crate::port::vxlan::VxlanTx;
-use crate::port::{PortIndex, PortParts, memif};
+use crate::port::{PortIndex, PortParts};
 use crate::stats::Counters;
 use crate::tables::{Entry, Forward, Tables, Tunnel, WorkerId};
 use crate::underlay::{MtuProbe, UdpSpec, UdpUnderlay};
 use crate::worker::capture::CaptureReader;
-use crate::worker::command::Event;
 
 /// Bytes that a pipe port holds each way.
-const PIPE_BYTES: usize = 1 << 20;
+const PIPE_BYTES: usize = 1 << 18;
 /// An underlay's MTU where the kernel knows no route to the tunnel's peer yet.
 const USUAL_MTU: usize = 1500;
 /// The workers' events among the descriptors that are watched; sources count from the next.
 const ENGINE: u64 = 0;
 
 /// What keeps a port alive beside its halves at the worker.
-enum Backing {
-    /// The control sockets keep it.
-    Memif(MemifSpec),
+pub(super) enum Backing {
+    /// The control sockets keep it. A socket that was handed over is kept here too.
+    Memif { spec: MemifSpec, handed_over: Option<OwnedFd> },
     /// The interface goes with this.
-    Kernel { _device: KernelDevice },
+    Kernel(KernelDevice),
     /// Needs its underlay.
     Vxlan(Tunnel, SocketAddr),
     /// Nothing.
     Pipe,
 }
 
-struct OpenPort {
+impl Backing {
+    /// What the port was made of, for making it again. Not kept longer than needed: a namespace that is held open does not end.
+    fn reserve(&self) -> Option<OwnedFd> {
+        match self {
+            Backing::Memif { handed_over, .. } => handed_over.as_ref()?.try_clone().ok(),
+            Backing::Kernel(device) => sent::namespace_of(device.queue()).ok(),
+            Backing::Vxlan(..) | Backing::Pipe => None,
+        }
+    }
+}
+
+pub(super) struct OpenPort {
     spec: PortSpec,
-    index: PortIndex,
-    worker: WorkerId,
-    link: Link,
-    backing: Backing,
+    pub(super) index: PortIndex,
+    pub(super) worker: WorkerId,
+    pub(super) link: Link,
+    pub(super) backing: Backing,
 }
 
 /// A UDP socket that carries tunnels.
-struct Underlay {
-    index: PortIndex,
+pub(super) struct Underlay {
+    pub(super) index: PortIndex,
     worker: WorkerId,
     probe: MtuProbe,
     tunnels: usize,
     /// Why it no longer works, if it does not.
-    fault: Option<String>,
+    pub(super) fault: Option<String>,
 }
 
 /// All ports, the engine they live in, and the descriptors that tell about them.
 pub struct Ports {
-    engine: Engine,
-    counters: Counters,
+    pub(super) engine: Engine,
+    pub(super) counters: Counters,
     /// Slots of the tables, the longest unused first: frames that are still on their way to a closed port must not reach the next.
     free: VecDeque<PortIndex>,
-    open: BTreeMap<PortName, OpenPort>,
-    underlays: HashMap<SocketAddr, Underlay>,
+    pub(super) open: BTreeMap<PortName, OpenPort>,
+    pub(super) underlays: HashMap<SocketAddr, Underlay>,
     /// Where the underlay of a tunnel that is still to come will be.
     promised: HashMap<SocketAddr, WorkerId>,
-    sockets: MemifSockets,
+    pub(super) sockets: MemifSockets,
     /// Ends of pipes that no port has.
     loose_ends: HashMap<PortName, PipeEnd>,
-    watched: Watched,
-    touched: BTreeSet<PortName>,
-    unpublished: bool,
-    dead_workers: usize,
+    pub(super) watched: Watched,
+    pub(super) touched: BTreeSet<PortName>,
+    pub(super) unpublished: bool,
+    pub(super) dead_workers: usize,
 }
 
 /// The descriptors that say when something is to be done, behind one.
-struct Watched {
+pub(super) struct Watched {
     epoll: OwnedFd,
     sources: BTreeMap<u64, Source>,
     next: u64,
@@ -109,11 +120,13 @@ impl Watched {
         self.sources.retain(|_, watched| watched != source);
     }
 
-    fn ready(&self) -> Vec<u64> {
+    /// Whose descriptors are readable: `None` for the engine's, which comes first. What a worker said before a connection ended has
+    /// to be heard before that connection's successor is given to it.
+    pub(super) fn ready(&self) -> BTreeSet<Option<Source>> {
         let mut space = [MaybeUninit::uninit(); 64];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         let (events, _) = epoll::wait(&self.epoll, &mut space[..], Some(&now)).unwrap_or_default();
-        events.iter().map(|event| event.data.u64()).collect()
+        events.iter().map(|event| self.sources.get(&event.data.u64()).cloned()).collect()
     }
 }
 
@@ -218,7 +231,7 @@ impl Ports {
     }
 
     /// The worker for a port: its tunnel's underlay decides, then the other end of its cross-connect and that one's underlay.
-    fn place(&mut self, port: &PortName, state: &State) -> WorkerId {
+    pub(super) fn place(&mut self, port: &PortName, state: &State) -> WorkerId {
         let peer = state.xconnects().iter().find_map(|xconnect| xconnect.peer(port));
         let carrier = |port: &PortName| match state.ports().get(port) {
             Some(PortSpec::Vxlan(vxlan)) => Some(vxlan.underlay()),
@@ -258,6 +271,10 @@ impl Ports {
         spec: &MemifSpec,
         fds: &SentFds,
     ) -> Result<(Backing, Link), OpenError> {
+        let handed_over = match &spec.socket {
+            ControlSocket::Sent(inode) => Some(sent::copy(fds, *inode)?),
+            _ => None,
+        };
         if let Some(source) = self.sockets.open(port, spec, fds)?
             && let Some(fd) = self.sockets.fd(&source)
             && let Err(error) = self.watched.add(fd, source)
@@ -266,7 +283,7 @@ impl Ports {
             return Err(error);
         }
         let link = Link { reason: "no peer yet".into(), ..Link::default() };
-        Ok((Backing::Memif(spec.clone()), link))
+        Ok((Backing::Memif { spec: spec.clone(), handed_over }, link))
     }
 
     fn open_kernel(
@@ -281,7 +298,7 @@ impl Ports {
             None => kernel::open(index, &kernel_spec(spec, fds)?).map_err(OpenError::system)?,
         };
         self.engine.attach(index, worker, parts)?;
-        Ok((Backing::Kernel { _device: device }, up(spec.ifname.as_str())))
+        Ok((Backing::Kernel(device), up(spec.ifname.as_str())))
     }
 
     fn open_pipe(
@@ -359,24 +376,27 @@ impl Ports {
         }
     }
 
-    /// Closes a port. The tables in force must not name it any more.
-    pub fn close(&mut self, port: &PortName) {
-        let Some(open) = self.open.remove(port) else { return };
+    /// Closes a port. The tables in force must not name it any more. Returns the descriptor that would be needed to make it again,
+    /// if it was made of one that can be used twice.
+    pub fn close(&mut self, port: &PortName) -> Option<(Inode, OwnedFd)> {
+        let open = self.open.remove(port)?;
+        let reserve = open.spec.needs().zip(open.backing.reserve());
         self.detach(open.index);
         match open.backing {
-            Backing::Memif(spec) => {
+            Backing::Memif { spec, .. } => {
                 if let Some(source) = self.sockets.close(port, &spec) {
                     self.watched.forget(&source);
                 }
             }
             Backing::Vxlan(_, local) => self.leave_underlay(local),
             Backing::Pipe => self.drop_loose_end(&open.spec),
-            Backing::Kernel { .. } => {}
+            Backing::Kernel(_) => {}
         }
         self.give_slot(open.index);
         self.touched.insert(port.clone());
         self.unpublished = true;
         tracing::debug!(%port, "port closed");
+        reserve
     }
 
     /// A pipe's end that was left for a second port is useless without the first.
@@ -386,7 +406,7 @@ impl Ports {
         }
     }
 
-    fn detach(&mut self, index: PortIndex) {
+    pub(super) fn detach(&mut self, index: PortIndex) {
         match self.engine.detach(index) {
             // A port without a link has nothing at a worker.
             Ok(()) | Err(EngineError::NotAttached(_)) => {}
@@ -422,146 +442,6 @@ impl Ports {
         self.engine.publish(tables)
     }
 
-    /// Does what the watched descriptors call for. False if that was nothing.
-    pub fn process(&mut self, state: &State) -> bool {
-        let ready = self.watched.ready();
-        for token in &ready {
-            let token = *token;
-            if token == ENGINE {
-                self.take_engine_events();
-            } else if let Some(source) = self.watched.sources.get(&token).cloned() {
-                for event in self.sockets.process(&source) {
-                    self.take_memif_event(event, state);
-                }
-            }
-        }
-        !ready.is_empty()
-    }
-
-    fn take_memif_event(&mut self, event: MemifEvent, state: &State) {
-        match event {
-            MemifEvent::Up(port, link) => self.connect(&port, *link, state),
-            MemifEvent::Down(port, reason) => self.down(&port, reason),
-            MemifEvent::Refused(Some(port), reason) => {
-                self.explain(&port, reason);
-            }
-            MemifEvent::Refused(None, reason) => tracing::debug!("memif peer refused: {reason}"),
-            MemifEvent::Closed(ports, reason) => {
-                let told = ports.iter().filter(|port| self.explain(port, reason.clone())).count();
-                // It fails again and again while it lasts; once says it.
-                if told > 0 {
-                    tracing::warn!(ports = told, "nobody can connect: {reason}");
-                }
-            }
-        }
-    }
-
-    fn connect(&mut self, port: &PortName, link: ::memif::Link, state: &State) {
-        let worker = self.place(port, state);
-        let Some(open) = self.open.get_mut(port) else { return };
-        let peer = format!("{} {} (process {})", link.peer_program, link.peer_interface, link.peer.pid);
-        let attached = self.engine.attach(open.index, worker, memif::parts(open.index, link.rx, link.tx));
-        if let Err(error) = attached {
-            return self.fault(port, &error.to_string());
-        }
-        tracing::info!(%port, worker = worker.0, %peer, "memif connected");
-        open.worker = worker;
-        open.link = up(&peer);
-        self.counters.port(open.index).set_state(PortState::Up);
-        self.touched.insert(port.clone());
-        self.unpublished = true;
-    }
-
-    /// The link is gone; the port stays, and waits for the next.
-    fn down(&mut self, port: &PortName, reason: String) {
-        let Some(open) = self.open.get_mut(port) else { return };
-        tracing::info!(%port, %reason, "link down");
-        let index = open.index;
-        open.link = Link { reason, ..Link::default() };
-        self.counters.port(index).set_state(PortState::Down);
-        self.detach(index);
-        self.touched.insert(port.clone());
-        self.unpublished = true;
-    }
-
-    /// Says why a port that is down stays down. False if it is up, or that was known.
-    fn explain(&mut self, port: &PortName, reason: String) -> bool {
-        let Some(open) = self.open.get_mut(port) else { return false };
-        let new = !open.link.up && open.link.reason != reason;
-        if new {
-            tracing::debug!(%port, %reason, "link still down");
-            open.link.reason = reason;
-            self.touched.insert(port.clone());
-        }
-        new
-    }
-
-    /// A port can't go on: ends its connection, if it has one, and says why.
-    fn fault(&mut self, port: &PortName, reason: &str) {
-        tracing::warn!(%port, "{reason}");
-        if let Some(Backing::Memif(spec)) = self.open.get(port).map(|open| &open.backing) {
-            let spec = spec.clone();
-            self.sockets.disconnect(port, &spec, reason);
-        }
-        self.down(port, reason.to_owned());
-    }
-
-    fn take_engine_events(&mut self) {
-        self.engine.clear_events();
-        while let Ok(event) = self.engine.events().try_recv() {
-            match event {
-                Event::Faulted { port: index, attachment, fault, parts } => {
-                    drop(parts);
-                    if self.engine.forget(index, attachment) {
-                        self.take_fault(index, &fault.to_string());
-                    } else {
-                        self.take_old_fault(index, &fault.to_string());
-                    }
-                }
-                Event::Died { worker, message } => self.take_death(worker, &message),
-            }
-        }
-    }
-
-    fn port_at(&self, index: PortIndex) -> Option<PortName> {
-        self.open.iter().find(|(_, open)| open.index == index).map(|(port, _)| port.clone())
-    }
-
-    /// The link that had the fault ended before we heard of it, and there may be another: that one is not to blame.
-    fn take_old_fault(&mut self, index: PortIndex, fault: &str) {
-        if let Some(port) = self.port_at(index) {
-            tracing::warn!(%port, "{fault}");
-            self.explain(&port, fault.to_owned());
-        }
-    }
-
-    fn take_fault(&mut self, index: PortIndex, fault: &str) {
-        if let Some(port) = self.port_at(index) {
-            return self.fault(&port, fault);
-        }
-        let Some((local, underlay)) = self.underlays.iter_mut().find(|(_, u)| u.index == index) else {
-            return;
-        };
-        let (local, reason) = (*local, format!("underlay {}: {fault}", underlay_name(*local)));
-        underlay.fault = Some(reason.clone());
-        self.counters.port(index).set_state(PortState::Down);
-        let carried =
-            |open: &OpenPort| matches!(&open.backing, Backing::Vxlan(_, carrier) if *carrier == local);
-        let tunnels: Vec<PortName> =
-            self.open.iter().filter(|(_, open)| carried(open)).map(|(port, _)| port.clone()).collect();
-        tunnels.iter().for_each(|port| self.down(port, reason.clone()));
-    }
-
-    fn take_death(&mut self, worker: WorkerId, message: &str) {
-        tracing::error!(worker = worker.0, "worker died: {message}");
-        self.dead_workers += 1;
-        for (port, open) in self.open.iter_mut().filter(|(_, open)| open.worker == worker) {
-            open.link = Link { reason: format!("worker {} died: {message}", worker.0), ..Link::default() };
-            self.counters.port(open.index).set_state(PortState::Down);
-            self.touched.insert(port.clone());
-        }
-    }
-
     /// Counters of ports and underlays, by name.
     pub fn reports(&self) -> Vec<PortReport> {
         let ports = self.open.iter().map(|(name, open)| (name.to_string(), open.index));
@@ -569,7 +449,13 @@ impl Ports {
         let report = |(name, index): (String, PortIndex)| {
             let port = self.counters.port(index);
             let up = port.state() == PortState::Up;
-            PortReport { name, kind: port.kind(), up, counters: port.snapshot() }
+            PortReport {
+                name,
+                kind: port.kind(),
+                up,
+                worker: self.engine.owner(index),
+                counters: port.snapshot(),
+            }
         };
         let mut reports: Vec<_> = ports.chain(underlays).map(report).collect();
         reports.sort_by(|a, b| a.name.cmp(&b.name));
@@ -601,12 +487,12 @@ impl AsFd for Ports {
     }
 }
 
-fn up(peer: &str) -> Link {
+pub(super) fn up(peer: &str) -> Link {
     Link { up: true, reason: String::new(), peer: peer.to_owned() }
 }
 
 /// Not a name that a port can have, as it contains a colon.
-fn underlay_name(local: SocketAddr) -> String {
+pub(super) fn underlay_name(local: SocketAddr) -> String {
     format!("udp:{local}")
 }
 

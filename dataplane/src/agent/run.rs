@@ -245,7 +245,10 @@ async fn serve_admin(agent: Shared, listener: TcpListener, mut stopping: watch::
     let stop = async move {
         let _ = stopping.wait_for(|stop| *stop).await;
     };
-    if let Err(error) = axum::serve(listener, admin::router(agent)).with_graceful_shutdown(stop).await {
+    if let Err(error) = axum::serve(admin::AdminListener::new(listener), admin::router(agent))
+        .with_graceful_shutdown(stop)
+        .await
+    {
         tracing::error!("admin port: {error}");
     }
 }

@@ -2,7 +2,7 @@
 //! before anything is done with them.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::SentFds;
 use super::open_error::{Cause, OpenError};
@@ -12,15 +12,17 @@ use crate::model::Inode;
 /// Magic of the file system that namespaces live in (`NSFS_MAGIC`).
 const NSFS: u64 = 0x6e73_6673;
 
+/// The error of a descriptor that has not come.
+pub fn missing(inode: Inode) -> OpenError {
+    let reason = format!(
+        "no file descriptor for {inode} came with this request; send it on the same connection first"
+    );
+    OpenError::new(Cause::FdMissing, reason)
+}
+
 /// A copy of the descriptor that came for `inode`.
 pub fn copy(fds: &SentFds, inode: Inode) -> Result<OwnedFd, OpenError> {
-    let missing = || {
-        let reason = format!(
-            "no file descriptor for {inode} came with this request; send it on the same connection first"
-        );
-        OpenError::new(Cause::FdMissing, reason)
-    };
-    fds.get(&inode).ok_or_else(missing)?.try_clone().map_err(OpenError::system)
+    fds.get(&inode).ok_or_else(|| missing(inode))?.try_clone().map_err(OpenError::system)
 }
 
 /// The network namespace that came for `inode`. It may have come as an `O_PATH` descriptor, as the Go components send them. The
@@ -51,6 +53,17 @@ fn namespace_type(namespace: &File) -> std::io::Result<i32> {
     match unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_NSTYPE) } {
         -1 => Err(std::io::Error::last_os_error()),
         kind => Ok(kind),
+    }
+}
+
+/// The network namespace that a tap is in.
+pub fn namespace_of(tap: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
+    const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
+    // SAFETY: the request takes no argument and touches no memory of ours; the descriptor is open.
+    match unsafe { libc::ioctl(tap.as_raw_fd(), TUNGETDEVNETNS) } {
+        -1 => Err(std::io::Error::last_os_error()),
+        // SAFETY: the kernel has just made this descriptor, and nobody else knows of it.
+        fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
     }
 }
 

@@ -99,9 +99,10 @@ impl Brought {
     async fn take(&self, needed: &std::collections::BTreeSet<Inode>) -> SentFds {
         let mut fds = SentFds::new();
         let Some(connection) = &self.connection else { return fds };
+        let deadline = tokio::time::Instant::now() + FD_PATIENCE;
         for inode in &self.named {
             let fd = match needed.contains(inode) {
-                true => tokio::time::timeout(FD_PATIENCE, connection.fds.wait(*inode)).await.ok(),
+                true => tokio::time::timeout_at(deadline, connection.fds.wait(*inode)).await.ok(),
                 false => connection.fds.take(*inode),
             };
             fds.extend(fd.map(|fd| (*inode, fd)));
@@ -135,10 +136,20 @@ fn link_to_proto((port, link): (PortName, Link)) -> pb::Link {
 }
 
 fn report_to_proto(report: PortReport) -> pb::PortStats {
-    let PortReport { name, kind, up, counters } = report;
+    let PortReport { name, kind, up, worker, counters } = report;
     let drops = counters.drops.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect();
     let ((rx_packets, rx_bytes), (tx_packets, tx_bytes)) = (counters.rx, counters.tx);
-    pb::PortStats { port: name, kind, up, rx_packets, rx_bytes, tx_packets, tx_bytes, drops }
+    pb::PortStats {
+        port: name,
+        kind,
+        up,
+        rx_packets,
+        rx_bytes,
+        tx_packets,
+        tx_bytes,
+        drops,
+        worker: worker.map(|worker| worker.0.into()),
+    }
 }
 
 type Answer<T> = Result<Response<T>, Status>;

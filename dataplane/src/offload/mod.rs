@@ -18,6 +18,7 @@ use crate::burst::{Frame, Frames, Gso, Offload};
 
 pub mod checksum;
 pub mod coalesce;
+mod headers;
 pub mod segment;
 
 use checksum::Sum;

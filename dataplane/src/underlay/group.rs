@@ -14,6 +14,7 @@
 //! Buffers come from a pool made at the start, and are taken by open groups only: a tunnel without traffic has none.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use crate::port::PortIndex;
 use crate::stats::Counters;
@@ -26,7 +27,9 @@ const WAYS: usize = 4;
 /// Lanes that can be open at once. Two that share a slot send each other's groups early, nothing worse.
 const LANES: usize = 1024;
 /// Turns that a group which is not full may wait for more.
-const HOLD_TURNS: u8 = 3;
+const HOLD_TURNS: u8 = 7;
+/// The same as a time, for workers with many ports, whose turns are long: groups then wait for one turn more and no longer.
+const HOLD_TIME: Duration = Duration::from_micros(50);
 
 /// Where datagrams go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,23 +75,48 @@ struct Group {
     lane: u16,
     way: u8,
     held: u8,
+    held_since: Option<Instant>,
     datagrams: u16,
     len: u32,
 }
 
-/// The flows that have frames in a group. It may name a flow too many, which sends a group early; never one too few.
+impl Group {
+    const fn new(to: Destination, lane: u16, way: u8) -> Self {
+        Self { to, lane, way, held: 0, held_since: None, datagrams: 0, len: 0 }
+    }
+
+    /// True if the group may wait for another turn after this one, which ends `now`.
+    fn may_wait(&mut self, now: Instant) -> bool {
+        self.held += 1;
+        let since = *self.held_since.get_or_insert(now);
+        self.held <= HOLD_TURNS && now.duration_since(since) <= HOLD_TIME
+    }
+}
+
+/// The flows that have frames in a group: a Bloom filter of 1024 bits, two for each flow. It may name a flow too many (one
+/// time in 70 with 64 flows), which sends a group early; never one too few.
 #[derive(Clone, Copy, Default)]
-struct Flows([u64; 4]);
+struct Flows([u64; 16]);
 
 impl Flows {
     #[inline]
     const fn has(&self, flow: u32) -> bool {
-        self.0[(flow >> 6 & 3) as usize] >> (flow & 63) & 1 == 1
+        let ((a, a_bit), (b, b_bit)) = Self::bits(flow);
+        self.0[a] & a_bit != 0 && self.0[b] & b_bit != 0
     }
 
     #[inline]
     const fn add(&mut self, flow: u32) {
-        self.0[(flow >> 6 & 3) as usize] |= 1 << (flow & 63);
+        let ((a, a_bit), (b, b_bit)) = Self::bits(flow);
+        self.0[a] |= a_bit;
+        self.0[b] |= b_bit;
+    }
+
+    /// Word and bit of the hash's lowest ten bits, and of the next ten.
+    #[inline]
+    const fn bits(flow: u32) -> ((usize, u64), (usize, u64)) {
+        let (low, high) = (flow, flow >> 10);
+        (((low >> 6 & 15) as usize, 1 << (low & 63)), ((high >> 6 & 15) as usize, 1 << (high & 63)))
     }
 }
 
@@ -151,7 +179,7 @@ impl<C: Carrier> Groups<C> {
         Self {
             carrier,
             buffers: vec![0; buffers * BUFFER],
-            groups: vec![Group { to: nowhere, lane: 0, way: 0, held: 0, datagrams: 0, len: 0 }; buffers],
+            groups: vec![Group::new(nowhere, 0, 0); buffers],
             free: (0..buffers as u16).rev().collect(),
             open: vec![0; buffers.div_ceil(64)],
             lanes: vec![Lane::default(); LANES],
@@ -190,16 +218,16 @@ impl<C: Carrier> Groups<C> {
         }
     }
 
-    /// Sends every group, but for those that may wait for the next turn because it will bring `more`. True if some wait.
-    pub fn flush(&mut self, more: bool, counters: &Counters) -> bool {
+    /// Sends every group, but for those that may wait for the next turn, if that will bring more: then `hold` is the time now.
+    /// True if some wait.
+    pub fn flush(&mut self, hold: Option<Instant>, counters: &Counters) -> bool {
         let mut held = false;
         for word in 0..self.open.len() {
             let mut open = self.open[word];
             while open != 0 {
                 let group = &mut self.groups[word * 64 + open.trailing_zeros() as usize];
                 open &= open - 1;
-                if more && group.held < HOLD_TURNS {
-                    group.held += 1;
+                if hold.is_some_and(|now| group.may_wait(now)) {
                     held = true;
                 } else {
                     let (lane, way) = (usize::from(group.lane), usize::from(group.way));
@@ -280,7 +308,7 @@ impl<C: Carrier> Groups<C> {
         }
         let Some(number) = self.free.pop() else { unreachable!("evicting frees a group") };
         let at = usize::from(number);
-        self.groups[at] = Group { to: *to, lane: lane as u16, way: way as u8, held: 0, datagrams: 0, len: 0 };
+        self.groups[at] = Group::new(*to, lane as u16, way as u8);
         self.open[at / 64] |= 1 << (at % 64);
         let lane = &mut self.lanes[lane];
         lane.lens[way] = len as u32;

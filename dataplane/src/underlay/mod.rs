@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`decap`] | received datagrams → frames lent to a burst, or a drop reason; for underlays of any kind |
 //! | [`group`] | frames to send → runs of equal datagrams in one buffer, each flow in order; for underlays of any kind |
+//! | `spread` | over how many source ports a tunnel's flows go |
 //! | [`udp`] | the kernel-UDP underlay: opening, errors, path MTU |
 //! | `udp_rx`, `udp_tx` | its two halves |
 //! | `udp_sys` | its system calls: the only unsafe part |
@@ -12,6 +13,7 @@
 
 pub mod decap;
 pub mod group;
+mod spread;
 pub mod udp;
 mod udp_rx;
 mod udp_sys;

@@ -3,10 +3,12 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use arrayvec::ArrayVec;
 
 use super::group::{Batch, Carrier, Destination, GROUP_BYTES, Groups};
+use super::spread::Spread;
 use super::udp_sys::{self as sys, RawAddress};
 use crate::DropReason;
 use crate::burst::{Frame, Frames, Offload};
@@ -28,30 +30,22 @@ const PREFETCH: usize = 8;
 /// Sends the frames of an underlay's tunnels.
 pub struct UdpTx {
     groups: Groups<Sockets>,
-    sockets: u16,
-    spread: u16,
+    spread: Spread,
 }
 
 impl UdpTx {
     pub(super) fn new(sockets: Vec<OwnedFd>, spread: u16, segmentation: bool, buffers: usize) -> Self {
-        let count = sockets.len() as u16;
+        let spread = Spread::new(sockets.len() as u16, spread);
         let most = if segmentation { MANY_SEGMENTS } else { 1 };
         let carrier = Sockets { sockets, segmentation, most_segments: most, whole: ArrayVec::new() };
-        Self { groups: Groups::new(carrier, buffers), sockets: count, spread: spread.clamp(1, count) }
-    }
-
-    /// The source port's number for a flow: `spread` of them for each tunnel, which ones differs from tunnel to tunnel.
-    #[inline]
-    fn socket(&self, base: u32, flow: u32) -> u16 {
-        let among = (flow >> 16) % u32::from(self.spread) * u32::from(self.sockets / self.spread);
-        ((base + among) % u32::from(self.sockets)) as u16
+        Self { groups: Groups::new(carrier, buffers), spread }
     }
 }
 
 impl UnderlayTx for UdpTx {
     fn send(&mut self, tunnel: &Tunnel, frames: Frames<'_, '_>, context: &mut TxContext<'_>) {
         let header = vxlan::header(tunnel.vni);
-        let base = u32::from(tunnel.port.0) ^ tunnel.vni.get().wrapping_mul(0x9e37_79b1) >> 16;
+        let ports = self.spread.of(tunnel);
         let mut to = Destination { port: context.port, socket: 0, remote: tunnel.remote };
         let longest = tunnel.max_frame.min(GROUP_BYTES - vxlan::HEADER_LEN);
         let slice = frames.as_slice();
@@ -60,7 +54,7 @@ impl UnderlayTx for UdpTx {
                 later.first().prefetch();
             }
             let flow = flow_of(frame);
-            to.socket = self.socket(base, flow);
+            to.socket = ports.of(flow);
             let offload = if frame.is_plain() { None } else { frames.offload(frame) };
             if let Some(offload) = offload {
                 if let Err(reason) =
@@ -81,7 +75,11 @@ impl UnderlayTx for UdpTx {
     }
 
     fn flush(&mut self, more: bool, counters: &Counters) -> bool {
-        self.groups.flush(more, counters)
+        if self.spread.turn_is_over() {
+            // Flows change their source ports now: what waits at the old ones goes first.
+            self.groups.flush(None, counters);
+        }
+        self.groups.flush(more.then(Instant::now), counters)
     }
 }
 

@@ -79,6 +79,8 @@ impl Sleeper {
             std::hint::spin_loop();
             return false;
         }
+        // Where the cores are shared, somebody else may be waiting for this one, and what we wait for may be that somebody's.
+        std::thread::yield_now();
         let now = now();
         let since = *self.idle_since.get_or_insert(now);
         now.duration_since(since) >= SPIN

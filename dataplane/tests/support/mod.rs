@@ -82,6 +82,19 @@ impl Rig {
         self.client.get_stats(request).await.unwrap().into_inner().ports.remove(0)
     }
 
+    /// Waits until the port's counters are as wanted: a frame is seen at the far end before it is counted.
+    pub async fn wait_stats(&mut self, port: &str, wanted: impl Fn(&pb::PortStats) -> bool) -> pb::PortStats {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let stats = self.stats(port).await;
+            if wanted(&stats) {
+                return stats;
+            }
+            assert!(Instant::now() < deadline, "{port} is still {stats:?}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     pub async fn link(&mut self, port: &str) -> pb::Link {
         self.snapshot().await.links.into_iter().find(|link| link.port == port).expect("there is such a port")
     }

@@ -16,6 +16,8 @@
 //! that lies outside the ring is a [`RingFault`], after which the connection should be closed.
 
 mod event;
+#[cfg(all(loom, test))]
+mod loom_model;
 mod memory;
 mod pair;
 mod rx;

@@ -1,6 +1,6 @@
 //! The receiving end of a ring.
 
-use core::sync::atomic::{AtomicU16, Ordering, fence};
+use core::sync::atomic::Ordering;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::memory::{BadDescriptor, Buffers, Windows};
 use super::{MAX_FRAME, MAX_SEGMENTS, RingFault, Role};
 use crate::bytes::Lent;
 use crate::region::Region;
-use crate::ring::{Descriptor, MASK_INT, Ring};
+use crate::ring::{AtomicU16, Descriptor, MASK_INT, Ring, fence};
 
 /// Takes the frames of one [`RxQueue::receive`].
 pub trait FrameSink<'a> {

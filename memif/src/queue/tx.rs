@@ -1,7 +1,7 @@
 //! The sending end of a ring.
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU16, Ordering, fence};
+use core::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use super::event::EventFd;
@@ -10,7 +10,7 @@ use super::writer::{FrameWriter, Piece, Plan};
 use super::{MAX_FRAME, MAX_SEGMENTS, RingFault};
 use crate::bytes::{Lent, Slot};
 use crate::region::Region;
-use crate::ring::{Descriptor, MASK_INT, Ring, Slots};
+use crate::ring::{AtomicU16, Descriptor, MASK_INT, Ring, Slots, fence};
 
 /// Why a frame was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -18,10 +18,15 @@ use crate::netns::{NetnsError, in_netns};
 /// The namespace that interfaces are made in; itself made with the first of them.
 static WORKSHOP: Mutex<Option<OwnedFd>> = Mutex::new(None);
 
+struct Queues {
+    queues: Vec<Arc<OwnedFd>>,
+    udp: bool,
+}
+
 /// Makes the interface where the spec says and sets it up.
 pub fn create(spec: &KernelSpec) -> Result<KernelDevice, KernelOpenError> {
     let ifname = spec.ifname.as_str();
-    let (queues, index) = match &spec.netns {
+    let (Queues { queues, udp }, index) = match &spec.netns {
         None => {
             let queues = open_queues(spec, ifname)?;
             (queues, configure(spec)?)
@@ -33,7 +38,7 @@ pub fn create(spec: &KernelSpec) -> Result<KernelDevice, KernelOpenError> {
             (queues, inside(ifname, netns.as_fd(), || configure(spec))?)
         }
     };
-    Ok(KernelDevice { ifname: ifname.to_owned(), index, kind: spec.kind, queues })
+    Ok(KernelDevice { ifname: ifname.to_owned(), index, kind: spec.kind, udp, queues })
 }
 
 fn inside<T: Send>(
@@ -65,7 +70,7 @@ fn workshop() -> io::Result<OwnedFd> {
 }
 
 /// Runs in the workshop, where every interface has a name of its own until it is moved.
-fn make_and_move(spec: &KernelSpec, netns: BorrowedFd<'_>) -> Result<Vec<Arc<OwnedFd>>, KernelOpenError> {
+fn make_and_move(spec: &KernelSpec, netns: BorrowedFd<'_>) -> Result<Queues, KernelOpenError> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let here = format!("w{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let queues = open_queues(spec, &here)?;
@@ -77,19 +82,19 @@ fn make_and_move(spec: &KernelSpec, netns: BorrowedFd<'_>) -> Result<Vec<Arc<Own
     Ok(queues)
 }
 
-fn open_queues(spec: &KernelSpec, name: &str) -> Result<Vec<Arc<OwnedFd>>, KernelOpenError> {
+fn open_queues(spec: &KernelSpec, name: &str) -> Result<Queues, KernelOpenError> {
     let kind = if spec.kind == Kind::Tap { libc::IFF_TAP } else { libc::IFF_TUN };
     let several = if spec.queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
-    let mut queues = Vec::new();
+    let (mut queues, mut udp) = (Vec::new(), false);
     for queue in 0..spec.queues {
         // Without IFF_TUN_EXCL the kernel would attach to an existing interface that nobody has open.
         let exclusive = if queue == 0 { libc::IFF_TUN_EXCL } else { 0 };
         let queue = sys::open_queue(name, kind | several | exclusive)
             .map_err(|error| creation_error(&spec.ifname, error))?;
-        prepare_queue(&queue, &spec.ifname)?;
+        udp = prepare_queue(&queue, &spec.ifname)?;
         queues.push(Arc::new(queue));
     }
-    Ok(queues)
+    Ok(Queues { queues, udp })
 }
 
 fn creation_error(ifname: &str, error: io::Error) -> KernelOpenError {

@@ -29,9 +29,9 @@ struct Writer {
 }
 
 impl KernelTx {
-    pub(super) fn new(queue: Arc<OwnedFd>, link: Link) -> Self {
+    pub(super) fn new(queue: Arc<OwnedFd>, link: Link, udp: bool) -> Self {
         let writer = Writer { queue, link, pieces: Vec::with_capacity(PIECES) };
-        Self { coalescer: Coalescer::new(link), writer }
+        Self { coalescer: Coalescer::new(link, udp), writer }
     }
 }
 

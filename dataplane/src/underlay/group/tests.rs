@@ -45,8 +45,8 @@ impl Bench {
         self.append_to(1, 0, flow, len, flow as u8);
     }
 
-    fn flush(&mut self, more: bool) -> bool {
-        self.groups.flush(more, &self.counters)
+    fn flush(&mut self, hold: Option<Instant>) -> bool {
+        self.groups.flush(hold, &self.counters)
     }
 
     fn lens(&self) -> Vec<Vec<usize>> {
@@ -60,7 +60,7 @@ fn equal_frames_fill_one_call() {
     (0..128).for_each(|_| bench.append(1, 72));
     assert_eq!(bench.lens(), [vec![72; 128]], "full, so sent at once");
     (0..10).for_each(|_| bench.append(1, 72));
-    assert!(!bench.flush(false));
+    assert!(!bench.flush(None));
     assert_eq!(bench.lens()[1], [72; 10]);
 }
 
@@ -68,7 +68,7 @@ fn equal_frames_fill_one_call() {
 fn long_frames_fill_a_call_by_bytes() {
     let mut bench = Bench::new(4);
     (0..50).for_each(|_| bench.append(1, 1458));
-    bench.flush(false);
+    bench.flush(None);
     assert_eq!(bench.lens(), [vec![1458; 44], vec![1458; 6]]);
 }
 
@@ -83,7 +83,7 @@ fn the_longest_datagram_goes_alone() {
 fn a_flow_whose_frame_is_shorter_ends_its_group_with_it() {
     let mut bench = Bench::new(4);
     [1458, 1458, 300, 1458].iter().for_each(|len| bench.append(1, *len));
-    bench.flush(false);
+    bench.flush(None);
     assert_eq!(bench.lens(), [vec![1458, 1458, 300], vec![1458]]);
 }
 
@@ -91,7 +91,7 @@ fn a_flow_whose_frame_is_shorter_ends_its_group_with_it() {
 fn a_flow_whose_frame_is_longer_has_its_group_sent_first() {
     let mut bench = Bench::new(4);
     [72, 72, 1458].iter().for_each(|len| bench.append(1, *len));
-    bench.flush(false);
+    bench.flush(None);
     assert_eq!(bench.lens(), [vec![72, 72], vec![1458]]);
 }
 
@@ -103,7 +103,7 @@ fn different_flows_fill_groups_of_their_own_lengths() {
         bench.append(2, 578);
         bench.append(3, 1458);
     }
-    bench.flush(false);
+    bench.flush(None);
     let mut lens = bench.lens();
     lens.sort();
     assert_eq!(lens, [vec![72; 20], vec![578; 20], vec![1458; 20]]);
@@ -113,21 +113,32 @@ fn different_flows_fill_groups_of_their_own_lengths() {
 fn more_lengths_than_ways_are_still_all_sent() {
     let mut bench = Bench::new(8);
     (0..9).for_each(|flow| bench.append(flow, 100 + flow as usize * 10));
-    bench.flush(false);
+    bench.flush(None);
     let mut lens: Vec<_> = bench.lens().concat();
     lens.sort_unstable();
     assert_eq!(lens, (0..9).map(|flow| 100 + flow * 10).collect::<Vec<_>>());
 }
 
 #[test]
-fn a_group_may_wait_three_turns_for_more_but_not_longer() {
+fn a_group_waits_a_few_turns_for_more_but_not_longer() {
     let mut bench = Bench::new(4);
+    let now = Instant::now();
     bench.append(1, 72);
     for _ in 0..HOLD_TURNS {
-        assert!(bench.flush(true));
+        assert!(bench.flush(Some(now)));
     }
     assert!(bench.lens().is_empty());
-    assert!(!bench.flush(true));
+    assert!(!bench.flush(Some(now)));
+    assert_eq!(bench.lens(), [[72]]);
+}
+
+#[test]
+fn a_group_waits_one_long_turn_at_most() {
+    let mut bench = Bench::new(4);
+    let now = Instant::now();
+    bench.append(1, 72);
+    assert!(bench.flush(Some(now)));
+    assert!(!bench.flush(Some(now + HOLD_TIME * 2)));
     assert_eq!(bench.lens(), [[72]]);
 }
 
@@ -135,7 +146,7 @@ fn a_group_may_wait_three_turns_for_more_but_not_longer() {
 fn without_a_free_buffer_an_older_group_goes_first() {
     let mut bench = Bench::new(2);
     (0..5).for_each(|socket| bench.append_to(1, socket, 9, 72, socket as u8));
-    bench.flush(false);
+    bench.flush(None);
     let mut sockets: Vec<_> = bench.groups.carrier().batches.iter().map(|(to, _, _)| to.socket).collect();
     sockets.sort_unstable();
     assert_eq!(sockets, [0, 1, 2, 3, 4]);
@@ -147,7 +158,7 @@ fn more_destinations_than_lanes_lose_nothing() {
     for port in 0..3000 {
         bench.append_to(port, 0, 1, 72, 0);
     }
-    bench.flush(false);
+    bench.flush(None);
     let ports: std::collections::BTreeSet<_> =
         bench.groups.carrier().batches.iter().map(|(to, _, _)| to.port.0).collect();
     assert_eq!((ports.len(), bench.lens().len()), (3000, 3000));
@@ -177,10 +188,10 @@ proptest! {
             });
             given.entry((*port, *flow)).or_default().push((len, number));
             if *turn == 0 {
-                bench.flush(true);
+                bench.flush(Some(Instant::now()));
             }
         }
-        bench.flush(false);
+        bench.flush(None);
         let mut sent: HashMap<(u16, u32), Vec<(usize, u32)>> = HashMap::new();
         for (to, len, bytes) in &bench.groups.carrier().batches {
             prop_assert!(bytes.len() <= GROUP_BYTES && bytes.len().div_ceil(*len) <= 128);
