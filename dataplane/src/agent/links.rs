@@ -56,7 +56,7 @@ impl Ports {
         if let Err(error) = attached {
             return self.fault(port, &error.to_string());
         }
-        tracing::info!(%port, %peer, "memif connected");
+        tracing::info!(%port, worker = worker.0, %peer, "memif connected");
         open.worker = worker;
         open.link = up(&peer);
         self.counters.port(open.index).set_state(PortState::Up);
