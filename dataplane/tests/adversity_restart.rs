@@ -55,7 +55,9 @@ fn pour(a: &mut Client, b: &mut Client, count: u64) -> u64 {
             sent += u64::from(a.send(&frame(1, sent)));
         }
         let got = b.receive();
-        got.iter().for_each(|bytes| check(bytes));
+        for bytes in &got {
+            check(bytes);
+        }
         came += got.len() as u64;
         (came >= count).then_some(came)
     })
