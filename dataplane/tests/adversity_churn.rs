@@ -76,7 +76,7 @@ fn clients_killed_in_the_middle_of_traffic_leave_nothing_behind() {
         peer.kill();
     }
     let reason = engine.wait_reason("v", "");
-    assert!(reason == "peer closed the connection" || reason == "no peer yet", "{reason}");
+    assert!(reason.contains("closed the connection"), "{reason}");
     p.send_surely(&frame(4, number));
     sent += 1;
     wait_until("every frame being accounted for", || {
@@ -97,19 +97,19 @@ fn clients_killed_in_the_middle_of_traffic_leave_nothing_behind() {
 #[test]
 fn ten_thousand_connections_through_the_engine_leave_nothing_behind() {
     let mut engine = Engine::start(&(wire("v", "p") + &wire("n1", "n2")));
-    let neighbour = Neighbour::start(&mut engine);
     let mut p = Client::connected(&engine.socket("p"));
     engine.wait_up("p", true);
     let socket = engine.socket("v");
     let mut cycle = |engine: &mut Engine, number: u64| {
-        let mut v = Client::connected(&socket);
+        // Small rings: zeroing the memory would be most of the work.
+        let mut v = Client::connected_with_ring(&socket, 3);
         // Frames from it are lent and sent on; now and then both ways.
         v.send_surely(&frame(6, number));
         let there = until("its frame", || p.receive().pop());
         assert_eq!(check(&there), (6, number));
         if number.is_multiple_of(100) {
             engine.wait_up("v", true);
-            exchange(&mut v, &mut p, 0x6000, 10);
+            exchange(&mut v, &mut p, 0x6000, 8);
         }
     };
     (0..20).for_each(|number| cycle(&mut engine, number));
@@ -120,9 +120,8 @@ fn ten_thousand_connections_through_the_engine_leave_nothing_behind() {
     engine.wait_up("v", false);
     wait_for(&engine, &before);
     println!("{CYCLES} connections in {took:.2?}: {:?}, before {before:?}", engine.holdings());
-    assert_eq!(engine.stats("v").rx.0, CYCLES + 20 + 10 * (CYCLES / 100 + 1), "no frame was lost");
+    assert_eq!(engine.stats("v").rx.0, CYCLES + 20 + 8 * (CYCLES / 100 + 1), "no frame was lost");
     assert_eq!(engine.stats("p").drops, []);
-    neighbour.finish(&engine);
 }
 
 #[test]

@@ -252,3 +252,49 @@ fn usage_mistakes_are_explained() {
         !stats.status.success() && String::from_utf8_lossy(&stats.stderr).contains("0 bytes are too few")
     );
 }
+
+#[test]
+fn a_socket_that_it_was_started_with_is_served() {
+    let place = Place::new();
+    let path = place.path("their.sock");
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::SEQPACKET,
+        rustix::net::SocketFlags::empty(),
+        None,
+    )
+    .unwrap();
+    rustix::net::bind(&socket, &rustix::net::SocketAddrUnix::new(&path).unwrap()).unwrap();
+    rustix::net::listen(&socket, 4).unwrap();
+    let number = std::os::fd::AsRawFd::as_raw_fd(&socket);
+    let port = "[[port]]\nname = \"a\"\nkind = \"memif\"\nrole = \"server\"\n";
+    let client = "[[port]]\nname = \"c\"\nkind = \"memif\"\nrole = \"client\"\n";
+    let config =
+        place.config(&format!("{port}socket = \"fd:{number}\"\n{client}socket = \"{}\"\n", path.display()));
+    let mut engine = Engine::start(&config);
+    let up = || {
+        let output = binary().arg("stats").arg("--path").arg(place.path("stats")).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().matches(" up ").count()
+    };
+    wait_for("both ends of the link", || up() == 2);
+    engine.signal(Signal::TERM);
+    assert_eq!(engine.wait(), (Some(0), String::new()));
+    assert!(path.exists(), "a socket that somebody else made is not removed");
+}
+
+#[test]
+fn it_stops_while_somebody_captures() {
+    let place = Place::new();
+    let config = place.config("[[port]]\nname = \"a\"\nkind = \"pipe\"\npipe = \"p\"\n");
+    let mut engine = Engine::start(&config);
+    wait_for("the API", || std::os::unix::net::UnixStream::connect(place.path("api.sock")).is_ok());
+    let file = place.path("a.pcapng");
+    let mut command = binary();
+    command.args(["capture", "--port", "a", "--api"]).arg(place.path("api.sock")).arg("-w").arg(&file);
+    let mut capture = Engine(command.stderr(Stdio::piped()).spawn().unwrap());
+    wait_for("the capture", || std::fs::metadata(&file).is_ok_and(|meta| meta.len() > 0));
+    engine.signal(Signal::TERM);
+    assert_eq!(engine.wait(), (Some(0), String::new()));
+    capture.wait();
+    assert!(!place.path("api.sock").exists());
+}

@@ -2,11 +2,7 @@
 
 mod lab;
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
-
-use lab::{Family, Netns, Node, tap, two_nodes, wait_until};
+use lab::{Family, Netns, Node, tap, tcp_echo, two_nodes, wait_until};
 use vwire_dataplane::DropReason;
 use vwire_dataplane::port::PortIndex;
 
@@ -47,31 +43,6 @@ impl Pair {
         self.theirs.run("ethtool -K u0 tx off");
         self
     }
-}
-
-/// Sends `bytes` from `client` to `server` and back, over TCP, and compares.
-fn tcp_echo(client: &Netns, server: &Netns, address: &str, bytes: usize) {
-    let at: SocketAddr = format!("{address}:5001").parse().unwrap();
-    let listener = server.within(|| TcpListener::bind(at).unwrap());
-    let echo = server.spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let mut got = Vec::new();
-        stream.read_to_end(&mut got).unwrap();
-        stream.write_all(&got).unwrap();
-    });
-    let sent: Vec<u8> = (0..bytes).map(|i| ((i * 31) >> 3) as u8).collect();
-    let back = client.within(|| {
-        let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(10)).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        stream.write_all(&sent).unwrap();
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
-        let mut back = Vec::new();
-        stream.read_to_end(&mut back).unwrap();
-        back
-    });
-    echo.join().unwrap();
-    assert!(back == sent, "{} of {bytes} bytes came back, or changed", back.len());
 }
 
 fn ping_both_ways(family: Family) {

@@ -31,13 +31,23 @@ impl Ports {
         match event {
             MemifEvent::Up(port, link) => self.connect(&port, *link, state),
             MemifEvent::Down(port, reason) => self.down(&port, reason),
-            MemifEvent::Refused(Some(port), reason) => self.explain(&port, reason),
+            MemifEvent::Refused(Some(port), reason) => {
+                self.explain(&port, reason);
+            }
             MemifEvent::Refused(None, reason) => tracing::debug!("memif peer refused: {reason}"),
+            MemifEvent::Closed(ports, reason) => {
+                let told = ports.iter().filter(|port| self.explain(port, reason.clone())).count();
+                // It fails again and again while it lasts; once says it.
+                if told > 0 {
+                    tracing::warn!(ports = told, "nobody can connect: {reason}");
+                }
+            }
         }
     }
 
     fn connect(&mut self, port: &PortName, link: ::memif::Link, state: &State) {
-        // A fault of the connection before this one may still be on its way, and must not be taken for this one's.
+        // A fault of the connection before this one may still be on its way, and must not be taken for this
+        // one's.
         self.take_engine_events();
         let worker = self.place(port, state);
         let Some(open) = self.open.get_mut(port) else { return };
@@ -46,7 +56,7 @@ impl Ports {
         if let Err(error) = attached {
             return self.fault(port, &error.to_string());
         }
-        tracing::info!(%port, %peer, "memif connected");
+        tracing::info!(%port, worker = worker.0, %peer, "memif connected");
         open.worker = worker;
         open.link = up(&peer);
         self.counters.port(open.index).set_state(PortState::Up);
@@ -66,13 +76,16 @@ impl Ports {
         self.unpublished = true;
     }
 
-    /// Says why a port that is down stays down.
-    fn explain(&mut self, port: &PortName, reason: String) {
-        let Some(open) = self.open.get_mut(port) else { return };
-        if !open.link.up && open.link.reason != reason {
+    /// Says why a port that is down stays down. False if it is up, or that was known.
+    fn explain(&mut self, port: &PortName, reason: String) -> bool {
+        let Some(open) = self.open.get_mut(port) else { return false };
+        let new = !open.link.up && open.link.reason != reason;
+        if new {
+            tracing::debug!(%port, %reason, "link still down");
             open.link.reason = reason;
             self.touched.insert(port.clone());
         }
+        new
     }
 
     /// A port can't go on: ends its connection, if it has one, and says why.
@@ -106,7 +119,8 @@ impl Ports {
         self.open.iter().find(|(_, open)| open.index == index).map(|(port, _)| port.clone())
     }
 
-    /// The link that had the fault ended before we heard of it, and there may be another: that one is not to blame.
+    /// The link that had the fault ended before we heard of it, and there may be another: that one is not to
+    /// blame.
     fn take_old_fault(&mut self, index: PortIndex, fault: &str) {
         if let Some(port) = self.port_at(index) {
             tracing::warn!(%port, "{fault}");

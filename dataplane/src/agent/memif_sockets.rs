@@ -1,4 +1,5 @@
-//! The control sockets of memif ports: one listener per socket, shared by its interfaces, and one dialer per client port.
+//! The control sockets of memif ports: one listener per socket, shared by its interfaces, and one dialer per
+//! client port.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,8 +21,11 @@ pub enum MemifEvent {
     Up(PortName, Box<memif::Link>),
     /// It is gone.
     Down(PortName, String),
-    /// One that came was refused, or a dialer found no server. If the port has a connection, that one is not touched.
+    /// One that came was refused, or a dialer found no server. If the port has a connection, that one is not
+    /// touched.
     Refused(Option<PortName>, String),
+    /// Nobody can connect to these ports for now: the process has no descriptor left for it.
+    Closed(Vec<PortName>, String),
 }
 
 /// Who is behind a descriptor that became readable.
@@ -46,7 +50,8 @@ pub struct MemifSockets {
 }
 
 impl MemifSockets {
-    /// Begins to serve, or to dial, a port. Returns the descriptor's owner, if it is new and has to be watched.
+    /// Begins to serve, or to dial, a port. Returns the descriptor's owner, if it is new and has to be
+    /// watched.
     pub fn open(
         &mut self,
         port: &PortName,
@@ -124,7 +129,17 @@ impl MemifSockets {
                 let Some(served) = self.listeners.get_mut(socket) else { return Vec::new() };
                 let events = served.listener.process();
                 let port = |id| served.ports.get(&id).cloned();
-                events.into_iter().map(|event| named(event, port)).collect()
+                let ports = || served.ports.values().cloned().collect();
+                events
+                    .into_iter()
+                    .map(|event| match event {
+                        // No peer came, and there was no other end to be refused by: accepting itself failed.
+                        memif::Event::Refused { id: None, peer: None, reason } => {
+                            MemifEvent::Closed(ports(), reason.to_string())
+                        }
+                        other => named(other, port),
+                    })
+                    .collect()
             }
             Source::Dialer(port) => {
                 let Some(dialer) = self.dialers.get_mut(port) else { return Vec::new() };

@@ -25,6 +25,14 @@ pub enum SegmentError {
         /// The kernel's answer.
         error: std::io::Error,
     },
+    /// Another engine counts there.
+    #[error("statistics segment {path}: {who} counts there; give each engine a [stats] path of its own")]
+    InUse {
+        /// Which file.
+        path: PathBuf,
+        /// The other engine's process.
+        who: String,
+    },
     /// The file is not a segment of this layout.
     #[error("statistics segment {path}: {reason}")]
     Format {
@@ -39,6 +47,8 @@ struct Mapping {
     start: NonNull<u8>,
     len: usize,
     ports: u16,
+    /// Of an engine's own segment: its lock says that somebody counts there, and goes with the process.
+    file: Option<File>,
 }
 
 // SAFETY: the mapping is shared memory whose every field is an atomic; it is unmapped only when the last owner is gone.
@@ -62,14 +72,22 @@ impl Counters {
     /// is gone, so that what it counted can be read after a crash.
     ///
     /// # Errors
-    /// [`SegmentError::Io`] if the file can't be made.
+    /// [`SegmentError::Io`] if the file can't be made, [`SegmentError::InUse`] if the earlier engine still runs: its counters must
+    /// stay where they are looked for.
     pub fn create(path: &Path, ports: u16) -> Result<Self, SegmentError> {
         let wrap = |error: std::io::Error| SegmentError::Io { path: path.to_owned(), error };
         // A new file under the old name: a reader that still maps the old one keeps a consistent picture.
         let fresh = path.with_extension("new");
+        // Truncated only once it is locked: it may be that of another engine which is just starting.
         let file =
-            File::options().read(true).write(true).create(true).truncate(true).open(&fresh).map_err(wrap)?;
-        let counters = Self::over(&file, ports).map_err(wrap)?;
+            File::options().read(true).write(true).create(true).truncate(false).open(&fresh).map_err(wrap)?;
+        lock(&file, &fresh)?;
+        if let Err(error) = check_unused(path) {
+            let _ = std::fs::remove_file(&fresh);
+            return Err(error);
+        }
+        file.set_len(0).map_err(wrap)?;
+        let counters = Self::over(file, ports).map_err(wrap)?;
         std::fs::rename(&fresh, path).map_err(wrap)?;
         Ok(counters)
     }
@@ -80,13 +98,15 @@ impl Counters {
     /// The kernel's, if it has no memory for it.
     pub fn anonymous(ports: u16) -> Result<Self, std::io::Error> {
         let file = File::from(rustix::fs::memfd_create("vwire-stats", rustix::fs::MemfdFlags::CLOEXEC)?);
-        Self::over(&file, ports)
+        Self::over(file, ports)
     }
 
-    fn over(file: &File, ports: u16) -> std::io::Result<Self> {
+    fn over(file: File, ports: u16) -> std::io::Result<Self> {
         let len = PORTS_OFFSET + usize::from(ports) * size_of::<PortEntry>();
         file.set_len(len as u64)?;
-        let counters = Self(Arc::new(map(file, len, ports, ProtFlags::READ | ProtFlags::WRITE)?));
+        let mut mapping = map(&file, len, ports, ProtFlags::READ | ProtFlags::WRITE)?;
+        mapping.file = Some(file);
+        let counters = Self(Arc::new(mapping));
         counters.write_header(ports);
         Ok(counters)
     }
@@ -167,7 +187,31 @@ fn map(file: &File, len: usize, ports: u16, access: ProtFlags) -> std::io::Resul
     // SAFETY: a fresh mapping at an address of the kernel's choice; nothing else refers to it.
     let start = unsafe { mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, file.as_fd(), 0)? };
     let start = NonNull::new(start.cast()).ok_or_else(|| std::io::Error::other("mmap returned address 0"))?;
-    Ok(Mapping { start, len, ports })
+    Ok(Mapping { start, len, ports, file: None })
+}
+
+fn lock(file: &File, path: &Path) -> Result<(), SegmentError> {
+    match rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let pid = |other: Counters| other.header().pid.load(Ordering::Relaxed);
+            let who = Counters::open(path)
+                .map_or("another process".to_owned(), |other| format!("process {}", pid(other)));
+            Err(SegmentError::InUse { path: path.to_owned(), who })
+        }
+        Err(error) => Err(SegmentError::Io { path: path.to_owned(), error: error.into() }),
+    }
+}
+
+/// Refuses a path at which a living engine counts.
+fn check_unused(path: &Path) -> Result<(), SegmentError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    match File::options().read(true).custom_flags(flags).open(path) {
+        Ok(earlier) => lock(&earlier, path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(SegmentError::Io { path: path.to_owned(), error }),
+    }
 }
 
 #[cfg(test)]
@@ -190,6 +234,23 @@ mod tests {
         assert_eq!(reader.port(port).snapshot(), expected);
         assert_eq!((reader.port(port).name(), reader.port(port).kind()), ("uplink-ä".into(), "memif".into()));
         assert_eq!(&reader.header().drop_names[DropReason::TxFull as usize][..7], b"tx_full");
+    }
+
+    #[test]
+    fn a_segment_that_is_counted_in_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats");
+        let first = Counters::create(&path, 8).unwrap();
+        let refused = Counters::create(&path, 8).err().unwrap().to_string();
+        let expected = format!(
+            "statistics segment {}: process {} counts there; give each engine a [stats] path of its own",
+            path.display(),
+            std::process::id()
+        );
+        assert_eq!(refused, expected);
+        assert!(!path.with_extension("new").exists());
+        drop(first);
+        Counters::create(&path, 8).unwrap();
     }
 
     #[test]

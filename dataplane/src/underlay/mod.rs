@@ -3,7 +3,8 @@
 //! | file | its part |
 //! |---|---|
 //! | [`decap`] | received datagrams → frames lent to a burst, or a drop reason; for underlays of any kind |
-//! | [`group`] | frames to send → runs of equal datagrams in one buffer, each flow in order; for underlays of any kind |
+//! | [`encap`] | frames of a tunnel → groups; for underlays of any kind |
+//! | [`group`] | datagrams → runs of equal datagrams in one buffer, each flow in order; for underlays of any kind |
 //! | `spread` | over how many source ports a tunnel's flows go |
 //! | [`udp`] | the kernel-UDP underlay: opening, errors, path MTU |
 //! | `udp_rx`, `udp_tx` | its two halves |
@@ -12,6 +13,7 @@
 //! AF_XDP and DPDK underlays are other implementations of [`UnderlayTx`](crate::port::UnderlayTx) beside `udp`.
 
 pub mod decap;
+pub mod encap;
 pub mod group;
 mod spread;
 pub mod udp;

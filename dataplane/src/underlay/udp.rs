@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_
 
 use super::udp_rx::UdpRx;
 use super::udp_sys as sys;
-use super::udp_tx::UdpTx;
+use super::udp_tx::{Sockets as SendingSockets, UdpTx};
 use crate::netns::{NetnsError, in_netns};
 use crate::port::{PortIndex, PortParts};
 use crate::wire::vxlan;
@@ -159,7 +159,12 @@ impl UdpUnderlay {
         let Sockets { receiving, sending, probing, offers } = sockets;
         Ok(Self {
             rx: UdpRx::new(spec.port, ip, receiving),
-            tx: UdpTx::new(sending, spec.spread, offers.segmentation, spec.send_buffers),
+            tx: UdpTx::new(
+                SendingSockets::new(sending, offers.segmentation),
+                spec.sockets.max(1),
+                spec.spread,
+                spec.send_buffers,
+            ),
             mtu: MtuProbe { socket: probing, local: spec.local },
             offers,
         })

@@ -1,22 +1,17 @@
-//! The sending half: frames are copied behind their VXLAN headers into groups, and each group is one system call.
+//! The carrier of the kernel-UDP underlay: each group is one system call, or a few where the kernel can't take it whole.
 
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
 
 use arrayvec::ArrayVec;
 
-use super::group::{Batch, Carrier, Destination, GROUP_BYTES, Groups};
-use super::spread::Spread;
+use super::encap::Encap;
+use super::group::{Batch, Carrier};
 use super::udp_sys::{self as sys, RawAddress};
 use crate::DropReason;
-use crate::burst::{Frame, Frames, Offload};
-use crate::offload::segment::Segmenter;
-use crate::port::{TxContext, UnderlayTx};
 use crate::stats::{Counters, PortCounters};
-use crate::tables::Tunnel;
-use crate::wire::{flow, vxlan};
+use crate::wire::vxlan;
 
 /// Most datagrams per call on newer kernels (`UDP_MAX_SEGMENTS` since Linux 6.9).
 const MANY_SEGMENTS: usize = 128;
@@ -24,121 +19,12 @@ const MANY_SEGMENTS: usize = 128;
 const FEW_SEGMENTS: usize = 64;
 /// Peers remembered as reachable only without segmentation.
 const WHOLE_PEERS: usize = 16;
-/// Frames ahead whose first bytes are asked for while one is copied.
-const PREFETCH: usize = 8;
 
-/// Sends the frames of an underlay's tunnels.
-pub struct UdpTx {
-    groups: Groups<Sockets>,
-    spread: Spread,
-}
-
-impl UdpTx {
-    pub(super) fn new(sockets: Vec<OwnedFd>, spread: u16, segmentation: bool, buffers: usize) -> Self {
-        let spread = Spread::new(sockets.len() as u16, spread);
-        let most = if segmentation { MANY_SEGMENTS } else { 1 };
-        let carrier = Sockets { sockets, segmentation, most_segments: most, whole: ArrayVec::new() };
-        Self { groups: Groups::new(carrier, buffers), spread }
-    }
-}
-
-impl UnderlayTx for UdpTx {
-    fn send(&mut self, tunnel: &Tunnel, frames: Frames<'_, '_>, context: &mut TxContext<'_>) {
-        let header = vxlan::header(tunnel.vni);
-        let ports = self.spread.of(tunnel);
-        let mut to = Destination { port: context.port, socket: 0, remote: tunnel.remote };
-        let longest = tunnel.max_frame.min(GROUP_BYTES - vxlan::HEADER_LEN);
-        let slice = frames.as_slice();
-        for (i, frame) in slice.iter().enumerate() {
-            if let Some(later) = slice.get(i + PREFETCH) {
-                later.first().prefetch();
-            }
-            let flow = flow_of(frame);
-            to.socket = ports.of(flow);
-            let offload = if frame.is_plain() { None } else { frames.offload(frame) };
-            if let Some(offload) = offload {
-                if let Err(reason) =
-                    self.send_owing(&to, flow, header, longest, &frames, frame, &offload, context)
-                {
-                    context.refuse(i, reason);
-                }
-                continue;
-            }
-            if frame.len() > longest {
-                context.refuse(i, DropReason::TooBig);
-                continue;
-            }
-            let len = vxlan::HEADER_LEN + frame.len();
-            self.groups
-                .append(&to, flow, len, context.counters, |place| write(place, header, &frames, frame));
-        }
-    }
-
-    fn flush(&mut self, more: bool, counters: &Counters) -> bool {
-        if self.spread.turn_is_over() {
-            // Flows change their source ports now: what waits at the old ones goes first.
-            self.groups.flush(None, counters);
-        }
-        self.groups.flush(more.then(Instant::now), counters)
-    }
-}
-
-impl UdpTx {
-    /// Sends the plain frames that a frame with an [`Offload`] stands for, each cut straight into its place in a group. They
-    /// count as they leave: one each.
-    #[allow(clippy::too_many_arguments)]
-    fn send_owing(
-        &mut self,
-        to: &Destination,
-        flow: u32,
-        header: [u8; vxlan::HEADER_LEN],
-        longest: usize,
-        frames: &Frames<'_, '_>,
-        frame: &Frame<'_>,
-        offload: &Offload,
-        context: &TxContext<'_>,
-    ) -> Result<(), DropReason> {
-        let mut segmenter =
-            Segmenter::new(frame.first(), frames.rest(frame), offload).map_err(|_| DropReason::BadOffload)?;
-        if segmenter.segment_len() > longest {
-            return Err(DropReason::TooBig);
-        }
-        while let Some(len) = segmenter.next_len() {
-            self.groups.append(to, flow, vxlan::HEADER_LEN + len, context.counters, |place| {
-                let (front, rest) = place.split_at_mut(vxlan::HEADER_LEN);
-                front.copy_from_slice(&header);
-                segmenter.write_next(rest);
-            });
-        }
-        Ok(())
-    }
-}
-
-/// The flow's hash, from a private copy: the peer may change its bytes while they are being looked at.
-#[inline]
-fn flow_of(frame: &Frame<'_>) -> u32 {
-    let mut head = [0; flow::HEAD_LEN];
-    let len = frame.first().copy_to(&mut head);
-    flow::hash(&head[..len])
-}
-
-/// The one copy: header and frame, to where the kernel reads them.
-#[inline]
-fn write(place: &mut [u8], header: [u8; vxlan::HEADER_LEN], frames: &Frames<'_, '_>, frame: &Frame<'_>) {
-    let (front, mut rest) = place.split_at_mut(vxlan::HEADER_LEN);
-    front.copy_from_slice(&header);
-    if !frame.is_chained() {
-        frame.first().copy_to(rest);
-        return;
-    }
-    for view in frames.views(frame) {
-        let written = view.copy_to(rest);
-        rest = rest.split_at_mut(written).1;
-    }
-}
+/// The sending half of a kernel-UDP underlay.
+pub type UdpTx = Encap<Sockets>;
 
 /// The sockets that groups leave by.
-struct Sockets {
+pub struct Sockets {
     sockets: Vec<OwnedFd>,
     segmentation: bool,
     most_segments: usize,
@@ -177,6 +63,11 @@ impl Carrier for Sockets {
 }
 
 impl Sockets {
+    /// Sends from `sockets`, with `segmentation` if the kernel offers it.
+    pub fn new(sockets: Vec<OwnedFd>, segmentation: bool) -> Self {
+        Self { sockets, segmentation, most_segments: MANY_SEGMENTS, whole: ArrayVec::new() }
+    }
+
     fn get(&self, socket: usize) -> BorrowedFd<'_> {
         self.sockets[socket].as_fd()
     }

@@ -26,8 +26,13 @@ pub struct Client {
 impl Client {
     /// Not yet connected.
     pub fn new(socket: &Path) -> Self {
+        Self::with_ring(socket, RING.trailing_zeros() as u8)
+    }
+
+    /// Not yet connected, with rings of 2^`log2` slots.
+    pub fn with_ring(socket: &Path, log2: u8) -> Self {
         let mut config = DialerConfig::new(0, Mode::Ethernet, "tester".parse().unwrap());
-        config.log2_ring = RING.trailing_zeros() as u8;
+        config.log2_ring = log2;
         config.huge_pages = HugePages::Never;
         (config.first_retry, config.last_retry) = (Duration::from_millis(5), Duration::from_millis(50));
         // The machine may be busy with other tests.
@@ -39,6 +44,13 @@ impl Client {
     /// Connected.
     pub fn connected(socket: &Path) -> Self {
         let mut client = Self::new(socket);
+        client.wait();
+        client
+    }
+
+    /// As [`with_ring`](Self::with_ring), connected.
+    pub fn connected_with_ring(socket: &Path, log2: u8) -> Self {
+        let mut client = Self::with_ring(socket, log2);
         client.wait();
         client
     }

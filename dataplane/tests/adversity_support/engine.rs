@@ -14,7 +14,7 @@ use vwire_proto::dataplane::v1 as pb;
 use vwire_proto::dataplane::v1::dataplane_client::DataplaneClient;
 use vwire_proto::stats::PortState;
 
-use super::{PATIENCE, until, wait_until};
+use super::{PATIENCE, wait_until};
 
 /// A memif port that listens at `$DIR/NAME.sock`.
 pub fn memif_server(name: &str) -> String {
@@ -156,8 +156,13 @@ impl Engine {
 
     /// Applies a transaction.
     pub fn apply(&mut self, ops: Vec<pb::Op>) {
+        self.try_apply(ops).unwrap();
+    }
+
+    /// As [`apply`](Self::apply), which may be refused.
+    pub fn try_apply(&mut self, ops: Vec<pb::Op>) -> Result<(), tonic::Status> {
         let request = pb::ApplyRequest { base_generation: None, ops };
-        self.runtime.block_on(self.api.apply(request)).unwrap();
+        self.runtime.block_on(self.api.apply(request)).map(drop)
     }
 
     /// Another connection to the API, and the runtime that it lives on.
@@ -189,10 +194,9 @@ impl Engine {
         assert_eq!(unsafe { libc::kill(self.pid() as i32, signal) }, 0);
     }
 
-    /// Waits until the process has ended.
-    pub fn wait_exit(&mut self) -> ExitStatus {
-        let child = &mut self.child;
-        until("the engine's end", || child.try_wait().unwrap())
+    /// How the process ended, if it did.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
     }
 
     /// kill -9.

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command};
@@ -234,6 +234,31 @@ impl Node {
     pub fn dropped(&self, port: PortIndex, reason: DropReason) -> u64 {
         self.stats(port).dropped(reason)
     }
+}
+
+/// Sends `bytes` from `client` to `server` and back, over TCP, and compares.
+pub fn tcp_echo(client: &Netns, server: &Netns, address: &str, bytes: usize) {
+    let at: SocketAddr = format!("{address}:5001").parse().unwrap();
+    let listener = server.within(|| TcpListener::bind(at).unwrap());
+    let echo = server.spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap();
+        stream.write_all(&got).unwrap();
+    });
+    let sent: Vec<u8> = (0..bytes).map(|i| ((i * 31) >> 3) as u8).collect();
+    let back = client.within(|| {
+        let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(10)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(&sent).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back).unwrap();
+        back
+    });
+    echo.join().unwrap();
+    assert!(back == sent, "{} of {bytes} bytes came back, or changed", back.len());
 }
 
 /// Makes a tap in `space`, up and with an address, and a port that is its wire. It takes and gives plain frames only.
