@@ -1,4 +1,5 @@
-//! The configuration file. A refusal names the file, the line, the key and the reason; nothing starts half-configured.
+//! The configuration file. A refusal names the file, the line, the key and the reason; nothing starts
+//! half-configured.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -63,7 +64,8 @@ impl Default for Workers {
     }
 }
 
-/// Most workers; their number goes into a byte of a hand-off ring's name and no machine of today has more cores for it.
+/// Most workers; their number goes into a byte of a hand-off ring's name and no machine of today has more
+/// cores for it.
 const MAX_WORKERS: usize = 64;
 
 fn cores<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<usize>, D::Error> {
@@ -150,7 +152,8 @@ pub enum LogFormat {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter like `warn,vwire_dataplane::agent=debug`.
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter like
+    /// `warn,vwire_dataplane::agent=debug`.
     pub filter: String,
     /// How it looks.
     pub format: LogFormat,
@@ -227,7 +230,8 @@ impl Config {
     }
 }
 
-/// The file's text. Opened without waiting and only if it is a plain file: a FIFO would hold the start up forever.
+/// The file's text. Opened without waiting and only if it is a plain file: a FIFO would hold the start up
+/// forever.
 fn read(file: &Path) -> Result<String, String> {
     use std::os::unix::fs::OpenOptionsExt;
     let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
@@ -420,8 +424,8 @@ fn descend_value(value: &Spanned<DeValue<'_>>, span: &Range<usize>, path: &mut S
     }
 }
 
-/// True if `span` is in the value or in something inside it. (A `[[list]]` has no span of its own that covers its entries, and a
-/// `[table]`'s covers only its header.)
+/// True if `span` is in the value or in something inside it. (A `[[list]]` has no span of its own that covers
+/// its entries, and a `[table]`'s covers only its header.)
 fn holds(value: &Spanned<DeValue<'_>>, span: &Range<usize>) -> bool {
     covers(&value.span(), span)
         || match value.get_ref() {

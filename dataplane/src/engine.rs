@@ -74,9 +74,12 @@ pub enum EngineError {
     #[error("{0} is attached already")]
     Attached(PortIndex),
     /// A worker does not answer: it died, or its thread is stopped.
-    #[error("worker {0} did not answer within {PATIENCE:?}")]
+    #[error("worker {0} has died, or did not answer within {PATIENCE:?}")]
     Stuck(u16),
 }
+
+/// How long it waits before it looks whether the worker is still alive.
+const ANSWER: Duration = Duration::from_millis(50);
 
 struct Handle {
     commands: Commands,
@@ -193,7 +196,19 @@ impl Engine {
         let (worker, _) = self.owners.remove(&port).ok_or(EngineError::NotAttached(port))?;
         let (reply, answer) = bounded(1);
         self.give(worker, Command::Detach { port, reply })?;
-        answer.recv_timeout(PATIENCE).map(drop).map_err(|_| EngineError::Stuck(worker.0))
+        let deadline = Instant::now() + PATIENCE;
+        while answer.recv_timeout(ANSWER).is_err() {
+            if self.is_dead(worker) || Instant::now() > deadline {
+                return Err(EngineError::Stuck(worker.0));
+            }
+        }
+        Ok(())
+    }
+
+    /// True if the worker's thread has ended, so that no answer will come.
+    fn is_dead(&self, worker: WorkerId) -> bool {
+        let thread = self.workers.get(usize::from(worker.0)).and_then(|handle| handle.thread.as_ref());
+        thread.is_none_or(JoinHandle::is_finished)
     }
 
     /// Forgets a port that its worker gave up by itself ([`Event::Faulted`]). False, and nothing is done, if that was an earlier
@@ -266,7 +281,7 @@ impl Engine {
         let deadline = Instant::now() + PATIENCE;
         let mut waiting = command;
         while let Err(command) = handle.commands.give(waiting) {
-            if Instant::now() > deadline {
+            if self.is_dead(worker) || Instant::now() > deadline {
                 return Err(EngineError::Stuck(worker.0));
             }
             waiting = command;

@@ -1,6 +1,6 @@
-//! File descriptors beside a byte stream, as NSM's components pass them: a sender attaches each descriptor to one ordinary byte
-//! of the unix connection, a receiver collects them by identity (`st_dev`, `st_ino`), and messages name them
-//! `inode://<st_dev>/<st_ino>`. Neither side adds a byte to the stream.
+//! File descriptors beside a byte stream, as NSM's components pass them: a sender attaches each descriptor to
+//! one ordinary byte of the unix connection, a receiver collects them by identity (`st_dev`, `st_ino`), and
+//! messages name them `inode://<st_dev>/<st_ino>`. Neither side adds a byte to the stream.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -46,7 +46,8 @@ struct Held {
     sent: usize,
 }
 
-/// The descriptors that came with one connection and that no request has taken yet. Closed with the connection.
+/// The descriptors that came with one connection and that no request has taken yet. Closed with the
+/// connection.
 #[derive(Default)]
 pub struct FdTable {
     held: Mutex<HashMap<Inode, Held>>,
@@ -168,8 +169,8 @@ impl FdStream {
             _ => None,
         });
         let fds: Vec<OwnedFd> = fds.flatten().collect();
-        // What did not fit into the space was closed by the kernel; alignment may leave room for one more than asked for. Which
-        // request misses which can't be told, so none goes on.
+        // What did not fit into the space was closed by the kernel; alignment may leave room for one more
+        // than asked for. Which request misses which can't be told, so none goes on.
         if got.flags.contains(ReturnFlags::CTRUNC) || fds.len() > MAX_PER_MESSAGE {
             let reason = format!("more than {MAX_PER_MESSAGE} file descriptors came on one message");
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
@@ -254,7 +255,8 @@ impl tonic::transport::server::Connected for FdStream {
     }
 }
 
-/// Connects to a gRPC server's unix socket. Descriptors put into the sender go out before whatever is called after.
+/// Connects to a gRPC server's unix socket. Descriptors put into the sender go out before whatever is called
+/// after.
 ///
 /// # Errors
 /// [`tonic::transport::Error`] if nobody listens there.

@@ -19,7 +19,8 @@ struct Args {
     /// Only check the configuration.
     #[arg(long, requires = "config")]
     check: bool,
-    /// What is logged, in place of the configuration's [log] filter: error, warn, info, debug or a tracing filter.
+    /// What is logged, in place of the configuration's [log] filter: error, warn, info, debug or a tracing
+    /// filter.
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
     /// How it is logged, in place of the configuration's [log] format.

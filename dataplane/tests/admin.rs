@@ -101,7 +101,8 @@ fn those_who_hold_connections_open_keep_nobody_from_the_api() {
             tokio::task::yield_now().await;
         }
         rig.apply(vec![set(pipe("a", "pa"))]).await.unwrap();
-        // Ours and the engine's are in one process, and other tests hold some as well, but not as many as 150 twice.
+        // Ours and the engine's are in one process, and other tests hold some as well, but not as many as 150
+        // twice.
         assert!(open_descriptors() < before + 150 + 64 + 60, "{before} and then {}", open_descriptors());
         drop(idle);
         assert_eq!(get(&rig, "/live").await.0, OK);

@@ -102,8 +102,7 @@ fn ten_thousand_connections_through_the_engine_leave_nothing_behind() {
     let socket = engine.socket("v");
     let mut cycle = |engine: &mut Engine, number: u64| {
         // Small rings: zeroing the memory would be most of the work.
-        let mut v = Client::with_ring(&socket, 3);
-        v.wait();
+        let mut v = Client::connected_with_ring(&socket, 3);
         // Frames from it are lent and sent on; now and then both ways.
         v.send_surely(&frame(6, number));
         let there = until("its frame", || p.receive().pop());

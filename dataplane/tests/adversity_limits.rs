@@ -3,8 +3,6 @@
 
 mod adversity_support;
 
-use std::time::Duration;
-
 use adversity_support::*;
 use vwire_proto::dataplane::v1 as pb;
 
@@ -86,7 +84,7 @@ fn an_engine_without_descriptors_refuses_newcomers_only_and_recovers() {
     // Just enough, and those who waited get it without being asked again.
     let mut x = Client::new(&engine.socket("x"));
     x.tend();
-    std::thread::sleep(Duration::from_millis(20));
+    engine.wait_reason("x", "Too many open files");
     leave(&engine, 4);
     x.wait();
     let mut y = Client::new(&engine.socket("y"));

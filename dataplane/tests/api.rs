@@ -107,7 +107,8 @@ fn a_port_that_made_room_in_vain_is_made_again() {
         let socket = rig.path("m.sock").display().to_string();
         rig.apply(vec![set(memif("old", pb::memif::Role::Server, socket.clone()))]).await.unwrap();
         let before = rig.snapshot().await;
-        // `new` wants the socket of `old`, so both are closed and opened after each other; `nope` has no directory to be in.
+        // `new` wants the socket of `old`, so both are closed and opened after each other; `nope` has no
+        // directory to be in.
         let nope = memif("nope", pb::memif::Role::Server, "/dev/null/x.sock");
         let ops = vec![remove("old"), set(memif("new", pb::memif::Role::Server, socket.clone())), set(nope)];
         let status = rig.apply(ops).await.unwrap_err();

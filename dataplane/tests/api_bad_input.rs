@@ -1,4 +1,5 @@
-//! What the API is told by those who mean ill or know no better: refused with the right code and a reason, and nothing changes.
+//! What the API is told by those who mean ill or know no better: refused with the right code and a reason,
+//! and nothing changes.
 
 mod support;
 

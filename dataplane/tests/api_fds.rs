@@ -1,4 +1,5 @@
-//! File descriptors beside the API's stream: namespaces, sockets and taps from elsewhere, and what is refused.
+//! File descriptors beside the API's stream: namespaces, sockets and taps from elsewhere, and what is
+//! refused.
 
 mod support;
 

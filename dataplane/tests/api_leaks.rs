@@ -1,5 +1,5 @@
-//! Nothing is left open or mapped behind ports that come and go, or that could not be made. Each test counts what its process holds,
-//! so they take turns.
+//! Nothing is left open or mapped behind ports that come and go, or that could not be made. Each test counts
+//! what its process holds, so they take turns.
 
 mod support;
 

@@ -359,6 +359,17 @@ fn only_segments_that_differ_in_nothing_else_are_joined() {
 }
 
 #[test]
+fn a_push_between_segments_moves_to_the_end() {
+    let mut segments = written(&tcp(false, 4000, 1, &payload(3000), 1000), &[]);
+    segments[0][47] |= 8;
+    repair(&mut segments[0]);
+    assert_eq!(coalesced(&segments, &[])[0].0, tcp(false, 4000, 1, &payload(3000), 1000).bytes);
+    segments.pop();
+    let outputs = coalesced(&segments, &[]);
+    assert_eq!((outputs.len(), outputs[0].0[47]), (1, 0x18));
+}
+
+#[test]
 fn flows_are_joined_beside_each_other_and_keep_their_order() {
     let flows: Vec<_> =
         (0..3).map(|i| written(&tcp(i == 1, 4000 + i, 1, &payload(9000), 1000), &[])).collect();

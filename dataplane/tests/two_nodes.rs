@@ -1,4 +1,5 @@
-//! The program as it is used: two nodes joined by a veth underlay, an engine on each, and hosts that ping through them.
+//! The program as it is used: two nodes joined by a veth underlay, an engine on each, and hosts that ping
+//! through them.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

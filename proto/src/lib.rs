@@ -1,12 +1,13 @@
-//! What two vwire processes must agree on, and only that: the API between control and packet engine ([`dataplane::v1`]), the
-//! layout of the statistics segment and the names of drop reasons.
+//! What two vwire processes must agree on, and only that: the API between control and packet engine
+//! ([`dataplane::v1`]), the layout of the statistics segment and the names of drop reasons.
 
 pub mod stats;
 
 /// The packet engine's API.
 pub mod dataplane {
-    /// Version 1: messages, [`dataplane_client::DataplaneClient`](v1::dataplane_client::DataplaneClient) and the server's trait. The
-    /// fields' meaning, units and limits are in `proto/vwire/dataplane/v1/dataplane.proto`.
+    /// Version 1: messages, [`dataplane_client::DataplaneClient`](v1::dataplane_client::DataplaneClient) and
+    /// the server's trait. The fields' meaning, units and limits are in
+    /// `proto/vwire/dataplane/v1/dataplane.proto`.
     pub mod v1 {
         #![expect(
             missing_docs,

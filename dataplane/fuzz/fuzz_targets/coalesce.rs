@@ -99,6 +99,10 @@ fn comparable(segment: &[u8], original: &[u8]) -> Vec<u8> {
     }
     let (l4, tcp) = if v4 { (34, original[23] == 6) } else { (54, original[20] == 6) };
     let field = l4 + if tcp { 16 } else { 6 };
+    if tcp && (segment[l4 + 13] ^ original[l4 + 13]) == 8 {
+        segment[l4 + 13] = original[l4 + 13];
+        segment[field..field + 2].copy_from_slice(&original[field..field + 2]);
+    }
     let word = |bytes: &[u8]| u16::from_be_bytes([bytes[field], bytes[field + 1]]);
     if word(&segment) % 0xffff == word(original) % 0xffff {
         segment[field..field + 2].copy_from_slice(&original[field..field + 2]);

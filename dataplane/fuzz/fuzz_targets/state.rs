@@ -1,4 +1,5 @@
-//! Two states as messages of any bytes: refused, or valid for good; and the steps from one to the other never name what is not there.
+//! Two states as messages of any bytes: refused, or valid for good; and the steps from one to the other never
+//! name what is not there.
 #![no_main]
 
 use std::collections::BTreeSet;

@@ -23,7 +23,8 @@ use super::capture::{self, CaptureError, CaptureSpec};
 use super::metrics;
 use super::server::Shared;
 
-/// Connections at one time. Whoever may reach the port may hold all of them, but takes no descriptors from the engine beyond that.
+/// Connections at one time. Whoever may reach the port may hold all of them, but takes no descriptors from
+/// the engine beyond that.
 const MAX_CONNECTIONS: usize = 64;
 
 /// The admin port's listener: one more connection than there are places waits in the backlog.

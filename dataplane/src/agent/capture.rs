@@ -1,5 +1,5 @@
-//! A capture as a stream of pcapng pieces, for gRPC and HTTP alike. It goes on when its port's link goes down and comes back, and
-//! ends when the port is removed or nobody reads any more.
+//! A capture as a stream of pcapng pieces, for gRPC and HTTP alike. It goes on when its port's link goes down
+//! and comes back, and ends when the port is removed or nobody reads any more.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -46,7 +46,8 @@ impl Ports {
     }
 
     fn connect(&mut self, port: &PortName, link: ::memif::Link, state: &State) {
-        // A fault of the connection before this one may still be on its way, and must not be taken for this one's.
+        // A fault of the connection before this one may still be on its way, and must not be taken for this
+        // one's.
         self.take_engine_events();
         let worker = self.place(port, state);
         let Some(open) = self.open.get_mut(port) else { return };
@@ -55,7 +56,7 @@ impl Ports {
         if let Err(error) = attached {
             return self.fault(port, &error.to_string());
         }
-        tracing::info!(%port, %peer, "memif connected");
+        tracing::info!(%port, worker = worker.0, %peer, "memif connected");
         open.worker = worker;
         open.link = up(&peer);
         self.counters.port(open.index).set_state(PortState::Up);
@@ -118,7 +119,8 @@ impl Ports {
         self.open.iter().find(|(_, open)| open.index == index).map(|(port, _)| port.clone())
     }
 
-    /// The link that had the fault ended before we heard of it, and there may be another: that one is not to blame.
+    /// The link that had the fault ended before we heard of it, and there may be another: that one is not to
+    /// blame.
     fn take_old_fault(&mut self, index: PortIndex, fault: &str) {
         if let Some(port) = self.port_at(index) {
             tracing::warn!(%port, "{fault}");

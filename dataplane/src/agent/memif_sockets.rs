@@ -1,4 +1,5 @@
-//! The control sockets of memif ports: one listener per socket, shared by its interfaces, and one dialer per client port.
+//! The control sockets of memif ports: one listener per socket, shared by its interfaces, and one dialer per
+//! client port.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,7 +21,8 @@ pub enum MemifEvent {
     Up(PortName, Box<memif::Link>),
     /// It is gone.
     Down(PortName, String),
-    /// One that came was refused, or a dialer found no server. If the port has a connection, that one is not touched.
+    /// One that came was refused, or a dialer found no server. If the port has a connection, that one is not
+    /// touched.
     Refused(Option<PortName>, String),
     /// Nobody can connect to these ports for now: the process has no descriptor left for it.
     Closed(Vec<PortName>, String),
@@ -48,7 +50,8 @@ pub struct MemifSockets {
 }
 
 impl MemifSockets {
-    /// Begins to serve, or to dial, a port. Returns the descriptor's owner, if it is new and has to be watched.
+    /// Begins to serve, or to dial, a port. Returns the descriptor's owner, if it is new and has to be
+    /// watched.
     pub fn open(
         &mut self,
         port: &PortName,

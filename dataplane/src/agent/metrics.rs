@@ -32,7 +32,8 @@ fn gauge(out: &mut String, name: &str, help: &str, value: u64) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
 }
 
-// Writing to a string can't fail, hence the ignored results. Port names and kinds need no escaping: see `PortName`.
+// Writing to a string can't fail, hence the ignored results. Port names and kinds need no escaping: see
+// `PortName`.
 fn ports(ports: &[PortReport], out: &mut String) {
     let _ = writeln!(out, "# HELP vwire_port_up 1 while frames can flow.\n# TYPE vwire_port_up gauge");
     for PortReport { name, kind, up, .. } in ports {

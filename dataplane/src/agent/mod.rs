@@ -130,7 +130,8 @@ pub struct Agent {
 impl Agent {
     /// An agent without ports.
     pub fn new(ports: Ports) -> Self {
-        // Milliseconds since 1970: beyond any generation of an earlier run, unless that changed its state a thousand times a second.
+        // Milliseconds since 1970: beyond any generation of an earlier run, unless that changed its state a
+        // thousand times a second.
         let generation =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_millis() as u64);
         let (notices, _) = broadcast::channel(WATCH_BACKLOG);
@@ -190,8 +191,8 @@ impl Agent {
     /// Goes to `wanted`, or stays. Returns what was done.
     ///
     /// # Errors
-    /// [`ChangeError`]; everything done so far is undone then. A port that had to make room and can't be made again (its peer's
-    /// connection was handed over, say) is down with that reason, until it is set again.
+    /// [`ChangeError`]; everything done so far is undone then. A port that had to make room and can't be made
+    /// again (its peer's connection was handed over, say) is down with that reason, until it is set again.
     pub fn change(&mut self, wanted: State, fds: &SentFds) -> Result<Vec<Action>, ChangeError> {
         let actions = plan(&self.actual(), &wanted);
         if actions.is_empty() {
@@ -264,8 +265,8 @@ impl Agent {
         }
     }
 
-    /// Looks after links: peers that come and go, ports that fail. Call it when [`Agent::event_fd`] is readable. False if there was
-    /// nothing to do.
+    /// Looks after links: peers that come and go, ports that fail. Call it when [`Agent::event_fd`] is
+    /// readable. False if there was nothing to do.
     pub fn process(&mut self) -> bool {
         let busy = self.ports.process(&self.state);
         if let Err(error) = self.settle() {

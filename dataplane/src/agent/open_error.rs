@@ -35,8 +35,8 @@ impl OpenError {
     /// What the system said no to; [`Cause::Exhausted`] if it said that it has no more.
     pub fn system(error: impl fmt::Display) -> Self {
         let reason = error.to_string();
-        // Each kind of port wraps the kernel's answer in its own words, but all keep its number: EMFILE, ENFILE, ENOMEM, ENOSPC,
-        // ENOBUFS.
+        // Each kind of port wraps the kernel's answer in its own words, but all keep its number: EMFILE,
+        // ENFILE, ENOMEM, ENOSPC, ENOBUFS.
         let spent = [24, 23, 12, 28, 105].iter().any(|errno| reason.contains(&format!("(os error {errno})")));
         Self { cause: if spent { Cause::Exhausted } else { Cause::System }, reason }
     }

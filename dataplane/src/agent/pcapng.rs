@@ -1,5 +1,6 @@
-//! Captured frames as pcapng (draft-ietf-opsawg-pcapng): a section, one interface, then a packet block for each frame with its
-//! direction, and why it was dropped as its comment. Lost frames are told in interface statistics.
+//! Captured frames as pcapng (draft-ietf-opsawg-pcapng): a section, one interface, then a packet block for
+//! each frame with its direction, and why it was dropped as its comment. Lost frames are told in interface
+//! statistics.
 
 use crate::model::Mode;
 use crate::worker::capture::{Direction, Record};

@@ -1,9 +1,11 @@
-//! Which worker gets a port. Both ends of a cross-connect belong on one worker, as frames between workers are copied twice.
+//! Which worker gets a port. Both ends of a cross-connect belong on one worker, as frames between workers are
+//! copied twice.
 
 use crate::tables::WorkerId;
 
-/// The worker for a port: where the port's `ties` (the other end of its cross-connect, the underlay of its tunnel) are, the first
-/// that is placed deciding; else the one with the fewest ports, `load` being the number of ports of each.
+/// The worker for a port: where the port's `ties` (the other end of its cross-connect, the underlay of its
+/// tunnel) are, the first that is placed deciding; else the one with the fewest ports, `load` being the
+/// number of ports of each.
 pub fn place(ties: impl IntoIterator<Item = Option<WorkerId>>, load: &[usize]) -> WorkerId {
     let tied = ties.into_iter().flatten().next();
     tied.unwrap_or_else(|| {

@@ -1,9 +1,11 @@
-//! From what is to what is wanted: which steps, in which order. Pure, so that it can be tested without a port.
+//! From what is to what is wanted: which steps, in which order. Pure, so that it can be tested without a
+//! port.
 //!
 //! * What agrees is not touched.
 //! * New ports are attached before anything is taken away, so a port that can't be made costs nothing.
 //! * A port is detached only after tables without it are in force at every worker.
-//! * A new port that wants what a leaving one has (the same memif id, the same interface name) comes after it.
+//! * A new port that wants what a leaving one has (the same memif id, the same interface name) comes after
+//!   it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -88,7 +90,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// A state from words: `a` is a port with a pipe of its own, `a=p` one with pipe p, `a-b` a cross-connect.
+    /// A state from words: `a` is a port with a pipe of its own, `a=p` one with pipe p, `a-b` a
+    /// cross-connect.
     fn state(words: &str) -> State {
         let (mut ports, mut xconnects) = (Vec::new(), Vec::new());
         for word in words.split_whitespace() {
@@ -152,8 +155,8 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever the two states, the steps lead from one to the other, and no step leaves the tables naming a port that is gone,
-        /// or two ports with one claim.
+        /// Whatever the two states, the steps lead from one to the other, and no step leaves the tables
+        /// naming a port that is gone, or two ports with one claim.
         #[test]
         fn the_steps_lead_there(from in 0u32..256, to in 0u32..256) {
             let (from, to) = (numbered(from), numbered(to));
@@ -183,7 +186,8 @@ mod tests {
         }
     }
 
-    /// A small state for each number: ports a to d, present or not, with one of two pipes; a-b and c-d joined or not.
+    /// A small state for each number: ports a to d, present or not, with one of two pipes; a-b and c-d joined
+    /// or not.
     fn numbered(bits: u32) -> State {
         let mut words = String::new();
         for (i, port) in ["a", "b", "c"].iter().enumerate() {

@@ -46,7 +46,8 @@ pub(super) enum Backing {
 }
 
 impl Backing {
-    /// What the port was made of, for making it again. Not kept longer than needed: a namespace that is held open does not end.
+    /// What the port was made of, for making it again. Not kept longer than needed: a namespace that is held
+    /// open does not end.
     fn reserve(&self) -> Option<OwnedFd> {
         match self {
             Backing::Memif { handed_over, .. } => handed_over.as_ref()?.try_clone().ok(),
@@ -78,7 +79,8 @@ pub(super) struct Underlay {
 pub struct Ports {
     pub(super) engine: Engine,
     pub(super) counters: Counters,
-    /// Slots of the tables, the longest unused first: frames that are still on their way to a closed port must not reach the next.
+    /// Slots of the tables, the longest unused first: frames that are still on their way to a closed port
+    /// must not reach the next.
     free: VecDeque<PortIndex>,
     pub(super) open: BTreeMap<PortName, OpenPort>,
     pub(super) underlays: HashMap<SocketAddr, Underlay>,
@@ -120,8 +122,8 @@ impl Watched {
         self.sources.retain(|_, watched| watched != source);
     }
 
-    /// Whose descriptors are readable: `None` for the engine's, which comes first. What a worker said before a connection ended has
-    /// to be heard before that connection's successor is given to it.
+    /// Whose descriptors are readable: `None` for the engine's, which comes first. What a worker said before
+    /// a connection ended has to be heard before that connection's successor is given to it.
     pub(super) fn ready(&self) -> BTreeSet<Option<Source>> {
         let mut space = [MaybeUninit::uninit(); 64];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -230,7 +232,8 @@ impl Ports {
         self.free.push_back(index);
     }
 
-    /// The worker for a port: its tunnel's underlay decides, then the other end of its cross-connect and that one's underlay.
+    /// The worker for a port: its tunnel's underlay decides, then the other end of its cross-connect and that
+    /// one's underlay.
     pub(super) fn place(&mut self, port: &PortName, state: &State) -> WorkerId {
         let peer = state.xconnects().iter().find_map(|xconnect| xconnect.peer(port));
         let carrier = |port: &PortName| match state.ports().get(port) {
@@ -376,8 +379,8 @@ impl Ports {
         }
     }
 
-    /// Closes a port. The tables in force must not name it any more. Returns the descriptor that would be needed to make it again,
-    /// if it was made of one that can be used twice.
+    /// Closes a port. The tables in force must not name it any more. Returns the descriptor that would be
+    /// needed to make it again, if it was made of one that can be used twice.
     pub fn close(&mut self, port: &PortName) -> Option<(Inode, OwnedFd)> {
         let open = self.open.remove(port)?;
         let reserve = open.spec.needs().zip(open.backing.reserve());
@@ -502,7 +505,8 @@ fn max_frame(spec: &VxlanSpec, probe: &MtuProbe) -> usize {
         return spec.max_frame(mtu.get().into());
     }
     probe.max_frame(spec.remote).unwrap_or_else(|error| {
-        // The route may come later, with the address or the routing daemon. Frames are counted as refused by the kernel until then.
+        // The route may come later, with the address or the routing daemon. Frames are counted as refused by
+        // the kernel until then.
         tracing::warn!("{error}; assuming {USUAL_MTU} bytes");
         spec.max_frame(USUAL_MTU)
     })

@@ -193,8 +193,8 @@ async fn look_after(agent: Shared, events: AsyncFd<OwnedFd>) {
     loop {
         match events.readable().await {
             Ok(mut ready) => {
-                // One round does not do everything, and the runtime is told of changes only: until a round finds nothing, the
-                // descriptor counts as ready.
+                // One round does not do everything, and the runtime is told of changes only: until a round
+                // finds nothing, the descriptor counts as ready.
                 if agent.lock().process() {
                     ready.retain_ready();
                 } else {

@@ -1,5 +1,5 @@
-//! Descriptors from outside: those sent beside a request, and those this process was started with. What they are is checked
-//! before anything is done with them.
+//! Descriptors from outside: those sent beside a request, and those this process was started with. What they
+//! are is checked before anything is done with them.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -25,8 +25,9 @@ pub fn copy(fds: &SentFds, inode: Inode) -> Result<OwnedFd, OpenError> {
     fds.get(&inode).ok_or_else(|| missing(inode))?.try_clone().map_err(OpenError::system)
 }
 
-/// The network namespace that came for `inode`. It may have come as an `O_PATH` descriptor, as the Go components send them. The
-/// engine's own is refused: a client that hands that over would get an interface on the host.
+/// The network namespace that came for `inode`. It may have come as an `O_PATH` descriptor, as the Go
+/// components send them. The engine's own is refused: a client that hands that over would get an interface on
+/// the host.
 pub fn netns(fds: &SentFds, inode: Inode) -> Result<File, OpenError> {
     let sent = copy(fds, inode)?;
     let refused = |what: &str| OpenError::new(Cause::Request, format!("netns {inode} {what}"));
@@ -69,7 +70,8 @@ pub fn namespace_of(tap: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
 
 /// A copy of a descriptor that this process was started with.
 pub fn inherited(number: i32) -> Result<OwnedFd, OpenError> {
-    // By way of a descriptor for the process itself: safe whatever the number is, unlike taking it for an open one.
+    // By way of a descriptor for the process itself: safe whatever the number is, unlike taking it for an
+    // open one.
     let me = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty());
     let copied = me.and_then(|me| {
         rustix::process::pidfd_getfd(me.as_fd(), number, rustix::process::PidfdGetfdFlags::empty())

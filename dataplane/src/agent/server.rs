@@ -19,10 +19,12 @@ use crate::model::{
 
 /// Most operations of one transaction.
 const MAX_OPS: usize = 4096;
-/// How long a request waits for a descriptor that it names. It was sent before the request, so it is here or will not come.
+/// How long a request waits for a descriptor that it names. It was sent before the request, so it is here or
+/// will not come.
 const FD_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The agent, shared by all who serve it. All of them run on one thread and hold it only between two awaits, so nobody waits.
+/// The agent, shared by all who serve it. All of them run on one thread and hold it only between two awaits,
+/// so nobody waits.
 #[derive(Clone)]
 pub struct Shared(Arc<Mutex<Agent>>);
 
@@ -112,8 +114,8 @@ impl Brought {
 }
 
 impl Service {
-    /// Goes to the state that `wanted` gives, twice asked: before and after the descriptors have come, as others may have changed
-    /// the state meanwhile.
+    /// Goes to the state that `wanted` gives, twice asked: before and after the descriptors have come, as
+    /// others may have changed the state meanwhile.
     async fn change(
         &self,
         brought: Brought,

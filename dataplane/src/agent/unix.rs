@@ -67,7 +67,8 @@ impl Drop for SocketFile {
 }
 
 impl ApiSocket {
-    /// Listens at `path`, for owner and group. Makes the directory if there is none; replaces a dead socket of ours.
+    /// Listens at `path`, for owner and group. Makes the directory if there is none; replaces a dead socket
+    /// of ours.
     ///
     /// # Errors
     /// [`SocketError`].

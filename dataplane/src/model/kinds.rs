@@ -195,8 +195,8 @@ impl VxlanSpec {
         SocketAddr::new(self.local, self.port.get())
     }
 
-    /// The longest inner Ethernet frame on an underlay of this MTU, in bytes: what is left after the outer IP, UDP and VXLAN
-    /// headers, 36 bytes (IPv4) or 56 (IPv6).
+    /// The longest inner Ethernet frame on an underlay of this MTU, in bytes: what is left after the outer
+    /// IP, UDP and VXLAN headers, 36 bytes (IPv4) or 56 (IPv6).
     pub fn max_frame(&self, underlay_mtu: usize) -> usize {
         underlay_mtu.saturating_sub(if self.local.is_ipv4() { 36 } else { 56 })
     }

@@ -1,4 +1,5 @@
-//! What the engine is asked to be: ports by name, and which of them are cross-connected. A [`State`] that exists is consistent.
+//! What the engine is asked to be: ports by name, and which of them are cross-connected. A [`State`] that
+//! exists is consistent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -29,7 +30,8 @@ pub enum PortSpec {
     Pipe(PipeSpec),
 }
 
-/// Two ports joined: frames that enter one leave by the other. The same two in any order are the same cross-connect.
+/// Two ports joined: frames that enter one leave by the other. The same two in any order are the same
+/// cross-connect.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Xconnect(PortName, PortName);
 

@@ -1,5 +1,5 @@
-//! The values that a port is described with. If one can be built, it is valid: the configuration file and the API both come
-//! through these constructors, so a rule is stated once.
+//! The values that a port is described with. If one can be built, it is valid: the configuration file and the
+//! API both come through these constructors, so a rule is stated once.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -173,7 +173,8 @@ impl IfName {
 impl FromStr for IfName {
     type Err = Invalid;
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        // `all` and `default` are possible names, but their sysctls would be everyone's. A `%d` is the kernel's to fill in.
+        // `all` and `default` are possible names, but their sysctls would be everyone's. A `%d` is the
+        // kernel's to fill in.
         let special = [".", "..", "all", "default"].contains(&text);
         let plain = text.bytes().all(|b| b.is_ascii_graphic() && !b"/:%".contains(&b));
         if special || !plain || !(1..=15).contains(&text.len()) {
@@ -187,7 +188,8 @@ impl FromStr for IfName {
 }
 from_text!(IfName);
 
-/// A file that came as a descriptor beside a request, by the identity that `fstat` gives: `inode://<st_dev>/<st_ino>`.
+/// A file that came as a descriptor beside a request, by the identity that `fstat` gives:
+/// `inode://<st_dev>/<st_ino>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Inode {
     /// `st_dev`, the raw device number.

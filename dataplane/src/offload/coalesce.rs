@@ -5,6 +5,9 @@
 //! consecutive sequence numbers, the same acknowledgement, window and options (time stamps too), and no flags but ACK and PSH.
 //! Frames of one flow stay in order; different flows may pass each other by a burst, as they may anywhere in a network.
 //!
+//! PSH does not end a frame, as it does in Linux: what there is goes out at the end of the burst anyway. It moves to the end of
+//! the joined frame; between two segments of a stream it says nothing to a receiver that gets both at once.
+//!
 //! A joined frame goes out with an open checksum, which the kernel takes as "verified". So each frame's own checksum is verified
 //! before it is joined, unless a local kernel left it open. One that fails is passed on untouched and alone, for the receiver
 //! to drop.
@@ -68,7 +71,7 @@ struct Group {
     first: u8,
     last: u8,
     count: u8,
-    /// False after a segment that must be the last: a short one, or one with PSH.
+    /// False after a short segment, which must be the last.
     open: bool,
     /// The first segment's checksum has been verified; done only when there is a second.
     verified: bool,
@@ -166,12 +169,11 @@ fn emit_group(group: &Group, next: &[u8; BURST], emit: &mut impl FnMut(Output<'_
 
 impl Group {
     fn new(i: u8, segment: &Segment) -> Self {
-        let open = segment.push() == 0;
         Self {
             first: i,
             last: i,
             count: 1,
-            open,
+            open: true,
             verified: false,
             segment: *segment,
             payload: segment.payload,
@@ -196,10 +198,9 @@ impl Group {
         self.last = i;
         self.count += 1;
         self.payload += segment.payload;
-        let push = segment.push();
-        if push != 0 {
+        if segment.push() {
             self.segment.head[self.segment.l4 + 13] |= PSH;
         }
-        self.open = push == 0 && segment.payload == self.segment.payload;
+        self.open = segment.payload == self.segment.payload;
     }
 }

@@ -133,9 +133,9 @@ impl Segment {
         self.head[self.l4 + 13]
     }
 
-    /// PSH, in TCP.
-    pub fn push(&self) -> u8 {
-        if self.tcp { self.flags() & PSH } else { 0 }
+    /// PSH is set, in TCP.
+    pub fn push(&self) -> bool {
+        self.tcp && self.flags() & PSH != 0
     }
 
     pub fn sequence(&self) -> u32 {

@@ -48,6 +48,13 @@ impl Client {
         client
     }
 
+    /// As [`with_ring`](Self::with_ring), connected.
+    pub fn connected_with_ring(socket: &Path, log2: u8) -> Self {
+        let mut client = Self::with_ring(socket, log2);
+        client.wait();
+        client
+    }
+
     /// Waits until there is a link.
     pub fn wait(&mut self) {
         let deadline = Instant::now() + PATIENCE;
