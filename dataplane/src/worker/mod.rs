@@ -188,6 +188,8 @@ impl Worker {
         // Its captures end with it: the slot may be another's next.
         self.taps.set(port, None);
         self.attachments.remove(&port);
+        // What it, or a tunnel of it, holds back to fill a system call goes out, and is counted, before it is gone.
+        self.outbox.flush(false, self.tables.load(), &self.counters);
         let rx = self.schedule.remove(port);
         for rx in &rx {
             self.sleeper.forget(&**rx);
