@@ -109,7 +109,7 @@ memif() {
 }
 
 memif_table() {
-    say "" "memif → memif, one worker core (Mpps)" "$(printf '%8s %10s %10s %10s %12s %12s' bytes testpmd vwire 'bare loop' vwire/testpmd vwire/bare)"
+    say "memif → memif, one worker core (Mpps)" "$(printf '%8s %10s %10s %10s %12s %12s' bytes testpmd vwire 'bare loop' vwire/testpmd vwire/bare)"
     local size
     for size in 64 512 1500; do
         awk -v s="$size" -v p="$(of "memif $size B" peer)" -v v="$(of "memif $size B" vwire)" -v b="$(of "memif $size B" bare)" \
@@ -180,7 +180,7 @@ vxlan() {
 vpp() { case $1 in 64 | imix) echo 0.46 ;; *) echo 0.21 ;; esac; }
 
 vxlan_table() {
-    say "" "memif → VXLAN → veth, and veth → VXLAN → memif, one worker core (Mpps)" \
+    say "memif → VXLAN → veth, and veth → VXLAN → memif, one worker core (Mpps)" \
         "$(printf '%8s %10s %10s %10s %10s %10s' bytes 'bare loop' out in out/bare out/VPP)"
     local size
     for size in 64 1450 imix; do
@@ -213,7 +213,7 @@ relay() {
 }
 
 relay_table() {
-    say "" "memif → VXLAN → veth → VXLAN → memif, two engines and the traffic on 2 cores: highest rate tried without a frame lost" \
+    say "memif → VXLAN → veth → VXLAN → memif, two engines and the traffic on 2 cores: highest rate tried without a frame lost" \
         "  64 B: $(of 'relay 64' rate) Mpps   1450 B: $(of 'relay 1450' rate) Mpps"
 }
 
@@ -236,7 +236,7 @@ latency() {
 }
 
 latency_table() {
-    say "" "memif → memif, 64 B at a tenth of the full rate: departure to arrival (µs)" "$(printf '%10s %10s %10s %10s' mode p50 p99 p99.9)"
+    say "memif → memif, 64 B at a tenth of the full rate: departure to arrival (µs)" "$(printf '%10s %10s %10s %10s' mode p50 p99 p99.9)"
     local mode
     for mode in poll adaptive; do
         printf '%10s %10s %10s %10s\n' $mode "$(of "latency $mode" p50)" "$(of "latency $mode" p99)" "$(of "latency $mode" p999)"
@@ -263,7 +263,7 @@ idle() {
 }
 
 idle_table() {
-    say "" "idle, adaptive, two connected memif ports: $(of idle cpu) % of a core, $(of idle rss) MiB resident"
+    say "idle, adaptive, two connected memif ports: $(of idle cpu) % of a core, $(of idle rss) MiB resident"
 }
 
 # --- a thousand ports, two of them busy -------------------------------------------------------------------------------------------
@@ -291,14 +291,23 @@ ports() {
 }
 
 ports_table() {
-    say "" "64 B through two busy memif ports of one worker: $(of ports 2) Mpps alone, $(of ports 1000) Mpps among 1,000 connected ports" \
+    say "64 B through two busy memif ports of one worker: $(of ports 2) Mpps alone, $(of ports 1000) Mpps among 1,000 connected ports" \
         "ratio $(awk -v a="$(of ports 1000)" -v b="$(of ports 2)" 'BEGIN {printf "%.2f", a / b}')"
 }
 
+# --- kernel interfaces, with iperf3 --------------------------------------------------------------------------------------------
+
+kernel() { "$ROOT/scripts/bench_kernel.sh" --rounds "$ROUNDS" --seconds "$SECONDS_EACH" "$BIN/vwire-dataplane"; }
+
+kernel_table() { sed -n '/^kernel interfaces/,$p' "$LOGS/measure--kernel.log" | grep -v '^logs:'; }
+
 step "build (release)" build
-for group in memif vxlan relay latency idle ports; do
+for group in memif vxlan relay kernel latency idle ports; do
     if wanted $group; then step "measure: $group" $group; fi
 done
-for group in memif vxlan relay latency idle ports; do
-    if wanted $group; then ${group}_table; fi
+for group in memif vxlan relay kernel latency idle ports; do
+    if wanted $group; then
+        say ""
+        ${group}_table
+    fi
 done

@@ -205,7 +205,7 @@ fn a_frame_of_the_limit_passes_and_one_byte_more_does_not() {
         let mut sender = sender(family);
         sender.inject(&vec![0x11; limit]);
         sender.inject(&vec![0x22; limit + 1]);
-        sender.inject(&vec![0x33; 60]);
+        sender.inject(&[0x33; 60]);
         assert_eq!(sender.receive().1, vec![0x11; limit]);
         assert_eq!(sender.receive().1, vec![0x33; 60]);
         assert_eq!(sender.node.dropped(TUNNEL, DropReason::TooBig), 1);
