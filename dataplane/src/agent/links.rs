@@ -1,5 +1,7 @@
 //! What becomes of a port's link while the port is open: peers that come and go, workers that report faults.
 
+use std::time::{Duration, Instant};
+
 use vwire_proto::stats::PortState;
 
 use super::Link;
@@ -9,6 +11,9 @@ use crate::model::{PortName, State};
 use crate::port::{PortIndex, memif};
 use crate::tables::WorkerId;
 use crate::worker::command::Event;
+
+/// Faults of one port are not logged as warnings more often than this. Each is in the link's reason, and in the log as information.
+const WARN_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Ports {
     /// Does what the watched descriptors call for. False if that was nothing.
@@ -88,9 +93,18 @@ impl Ports {
         new
     }
 
+    /// Logs a fault, unless the port had one lately: a hostile peer makes thousands in a second.
+    fn warn(&mut self, port: &PortName, fault: &str) {
+        let Some(open) = self.open.get_mut(port) else { return };
+        if open.warned.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
+            open.warned = Some(Instant::now());
+            tracing::warn!(%port, "{fault}");
+        }
+    }
+
     /// A port can't go on: ends its connection, if it has one, and says why.
     fn fault(&mut self, port: &PortName, reason: &str) {
-        tracing::warn!(%port, "{reason}");
+        self.warn(port, reason);
         if let Some(Backing::Memif { spec, .. }) = self.open.get(port).map(|open| &open.backing) {
             let spec = spec.clone();
             self.sockets.disconnect(port, &spec, reason);
@@ -123,7 +137,7 @@ impl Ports {
     /// blame.
     fn take_old_fault(&mut self, index: PortIndex, fault: &str) {
         if let Some(port) = self.port_at(index) {
-            tracing::warn!(%port, "{fault}");
+            self.warn(&port, fault);
             self.explain(&port, fault.to_owned());
         }
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use rustix::event::{Timespec, epoll};
 use vwire_proto::stats::PortState;
@@ -63,6 +64,8 @@ pub(super) struct OpenPort {
     pub(super) worker: WorkerId,
     pub(super) link: Link,
     pub(super) backing: Backing,
+    /// When a fault was last logged as a warning.
+    pub(super) warned: Option<Instant>,
 }
 
 /// A UDP socket that carries tunnels.
@@ -210,7 +213,7 @@ impl Ports {
         let (backing, link) = made.inspect_err(|_| self.give_slot(index))?;
         self.counters.port(index).set_state(if link.up { PortState::Up } else { PortState::Down });
         let worker = self.engine.owner(index).unwrap_or(worker);
-        self.open.insert(port.clone(), OpenPort { spec, index, worker, link, backing });
+        self.open.insert(port.clone(), OpenPort { spec, index, worker, link, backing, warned: None });
         self.touched.insert(port.clone());
         self.unpublished = true;
         tracing::debug!(%port, index = index.0, worker = worker.0, "port opened");

@@ -102,6 +102,14 @@ impl Client {
         until("room to send", || self.send(bytes).then_some(()));
     }
 
+    /// Waits until the engine has taken all that was sent.
+    pub fn drain(&mut self) {
+        until("the engine taking what was sent", || {
+            let tx = &mut self.link.as_mut().expect("a link").tx[0];
+            (tx.free() == tx.size()).then_some(())
+        });
+    }
+
     /// All frames that wait.
     pub fn receive(&mut self) -> Vec<Vec<u8>> {
         let Some(link) = &mut self.link else { return Vec::new() };
