@@ -16,7 +16,9 @@ step "lints (clippy, warnings are errors)" cargo clippy --workspace --all-target
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 step "build of tests" cargo test --workspace --locked --no-run
 loud_step "tests" cargo test --workspace --locked -- --test-threads=2
-step "loom: rings and table swap, every interleaving" env RUSTFLAGS="--cfg loom" \
+step "loom: hand-off rings and table swap, every interleaving" env RUSTFLAGS="--cfg loom" \
     cargo test -p vwire-dataplane --lib --locked --target-dir target/loom loom
+step "loom: memif queues, up to three preemptions" env RUSTFLAGS="--cfg loom" \
+    cargo test -p memif --lib --locked --target-dir target/loom loom_model
 loud_step "fuzz targets, briefly" scripts/fuzz.sh --seconds 10
 say "all tests passed"
