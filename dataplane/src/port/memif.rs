@@ -12,8 +12,6 @@ use crate::burst::{Burst, Frame, Frames};
 use crate::wire::flow;
 use crate::{DropReason, offload};
 
-/// How far ahead of the copy the bytes of a frame are asked for. Between 4 and 16 made no difference that could be measured.
-const PREFETCH_AHEAD: usize = 8;
 
 /// One receive queue of a connection.
 pub struct MemifRx {
@@ -87,9 +85,6 @@ impl Tx for MemifTx {
         let all = frames.as_slice();
         let mut sent = Sent::default();
         for (i, frame) in all.iter().enumerate() {
-            if let Some(ahead) = all.get(i + PREFETCH_AHEAD) {
-                ahead.first().prefetch();
-            }
             let queue = self.queue_of(frame);
             match push(queue, &frames, frame, &mut sent) {
                 Ok(()) => {}
