@@ -12,7 +12,6 @@ use crate::burst::{Burst, Frame, Frames};
 use crate::wire::flow;
 use crate::{DropReason, offload};
 
-
 /// One receive queue of a connection.
 pub struct MemifRx {
     port: PortIndex,
