@@ -2,7 +2,7 @@
 //! checks beside a bare loop without any.
 //!
 //! `cargo run --release -p vwire-benches --example pair_bench [-- size ...]`
-//! Each figure is the median of many short windows, as that of `traffic` is, so that the two can be compared.
+//! Each figure is the best of some rounds, each of which is the median of many short windows, as `traffic` takes it.
 
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -28,7 +28,7 @@ const ENGINES: [Engine; 3] = [bare_engine, burst_engine, direct_engine];
 fn main() {
     let sizes: Vec<usize> = env::args().skip(1).filter_map(|arg| arg.parse().ok()).collect();
     let sizes = if sizes.is_empty() { vec![64, 512, 1500] } else { sizes };
-    println!("median window, Mpps; in brackets the part of the bare loop");
+    println!("median window of the best round, Mpps; in brackets the part of the bare loop");
     println!("{:>8} {:>6} {:>10} {:>18} {:>18}", "buffers", "bytes", "bare", "burst", "direct");
     for spacing in [BufferSpacing::Packed, BufferSpacing::OddLines] {
         for &size in &sizes {
