@@ -1,5 +1,5 @@
-//! What two vwire processes must agree on, and only that: the API between control and packet engine
-//! ([`dataplane::v1`]), the layout of the statistics segment and the names of drop reasons.
+//! What two processes must agree on, and only that: NSM's API ([`nsm`]), SPIFFE's Workload API ([`workload`]), the API between
+//! control and packet engine ([`dataplane::v1`]), the layout of the statistics segment and the names of drop reasons.
 
 pub mod stats;
 
@@ -19,4 +19,60 @@ pub mod dataplane {
         /// The encoded `FileDescriptorSet` of this package, for gRPC reflection.
         pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/dataplane_v1.bin"));
     }
+}
+
+/// The NSM v1 API. Three packages of it are one Go package there, and so they are one module here.
+pub mod nsm {
+    /// The messages and services of the packages `networkservice` and `connection`.
+    pub mod networkservice {
+        #![expect(
+            missing_docs,
+            reason = "generated; documented in the .proto files where comments are possible"
+        )]
+        #![allow(clippy::doc_lazy_continuation, clippy::too_long_first_doc_paragraph)]
+        tonic::include_proto!("networkservice");
+    }
+
+    /// Package `connection`: a vWire as the hops along it tell each other.
+    pub mod connection {
+        #![expect(
+            missing_docs,
+            reason = "generated; documented in the .proto files where comments are possible"
+        )]
+        #![allow(clippy::doc_lazy_continuation, clippy::too_long_first_doc_paragraph)]
+        tonic::include_proto!("connection");
+    }
+
+    /// Package `connectioncontext`: addresses, routes, name servers.
+    pub mod connectioncontext {
+        #![expect(
+            missing_docs,
+            reason = "generated; documented in the .proto files where comments are possible"
+        )]
+        #![allow(clippy::doc_lazy_continuation, clippy::too_long_first_doc_paragraph)]
+        tonic::include_proto!("connectioncontext");
+    }
+
+    /// Package `registry`: who offers what, and where.
+    pub mod registry {
+        #![expect(
+            missing_docs,
+            reason = "generated; documented in the .proto files where comments are possible"
+        )]
+        #![allow(clippy::doc_lazy_continuation, clippy::too_long_first_doc_paragraph)]
+        tonic::include_proto!("registry");
+    }
+
+    /// The encoded `FileDescriptorSet` of these packages, for gRPC reflection.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nsm.bin"));
+}
+
+/// The SPIFFE Workload API.
+pub mod workload {
+    #![expect(missing_docs, reason = "generated; documented in the .proto file where comments are possible")]
+    #![allow(clippy::doc_lazy_continuation, clippy::too_long_first_doc_paragraph)]
+    tonic::include_proto!("_");
+
+    /// The encoded `FileDescriptorSet`, for gRPC reflection.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/workload.bin"));
 }

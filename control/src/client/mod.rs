@@ -1,0 +1,1 @@
+//! A client's connections: made, refreshed, healed and closed.

@@ -1,0 +1,1 @@
+//! Settings: NSM's environment variables, flags and a file.

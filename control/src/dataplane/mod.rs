@@ -1,0 +1,1 @@
+//! What the packet engine shall hold, and making it so.

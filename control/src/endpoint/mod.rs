@@ -1,0 +1,1 @@
+//! What endpoints need: addresses to give out, and an answer to pings.

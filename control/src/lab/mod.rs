@@ -1,0 +1,1 @@
+//! Topologies on one machine, from a YAML file.

@@ -1,0 +1,30 @@
+//! The control plane of vwire: Network Service Mesh (NSM v1) in Rust.
+//!
+//! A *role* (`roles/`) is a process or a part of one: a list of *elements* (`elements/`) that each do one thing to a Request on
+//! its way to the next hop and to the answer on its way back. What all of them share is in `chain/`.
+//!
+//! | to find … | look in |
+//! |---|---|
+//! | what a role is made of, in order | [`roles`] |
+//! | one step of a Request | `elements`, one file each, by NSM's name |
+//! | NSM's messages with a type for what their strings mean | `api` |
+//! | who may talk to whom: SVIDs, tokens, policies | `identity` |
+//! | sockets, TLS, descriptors beside gRPC, connections kept open | `transport` |
+//! | what is registered, and watching it | `registry` |
+//! | what the packet engine shall hold | `dataplane` |
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod chain;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod dataplane;
+pub mod elements;
+pub mod endpoint;
+pub mod identity;
+pub mod lab;
+pub mod obs;
+pub mod registry;
+pub mod roles;
+pub mod transport;

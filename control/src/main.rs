@@ -1,0 +1,3 @@
+//! `vwire`: the roles of the mesh, and the operator's verbs.
+
+fn main() {}
