@@ -54,7 +54,6 @@ fn what_the_api_gives_back_is_what_it_was_given() {
         note: b"any \0 bytes \xff".to_vec(),
         name: "p".into(),
         kind: Some(pb::port::Kind::Pipe(pb::Pipe { pipe: "x".into() })),
-        ..Default::default()
     };
     let xconnects = vec![pb::Xconnect { a: "k".into(), b: "t".into() }];
     let given = pb::State { ports: vec![kernel, memif, pipe, vxlan], xconnects };
