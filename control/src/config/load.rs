@@ -278,7 +278,7 @@ mod tests {
 
     #[derive(clap::Subcommand)]
     enum Verb {
-        Role(Settings),
+        Role(Box<Settings>),
         Other,
     }
 
@@ -299,7 +299,7 @@ mod tests {
     fn run(args: &[&str]) -> Result<(Settings, Effective), String> {
         let args: Vec<OsString> = ["vwire", "role"].iter().chain(args).map(OsString::from).collect();
         match load::<Cli>(&args) {
-            Ok((Cli { command: Verb::Role(settings) }, effective)) => Ok((settings, effective)),
+            Ok((Cli { command: Verb::Role(settings) }, effective)) => Ok((*settings, effective)),
             Ok(_) => unreachable!(),
             Err(error) => Err(error.to_string()),
         }
