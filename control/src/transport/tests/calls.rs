@@ -59,7 +59,7 @@ async fn a_call_ends_with_its_time_and_says_where() {
 async fn the_servers_end_is_noticed_and_the_next_hop_is_dialled_anew() {
     let authority = authority("example.org");
     let nsmgr = identity(&authority, "/nsmgr");
-    let server = start(&nsmgr).await;
+    let mut server = start(&nsmgr).await;
     let pool = pool(&identity(&authority, "/nsc"));
     let hop = pool.hop(server.unix()).await.unwrap();
     let mut events = monitor(&hop).await;
@@ -68,6 +68,7 @@ async fn the_servers_end_is_noticed_and_the_next_hop_is_dialled_anew() {
     let error = events.message().await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable, "{error}");
     hop.closed().await;
+    (&mut server.task).await.unwrap().unwrap();
     let error = pool.hop(server.unix()).await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable);
     assert!(error.message().contains("nsm.io.sock: No such file"), "{error}");
