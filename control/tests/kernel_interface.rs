@@ -72,7 +72,8 @@ async fn everything_is_set_refreshed_and_taken_back() {
 
     // With a carrier: without one the kernel forgets neighbours.
     netns.ip("link add nsm-1 type veth peer name far");
-    netns.ip("link set far up");
+    netns.ip("link set nsm-1 addrgenmode none");
+    netns.ip("link set far addrgenmode none up");
     let first = wanted(ip_context(), 1400);
     let tables = configure(&netns, &first, &[], true).await.unwrap();
     assert_eq!(tables, [5002], "a table that a rule of the workload names is not free");
@@ -110,7 +111,7 @@ async fn everything_is_set_refreshed_and_taken_back() {
     for line in ["mtu 1300", "169.254.7.9/32", "172.17.0.0/16 via 169.254.7.8", "dport 7777 lookup 5002"] {
         assert!(state.contains(line), "{line:?} is not in\n{state}");
     }
-    for line in ["169.254.7.1", "fd00:7::", "172.16.0.0", "dport 6666", "0.0.0.0/1"] {
+    for line in ["inet 169.254.7.1/32", "fd00:7::", "172.16.0.0", "dport 6666", "0.0.0.0/1"] {
         assert!(!state.contains(line), "{line:?} is still in\n{state}");
     }
 

@@ -348,7 +348,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        let cases: [(&str, fn(&mut IpContext)); 7] = [
+        type Spoil = fn(&mut IpContext);
+        let cases: [(&str, Spoil); 7] = [
             ("ip address: \"10.0.0\"", |ip| ip.src_ip_addrs = vec!["10.0.0".into()]),
             ("route prefix", |ip| ip.src_routes = vec![route("x", "")]),
             ("other family", |ip| ip.src_routes = vec![route("fd00::/64", "10.0.0.1")]),
