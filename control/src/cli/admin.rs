@@ -40,7 +40,8 @@ impl AdminClient {
     /// [`AskError`].
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
         let answer = self.ask("GET", path, String::new()).await?;
-        serde_json::from_slice(&answer).map_err(|error| self.error(format!("not an admin port of vwire: {error}")))
+        serde_json::from_slice(&answer)
+            .map_err(|error| self.error(format!("not an admin port of vwire: {error}")))
     }
 
     /// Sends `body` to `path`.
@@ -127,7 +128,11 @@ impl Where {
 
     /// Where it was looked, for an error.
     pub fn place(&self) -> String {
-        if self.admin.is_empty() { self.run.display().to_string() } else { "the admin ports named".to_owned() }
+        if self.admin.is_empty() {
+            self.run.display().to_string()
+        } else {
+            "the admin ports named".to_owned()
+        }
     }
 }
 

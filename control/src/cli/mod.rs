@@ -79,7 +79,15 @@ mod tests {
 
     #[test]
     fn spans_have_two_units_at_most() {
-        let cases = [(0, "0s"), (7, "7s"), (60, "1m"), (310, "5m10s"), (3_600, "1h"), (3_605, "1h"), (93_784, "1d2h")];
+        let cases = [
+            (0, "0s"),
+            (7, "7s"),
+            (60, "1m"),
+            (310, "5m10s"),
+            (3_600, "1h"),
+            (3_605, "1h"),
+            (93_784, "1d2h"),
+        ];
         for (seconds, text) in cases {
             assert_eq!(span(seconds), text);
         }

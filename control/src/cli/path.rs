@@ -87,10 +87,13 @@ fn whole(views: Vec<ConnectionView>) -> Option<Whole> {
 /// The one that `wanted` means.
 fn pick(all: Vec<Whole>, wanted: &str) -> Result<Whole, String> {
     let ids = |whole: &Whole| -> Vec<String> {
-        std::iter::once(whole.view.root.clone()).chain(whole.view.hops.iter().map(|hop| hop.id.clone())).collect()
+        std::iter::once(whole.view.root.clone())
+            .chain(whole.view.hops.iter().map(|hop| hop.id.clone()))
+            .collect()
     };
     let count = all.len();
-    let (exact, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|whole| ids(whole).iter().any(|id| id == wanted));
+    let (exact, others): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|whole| ids(whole).iter().any(|id| id == wanted));
     if let Some(one) = exact.into_iter().next() {
         return Ok(one);
     }
@@ -135,8 +138,18 @@ fn hops(whole: &Whole) -> String {
         joined(&view.endpoint_addresses),
     );
     let mut table = Table::new(&[
-        "HOP", "NAME", "ROLE", "ID", "MECHANISM", "INTERFACE", "RX PACKETS", "TX PACKETS", "DROPS", "TOKEN ENDS",
-        "LAST HEAL", "SPIFFE ID",
+        "HOP",
+        "NAME",
+        "ROLE",
+        "ID",
+        "MECHANISM",
+        "INTERFACE",
+        "RX PACKETS",
+        "TX PACKETS",
+        "DROPS",
+        "TOKEN ENDS",
+        "LAST HEAL",
+        "SPIFFE ID",
     ]);
     for (index, hop) in view.hops.iter().enumerate() {
         let legs = whole.legs.get(&index).map(Vec::as_slice).unwrap_or_default();
@@ -151,7 +164,11 @@ fn hops(whole: &Whole) -> String {
             metric(hop, "tx_packets").unwrap_or_default(),
             metric(hop, "drops").unwrap_or_default(),
             hop.expires.map(from_now).unwrap_or_default(),
-            whole.heals.get(&index).map(|heal| format!("{} ({})", from_now(heal.at), heal.reason)).unwrap_or_default(),
+            whole
+                .heals
+                .get(&index)
+                .map(|heal| format!("{} ({})", from_now(heal.at), heal.reason))
+                .unwrap_or_default(),
             hop.spiffe_id.clone().unwrap_or_default(),
         ]);
     }
@@ -173,7 +190,8 @@ fn mechanism(leg: &MechanismView) -> String {
 }
 
 fn names(legs: &[MechanismView]) -> Option<String> {
-    let names: Vec<&str> = legs.iter().filter_map(|leg| leg.parameters.get("name")).map(String::as_str).collect();
+    let names: Vec<&str> =
+        legs.iter().filter_map(|leg| leg.parameters.get("name")).map(String::as_str).collect();
     (!names.is_empty()).then(|| names.join(" → "))
 }
 
@@ -189,14 +207,19 @@ mod tests {
     use super::*;
 
     fn view(role: &str, index: usize, known: usize) -> ConnectionView {
-        let hop = |at: usize| HopView { name: format!("hop-{at}"), id: format!("id-{at}"), ..HopView::default() };
+        let hop =
+            |at: usize| HopView { name: format!("hop-{at}"), id: format!("id-{at}"), ..HopView::default() };
         ConnectionView {
             role: role.to_owned(),
             id: format!("id-{index}"),
             root: "id-0".to_owned(),
             index: u32::try_from(index).unwrap(),
             hops: (0..known).map(hop).collect(),
-            mechanisms: vec![MechanismView { side: "client".into(), kind: format!("M{index}"), ..Default::default() }],
+            mechanisms: vec![MechanismView {
+                side: "client".into(),
+                kind: format!("M{index}"),
+                ..Default::default()
+            }],
             state: "UP".to_owned(),
             ..ConnectionView::default()
         }

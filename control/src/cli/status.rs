@@ -46,7 +46,9 @@ fn table(all: &[(Target, Status)]) -> String {
     let mut table =
         Table::new(&["ROLE", "NAME", "VERSION", "PID", "UPTIME", "READY", "UP", "DOWN", "REPORTS", "SVID"]);
     for (_, status) in all {
-        let svid = status.svid_expires.map_or_else(|| "INSECURE".to_owned(), |end| format!("ends {}", from_now(end)));
+        let svid = status
+            .svid_expires
+            .map_or_else(|| "INSECURE".to_owned(), |end| format!("ends {}", from_now(end)));
         table.row([
             status.role.clone(),
             status.name.clone(),
@@ -97,8 +99,19 @@ mod tests {
         };
         let text = table(&[(Target::Unix("/x".into()), status)]);
         let words: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
-        let expected =
-            ["registry", "registry-1", "0.1.0", "7", "1m1s", "yes", "2", "1", "endpoints=3", "listen=2", "INSECURE"];
+        let expected = [
+            "registry",
+            "registry-1",
+            "0.1.0",
+            "7",
+            "1m1s",
+            "yes",
+            "2",
+            "1",
+            "endpoints=3",
+            "listen=2",
+            "INSECURE",
+        ];
         assert_eq!(words, expected);
     }
 }

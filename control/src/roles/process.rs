@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Common, Effective};
 use crate::identity::{Identity, TokenSource};
 use crate::obs::{Admin, AdminSocket, LogLevel, Logs, default_socket, serve};
-use crate::transport::Pool;
+use crate::transport::{Dialling, Pool};
 
 /// A process that was asked to end has 5 s. This leaves the kernel a little of them.
 const TIME_TO_END: Duration = Duration::from_millis(4_800);
@@ -54,7 +54,12 @@ impl Process {
     ///
     /// # Errors
     /// [`ProcessError`].
-    pub async fn start(common: &Common, role: &str, name: &str, settings: Effective) -> Result<Self, ProcessError> {
+    pub async fn start(
+        common: &Common,
+        role: &str,
+        name: &str,
+        settings: Effective,
+    ) -> Result<Self, ProcessError> {
         let logs = Logs::start(&common.log_level, common.log_format);
         let shutdown = CancellationToken::new();
         tokio::spawn(Signals::new().map_err(ProcessError::Signals)?.watch(logs, shutdown.clone()));
@@ -69,7 +74,8 @@ impl Process {
         admin.identity(identity.clone());
         admin.ready("its SVID");
         let tokens = TokenSource::new(identity.clone(), common.max_token_lifetime);
-        let pool = Arc::new(Pool::new(identity.clone(), tokens.clone(), common.dial_timeout));
+        let dialling = Dialling { timeout: common.dial_timeout, ..Dialling::default() };
+        let pool = Arc::new(Pool::new(identity.clone(), tokens.clone(), dialling));
         Ok(Self { identity, tokens, pool, admin, shutdown })
     }
 
