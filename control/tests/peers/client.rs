@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::Kind;
 use super::mesh::{Mesh, Setting, set};
 use super::netns::Netns;
-use super::observer::{Event, segments};
+use super::observer::{Event, endpoint_of, segments};
 use super::process::Process;
 
 /// A running client with one service.
@@ -50,6 +50,17 @@ impl Client {
         event.connections[0].clone()
     }
 
+    /// Waits until its connection to this endpoint is up.
+    #[track_caller]
+    pub fn connected_to(&mut self, mesh: &mut Mesh, mark: usize, endpoint: &str) -> Value {
+        let there = |event: &Event| {
+            is_up(event) && event.connections.iter().all(|each| endpoint_of(each) == endpoint)
+        };
+        let what = format!("a connection to {endpoint}");
+        let event = mesh.observer.wait(&what, mark, &self.nsmgr, &self.name, there);
+        event.connections[0].clone()
+    }
+
     /// Makes it refresh its connection, and waits until the nsmgr has seen it. The Go client is told to; `vwire nsc` refreshes
     /// by itself, in time with its tokens (NSM_MAX_TOKEN_LIFETIME).
     #[track_caller]
@@ -70,6 +81,15 @@ impl Client {
             let answer = self.process.ask("close 0", &["closed", "close-failed"]);
             assert_eq!(answer["event"], "closed", "{answer}");
         }
+        self.process.stop();
+        self.space
+    }
+}
+
+impl Client {
+    /// Ends it (SIGTERM); it closes its connection as well as it can.
+    #[track_caller]
+    pub fn end(self) -> Netns {
         self.process.stop();
         self.space
     }

@@ -70,7 +70,7 @@ pub struct Node {
     pub nsmgr: Option<Process>,
     /// Its forwarders.
     pub forwarders: Vec<Forwarder>,
-    engine: Option<Process>,
+    engines: Vec<Process>,
 }
 
 /// A forwarder.
@@ -192,8 +192,7 @@ impl Mesh {
         private: &[&Path],
         settings: Vec<Setting>,
     ) -> Process {
-        let program = if kind == Kind::Go { build::gopeers() } else { build::vwire() };
-        self.spawn(&program, role, name, &space.name, private, settings)
+        self.spawn(&program(kind), role, name, &space.name, private, settings)
     }
 
     /// Starts a Go peer that is no role of a mesh.
@@ -227,8 +226,7 @@ impl Mesh {
         let mut all = vec![set("NSM_LISTEN_ON", REGISTRY)];
         all.extend_from_slice(settings);
         let space = self.fabric.name.clone();
-        let program = if self.plan.registry == Kind::Go { build::gopeers() } else { build::vwire() };
-        let process = self.spawn(&program, "registry", "registry", &space, &[], all);
+        let process = self.spawn(&program(self.plan.registry), "registry", "registry", &space, &[], all);
         self.registry = Some(process);
         self.observer.wait_healthy("registry", REGISTRY);
     }
@@ -240,7 +238,18 @@ impl Mesh {
 
     /// A Go client of the registry, with an identity of this name.
     pub fn registry_client(&mut self, name: &str, settings: Vec<Setting>) -> RegistryClient {
-        let mut all = vec![set("NSM_CONNECT_TO", REGISTRY)];
+        self.registry_client_as(name, name, settings)
+    }
+
+    /// Likewise, with the identity of somebody else.
+    pub fn registry_client_as(
+        &mut self,
+        name: &str,
+        identity: &str,
+        settings: Vec<Setting>,
+    ) -> RegistryClient {
+        let own = self.identity(identity);
+        let mut all = vec![set("NSM_CONNECT_TO", REGISTRY), set("SPIFFE_ENDPOINT_SOCKET", own)];
         all.extend(settings);
         let space = self.fabric.name.clone();
         let mut process = self.go(name, "regclient", &space, &[], all);
@@ -273,8 +282,7 @@ impl Mesh {
         ];
         all.extend_from_slice(settings);
         let space = self.nodes[node].space.name.clone();
-        let program = if self.plan.nsmgr == Kind::Go { build::gopeers() } else { build::vwire() };
-        let process = self.spawn(&program, "nsmgr", &name, &space, &[], all);
+        let process = self.spawn(&program(self.plan.nsmgr), "nsmgr", &name, &space, &[], all);
         self.nodes[node].nsmgr = Some(process);
         let url = self.nsmgr_url(node);
         self.observer.wait_healthy(&name, &url);
@@ -286,15 +294,14 @@ impl Mesh {
         format!("forwarder-{}-{}", node + 1, number + 1)
     }
 
-    /// Starts a forwarder (and the node's engine, if it needs one) and waits until it is registered.
+    /// Starts a forwarder (and its engine, if it needs one) and waits until it is registered.
     pub fn add_forwarder(&mut self, node: usize, name: &str, settings: &[Setting]) {
-        let process = self.spawn_forwarder(node, name, settings);
+        let process = self.add_forwarder_of(self.plan.forwarder, node, name, settings);
         self.nodes[node].forwarders.push(Forwarder { process, name: name.to_owned() });
-        self.wait_registered(name);
     }
 
-    /// Starts a forwarder's process.
-    fn spawn_forwarder(&mut self, node: usize, name: &str, settings: &[Setting]) -> Process {
+    /// Likewise one of this kind, which is the caller's to keep.
+    pub fn add_forwarder_of(&mut self, kind: Kind, node: usize, name: &str, settings: &[Setting]) -> Process {
         let own = self.directory().join(format!("p-{name}"));
         let mut all = vec![
             set("NSM_NAME", name),
@@ -302,14 +309,15 @@ impl Mesh {
             set("NSM_LISTEN_ON", format!("unix://{}/s", own.display())),
             set("NSM_TUNNEL_IP", &self.nodes[node].address),
         ];
-        if self.plan.forwarder == Kind::Vwire {
-            let socket = self.engine(node);
+        if kind == Kind::Vwire {
+            let socket = self.engine(node, name);
             all.push(set("VWIRE_DATAPLANE", socket.display().to_string()));
         }
         all.extend_from_slice(settings);
         let space = self.nodes[node].space.name.clone();
-        let program = if self.plan.forwarder == Kind::Go { build::gopeers() } else { build::vwire() };
-        self.spawn(&program, "forwarder", name, &space, &[&own], all)
+        let process = self.spawn(&program(kind), "forwarder", name, &space, &[&own], all);
+        self.wait_registered(name);
+        process
     }
 
     /// Kills a forwarder (SIGKILL). Its engine goes on.
@@ -322,34 +330,37 @@ impl Mesh {
         panic!("no forwarder {name}");
     }
 
-    /// The node's engine, started when it is first asked for.
-    fn engine(&mut self, node: usize) -> PathBuf {
-        let socket = self.directory().join(format!("engine-{}.sock", node + 1));
-        if self.nodes[node].engine.is_none() {
-            let config = self.directory().join(format!("engine-{}.toml", node + 1));
-            let text = format!(
-                "[workers]\ncores = [0]\n[api]\nsocket = \"{}\"\n[stats]\npath = \"{}.stats\"\n",
-                socket.display(),
-                socket.display()
-            );
-            std::fs::write(&config, text).unwrap();
-            let name = format!("engine-{}", node + 1);
-            let arguments = ["--config", config.to_str().unwrap()];
-            let none: [Setting; 0] = [];
-            let space = &self.nodes[node].space.name;
-            let engine = Process::start(
-                &name,
-                space,
-                self.directory.path(),
-                &[],
-                &build::dataplane(),
-                &arguments,
-                &none,
-            );
-            self.nodes[node].engine = Some(engine);
-            super::until("the engine's socket", || socket.exists().then_some(()));
+    /// The engine of a forwarder, started when it is first asked for. It outlives the forwarder.
+    fn engine(&mut self, node: usize, forwarder: &str) -> PathBuf {
+        let name = format!("engine-{forwarder}");
+        let socket = self.directory().join(format!("{name}.sock"));
+        if self.nodes[node].engines.iter().any(|engine| engine.name == name) {
+            return socket;
         }
+        let config = self.directory().join(format!("{name}.toml"));
+        let text = format!(
+            "[workers]\ncores = [0]\n[api]\nsocket = \"{0}\"\n[stats]\npath = \"{0}.stats\"\n",
+            socket.display()
+        );
+        std::fs::write(&config, text).unwrap();
+        let arguments = ["--config", config.to_str().unwrap()];
+        let none: [Setting; 0] = [];
+        let space = &self.nodes[node].space.name;
+        let engine =
+            Process::start(&name, space, self.directory.path(), &[], &build::dataplane(), &arguments, &none);
+        self.nodes[node].engines.push(engine);
+        super::until("the engine's socket", || socket.exists().then_some(()));
         socket
+    }
+
+    /// Kills a forwarder's engine, if it has one.
+    pub fn kill_engine(&mut self, forwarder: &str) {
+        let name = format!("engine-{forwarder}");
+        for node in &mut self.nodes {
+            if let Some(at) = node.engines.iter().position(|engine| engine.name == name) {
+                node.engines.remove(at).kill();
+            }
+        }
     }
 
     /// Waits until an endpoint or forwarder of this name is found in the registry.
@@ -385,7 +396,19 @@ impl Mesh {
 
     /// A client on a node; it asks as soon as it is told to (Go), or at once (vwire).
     pub fn client(&mut self, node: usize, name: &str, service: &str, settings: &[Setting]) -> Client {
-        Client::start(self, self.plan.nsc, node, name, service, settings)
+        self.client_of(self.plan.nsc, node, name, service, settings)
+    }
+
+    /// A client of this kind.
+    pub fn client_of(
+        &mut self,
+        kind: Kind,
+        node: usize,
+        name: &str,
+        service: &str,
+        settings: &[Setting],
+    ) -> Client {
+        Client::start(self, kind, node, name, service, settings)
     }
 }
 
@@ -402,13 +425,17 @@ impl Node {
         fabric.ip(&format!("link set {port} master br0 up"));
         space.ip(&format!("addr add {address}/24 dev u0"));
         space.ip("link set u0 up");
-        Self { number, space, address, nsmgr: None, forwarders: Vec::new(), engine: None }
+        Self { number, space, address, nsmgr: None, forwarders: Vec::new(), engines: Vec::new() }
     }
 
     /// Kills the nsmgr (SIGKILL).
     pub fn kill_nsmgr(&mut self) {
         self.nsmgr.take().expect("it runs").kill();
     }
+}
+
+fn program(kind: Kind) -> PathBuf {
+    if kind == Kind::Go { build::gopeers() } else { build::vwire() }
 }
 
 fn issuer(kind: Kind, directory: &Path, fabric: &Netns) -> Process {
