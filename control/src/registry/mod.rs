@@ -21,9 +21,12 @@ use crate::chain::Origin;
 use crate::transport::SharedFd;
 
 pub mod expiry;
+pub mod hops;
+pub mod interdomain;
 pub mod matching;
 pub mod memory;
 pub mod path;
+pub mod server;
 
 pub use path::RegistryPath;
 
