@@ -55,7 +55,11 @@ impl<R: Registry> Registry for Interdomain<R> {
         self.for_service(&service)?.register_service(call, service).await
     }
 
-    async fn unregister_service(&self, call: &mut RegistryCall, service: NetworkService) -> Result<(), Status> {
+    async fn unregister_service(
+        &self,
+        call: &mut RegistryCall,
+        service: NetworkService,
+    ) -> Result<(), Status> {
         self.for_service(&service)?.unregister_service(call, service).await
     }
 

@@ -68,8 +68,9 @@ fn answer<T>(call: RegistryCall, result: T) -> Result<Response<T>, Status> {
 
 /// Puts a path into metadata.
 pub(super) fn put_path(metadata: &mut MetadataMap, path: &RegistryPath) -> Result<(), Status> {
-    let value = AsciiMetadataValue::try_from(path.to_json())
-        .map_err(|_| Status::invalid_argument(format!("metadata `{}`: a token is not plain text", path::KEY)))?;
+    let value = AsciiMetadataValue::try_from(path.to_json()).map_err(|_| {
+        Status::invalid_argument(format!("metadata `{}`: a token is not plain text", path::KEY))
+    })?;
     metadata.insert(path::KEY, value);
     Ok(())
 }
@@ -88,15 +89,22 @@ async fn guard<T>(
 
 #[async_trait]
 impl NetworkServiceRegistry for Server {
-    async fn register(&self, request: Request<pb::NetworkService>) -> Result<Response<pb::NetworkService>, Status> {
+    async fn register(
+        &self,
+        request: Request<pb::NetworkService>,
+    ) -> Result<Response<pb::NetworkService>, Status> {
         let (mut call, service) = open(request)?;
         let registered = guard(call.deadline, self.registry.register_service(&mut call, service)).await?;
         answer(call, registered)
     }
 
-    type FindStream = std::pin::Pin<Box<dyn Stream<Item = Result<pb::NetworkServiceResponse, Status>> + Send>>;
+    type FindStream =
+        std::pin::Pin<Box<dyn Stream<Item = Result<pb::NetworkServiceResponse, Status>> + Send>>;
 
-    async fn find(&self, request: Request<pb::NetworkServiceQuery>) -> Result<Response<Self::FindStream>, Status> {
+    async fn find(
+        &self,
+        request: Request<pb::NetworkServiceQuery>,
+    ) -> Result<Response<Self::FindStream>, Status> {
         let found = OfServices::find(self.clone(), request).await?;
         let response = |event: ServiceEvent| pb::NetworkServiceResponse {
             network_service: Some(Arc::unwrap_or_clone(event.service)),
@@ -169,7 +177,10 @@ impl Kind for OfServices {
     type Query = pb::NetworkServiceQuery;
     type Event = ServiceEvent;
 
-    async fn find(server: Server, request: Request<Self::Query>) -> Result<Response<Found<ServiceEvent>>, Status> {
+    async fn find(
+        server: Server,
+        request: Request<Self::Query>,
+    ) -> Result<Response<Found<ServiceEvent>>, Status> {
         let (mut call, pb::NetworkServiceQuery { network_service, watch }) = open(request)?;
         let query = network_service.unwrap_or_default();
         let found = guard(call.deadline, server.registry.find_services(&mut call, query, watch)).await?;
@@ -182,7 +193,10 @@ impl Kind for OfEndpoints {
     type Query = pb::NetworkServiceEndpointQuery;
     type Event = EndpointEvent;
 
-    async fn find(server: Server, request: Request<Self::Query>) -> Result<Response<Found<EndpointEvent>>, Status> {
+    async fn find(
+        server: Server,
+        request: Request<Self::Query>,
+    ) -> Result<Response<Found<EndpointEvent>>, Status> {
         let (mut call, pb::NetworkServiceEndpointQuery { network_service_endpoint, watch }) = open(request)?;
         let query = network_service_endpoint.unwrap_or_default();
         let found = guard(call.deadline, server.registry.find_endpoints(&mut call, query, watch)).await?;
@@ -208,7 +222,7 @@ impl Server {
 }
 
 /// Ends after the first error.
-fn ended_by_error<E>(
+fn ended_by_error<E: Send>(
     events: impl Stream<Item = Result<E, Status>> + Send,
 ) -> impl Stream<Item = Result<E, Status>> + Send {
     events.scan(false, |ended, event| {
