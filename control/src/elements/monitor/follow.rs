@@ -106,7 +106,7 @@ impl Follow {
         for connection in event.connections.into_values() {
             let Some(at) = own_segment(&self.name, followed, &connection) else { continue };
             let id = path::of(&connection).path_segments[at].id.clone();
-            self.hub.from_below(&id, |ours| merge(ours, connection, at, kind));
+            self.hub.change_from_below(&id, |ours| merge(ours, connection, at, kind));
         }
     }
 }

@@ -89,7 +89,7 @@ impl Hub {
     }
 
     /// What the next hop says of a connection: its path from there on, its context and its state.
-    pub(super) fn from_below(&self, id: &str, change: impl FnOnce(&mut Connection)) {
+    pub(super) fn change_from_below(&self, id: &str, change: impl FnOnce(&mut Connection)) {
         let mut inner = self.lock();
         let Some(entry) = inner.connections.get(id) else { return };
         let (mut changed, hops) = (Connection::clone(&entry.connection), Arc::clone(&entry.hops));
@@ -102,7 +102,7 @@ impl Hub {
 
     /// Says that a connection is down, if it is known and was not.
     pub fn down(&self, id: &str) {
-        self.from_below(id, |connection| connection.set_state(ConnectionState::Down));
+        self.change_from_below(id, |connection| connection.set_state(ConnectionState::Down));
     }
 
     /// Forgets a connection.

@@ -113,7 +113,7 @@ fn a_watcher_that_does_not_read_is_sent_away_and_the_others_hear_on() {
 fn lists_by_segment_follow_the_path_and_go_with_the_connection() {
     let hub = Hub::new(Strictness::Open);
     hub.update(connection(&["nsc/nsc-0", "nsmgr/a"]), None);
-    hub.from_below("a", |one| {
+    hub.change_from_below("a", |one| {
         let segment = PathSegment { name: "fwd".into(), id: "f".into(), ..Default::default() };
         one.path.as_mut().unwrap().path_segments.push(segment);
     });
