@@ -16,8 +16,7 @@ use crate::api::networkservice::network_service_server::{NetworkService, Network
 use crate::api::path::{self, PathExt};
 use crate::elements::monitor::{Hub, Watch};
 use crate::identity::Identity;
-use crate::transport::Inode;
-use door as transport;
+use crate::transport::{self, Inode};
 
 /// How long the closing of a connection may take whose caller did not wait for it.
 const CLOSE_TIME: Duration = Duration::from_secs(15);
@@ -166,20 +165,5 @@ fn drop_untaken(call: &Call, named: &[Inode]) {
     let Some(lane) = call.peer().and_then(|peer| peer.fds.as_ref()) else { return };
     for inode in named.iter().filter(|inode| !call.fds_taken.contains(inode)) {
         drop(lane.received.take(*inode));
-    }
-}
-
-/// Stands in for `transport::{origin, time_left}` until they are here.
-mod door {
-    use super::{Arc, Duration, Origin, Request, Status};
-
-    pub(super) fn origin<T>(request: &Request<T>) -> Result<Origin, Status> {
-        let peer = request.extensions().get::<Arc<crate::transport::Peer>>().cloned();
-        let peer = peer.ok_or_else(|| Status::internal("a call that came by no connection"))?;
-        Ok(Origin::Peer { peer, token: None })
-    }
-
-    pub(super) fn time_left<T>(_: &Request<T>) -> Duration {
-        Duration::from_secs(15)
     }
 }

@@ -24,6 +24,7 @@ pub(crate) fn peer(name: &str) -> Arc<Peer> {
         id: Some(spiffe(name)),
         leaf: None,
         not_after: None,
+        local: None,
         address: PeerAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 1))),
         fds: None,
     })
