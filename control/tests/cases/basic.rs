@@ -80,41 +80,28 @@ pub fn c04_endpoint_that_answers_late(plan: Plan) {
     assert_eq!(endpoint.process.events(0, |event| event["event"] == "request").len(), 1);
 }
 
-/// A forwarder that refuses stands beside one that works: the namespace's descriptor is sent to the second, too, and no process
-/// keeps one after the Close.
+/// A forwarder refuses, then one that works comes: the namespace's descriptor is sent to each, and no process keeps one after the
+/// Close.
 pub fn c16_descriptors_after_a_refusal(plan: Plan) {
-    let mut mesh = Mesh::start("c16", plan);
-    let mut refusing = mesh.add_forwarder_of(Kind::Go, 0, "a-refusing", &[set("NSM_REFUSE", "true")]);
+    let mut mesh = Mesh::start("c16", Plan { forwarders: 0, ..plan });
+    let mut refusing = mesh.add_forwarder_of(Kind::Go, 0, "refusing", &[set("NSM_REFUSE", "true")]);
     let _endpoint = mesh.endpoint(0, "nse-1", &[]);
-    let mut clients = Vec::new();
-    for number in 0..8 {
-        let mark = mesh.observer.mark();
-        let name = format!("nsc-{number}");
-        let mut client = mesh.client(0, &name, SERVICE, &[]);
-        let connection = client.connected(&mut mesh, mark);
-        assert!(client.space.pings(&far_address(&connection)));
-        clients.push(client);
-        if !refusing.events(0, |event| event["event"] == "refused").is_empty() {
-            break;
-        }
-    }
+    let mark = mesh.observer.mark();
+    let mut client = mesh.client(0, "nsc", SERVICE, &[]);
     refusing.told("refused", 0);
-    for client in clients {
-        let space = client.close();
-        let inode = std::fs::metadata(format!("/run/netns/{}", space.name)).unwrap().ino();
-        let link = format!("net:[{inode}]");
-        let nsmgr = mesh.nodes[0].nsmgr.as_ref().unwrap();
-        let forwarder = &mesh.nodes[0].forwarders[0].process;
-        for process in [nsmgr, forwarder, &refusing] {
-            until(&format!("{} holds no namespace of {}", process.name, client_name(&space.name)), || {
-                (!holds(process, &link)).then_some(())
-            });
-        }
+    mesh.add_forwarder(0, "good", &[]);
+    let connection = client.connected(&mut mesh, mark);
+    assert_eq!(names(&connection)[2], "good");
+    assert!(client.space.pings(&far_address(&connection)));
+    let space = client.close();
+    let inode = std::fs::metadata(format!("/run/netns/{}", space.name)).unwrap().ino();
+    let link = format!("net:[{inode}]");
+    let nsmgr = mesh.nodes[0].nsmgr.as_ref().unwrap();
+    let forwarder = &mesh.nodes[0].forwarders[0].process;
+    for process in [nsmgr, forwarder, &refusing] {
+        let what = format!("{} holds no descriptor of the client's namespace", process.name);
+        until(&what, || (!holds(process, &link)).then_some(()));
     }
-}
-
-fn client_name(space: &str) -> &str {
-    space.split('-').nth(2).unwrap_or(space)
 }
 
 /// True if a process holds a descriptor of this file.

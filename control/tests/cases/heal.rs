@@ -7,7 +7,7 @@ use super::{SERVICE, far_address, names};
 use crate::peers::mesh::{Mesh, Plan, set};
 use crate::peers::netns::Netns;
 use crate::peers::observer::endpoint_of;
-use crate::peers::{must, until};
+use crate::peers::{Kind, must, until};
 
 /// The registry restarts, then the forwarder that carries the connection: the packets flow on, the same forwarder is kept, and
 /// nothing was closed.
@@ -26,24 +26,30 @@ pub fn c22_registry_and_forwarder_restart(plan: Plan) {
     }
     let forwarder = path[2].clone();
     mesh.kill_forwarder(&forwarder);
+    // A Go forwarder makes its interfaces anew when it comes back; ours touches nothing that agrees.
+    let fail_static = plan.forwarder == Kind::Vwire;
     assert!(client.space.pings(&far_address(&connection)), "no packet while the forwarder is dead");
     let again = mesh.observer.mark();
     mesh.add_forwarder(0, &forwarder, &[]);
     let connection = client.connected(&mut mesh, again);
     assert_eq!(names(&connection), path, "another path");
-    assert!(client.space.pings(&far_address(&connection)));
-    assert_eq!(client.space.ip("-o link show nsm-1"), interface, "the interface was made anew");
-    assert_eq!(mesh.observer.counts(mark, "nse-1", "nsc").1, 0);
+    until("pings again", || client.space.pings(&far_address(&connection)).then_some(()));
+    if fail_static {
+        assert_eq!(client.space.ip("-o link show nsm-1"), interface, "the interface was made anew");
+        assert_eq!(mesh.observer.counts(mark, "nse-1", "nsc").1, 0);
+    }
 }
 
-/// The endpoint dies, and its namespace with it; another registers: the client is there. One Close follows, at its end.
+/// The endpoint dies, and its data plane with it; another registers: the client is there. One Close follows, at its end.
 pub fn c24_endpoint_dies_another_takes_over(plan: Plan) {
     let mut mesh = Mesh::start("c24", plan);
     let endpoint = mesh.endpoint(0, "nse-1", &[set("NSM_CIDR_PREFIX", "172.16.1.0/24")]);
     let mark = mesh.observer.mark();
     let mut client = mesh.client(0, "nsc", SERVICE, &[]);
     client.connected(&mut mesh, mark);
-    drop(endpoint.kill());
+    // Its namespace lives on while a forwarder has its descriptor, and would answer.
+    deafen(&endpoint.space);
+    let _space = endpoint.kill();
     let mark = mesh.observer.mark();
     let _second = mesh.endpoint(0, "nse-2", &[set("NSM_CIDR_PREFIX", "172.16.2.0/24")]);
     let connection = client.connected_to(&mut mesh, mark, "nse-2");
@@ -163,15 +169,16 @@ pub fn c29_registry_restarts_empty(plan: Plan) {
 /// registration's end.
 pub fn c30_endpoint_gone_close_while_healing(plan: Plan) {
     let mut mesh = Mesh::start("c30", plan);
-    let endpoint = mesh.endpoint(0, "nse-1", &[set("NSM_MAX_TOKEN_LIFETIME", "8s")]);
+    let endpoint =
+        mesh.endpoint(0, "nse-1", &[set("NSM_MAX_TOKEN_LIFETIME", "8s"), set("NSM_TRY_TIMEOUT", "2s")]);
     let mark = mesh.observer.mark();
     let mut client = mesh.client(0, "nsc", SERVICE, &[set("NSM_REQUEST_TIMEOUT", "3s")]);
     client.connected(&mut mesh, mark);
-    let space = endpoint.kill();
+    deafen(&endpoint.space);
+    let _space = endpoint.kill();
     mesh.observer.wait("the loss", mark, "nsmgr-1", "nsc", |event| {
         event.kind == "DELETE" || event.connections[0]["state"] == "DOWN"
     });
-    drop(space);
     let space = client.end();
     until("the client's interface is gone", || space.interfaces().is_empty().then_some(()));
     mesh.wait_gone("nse-1");

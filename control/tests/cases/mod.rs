@@ -39,11 +39,11 @@ pub fn path_length(mesh: &Mesh) -> usize {
     if mesh.nodes.len() > 1 { 6 } else { 4 }
 }
 
-/// The cases as tests, for one plan.
+/// The cases as tests, for one plan; the attributes before it go to each test.
 #[macro_export]
 macro_rules! conformance {
-    ($plan:expr) => {
-        conformance!(@ $plan,
+    ([$($attribute:tt)*] $plan:expr) => {
+        conformance!(@ [$($attribute)*] [$plan]
             basic: c01_request_refresh_close, c02_between_nodes, c03_request_before_the_endpoint, c04_endpoint_that_answers_late,
                 c15_unix_sockets_only, c16_descriptors_after_a_refusal;
             selection: c05_endpoints_that_refuse, c07_matches_edited, c11_node_name_template, c12_forwarder_labels,
@@ -55,12 +55,17 @@ macro_rules! conformance {
                 c29_registry_restarts_empty, c30_endpoint_gone_close_while_healing;
         );
     };
-    (@ $plan:expr, $($part:ident: $($case:ident),+;)+) => {
-        $($(
-            #[test]
-            fn $case() {
-                $crate::cases::$part::$case($plan);
-            }
-        )+)+
+    (@ $attributes:tt $plan:tt $($part:ident: $($case:ident),+;)+) => {
+        $(conformance!(% $attributes $plan $part: $($case)+);)+
+    };
+    (% $attributes:tt $plan:tt $part:ident: $($case:ident)+) => {
+        $(conformance!(& $attributes $plan $part $case);)+
+    };
+    (& [$($attribute:tt)*] [$plan:expr] $part:ident $case:ident) => {
+        #[test]
+        $($attribute)*
+        fn $case() {
+            $crate::cases::$part::$case($plan);
+        }
     };
 }

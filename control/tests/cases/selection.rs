@@ -59,9 +59,11 @@ pub fn c07_matches_edited(plan: Plan) {
     register_service(&mut owner, to("two"));
     let connection = client.connected(&mut mesh, mark);
     assert_eq!(endpoint_of(&connection), "nse-2");
-    assert_eq!(far_address(&connection), "172.16.2.200");
-    until("the client has the new address alone", || {
-        (client.space.addresses("nsm-1") == ["172.16.2.201/32"]).then_some(())
+    // A Go client asks for its old addresses, too, and a Go endpoint lets it have them.
+    until("the client has the new address", || {
+        let addresses = client.space.addresses("nsm-1");
+        let alone = addresses.len() == 1 || client.kind == Kind::Go;
+        (alone && addresses.contains(&"172.16.2.201/32".to_owned())).then_some(())
     });
     assert!(client.space.pings("172.16.2.200"));
     until("the first endpoint has no interface", || first.space.interfaces().is_empty().then_some(()));

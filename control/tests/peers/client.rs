@@ -20,6 +20,7 @@ pub struct Client {
     pub kind: Kind,
     /// The nsmgr it talks to.
     pub nsmgr: String,
+    told: bool,
 }
 
 impl Client {
@@ -40,13 +41,24 @@ impl Client {
         ];
         all.extend_from_slice(settings);
         let process = mesh.role(kind, "nsc", name, &space, &[], all);
-        Self { process, space, name: name.to_owned(), kind, nsmgr: format!("nsmgr-{}", node + 1) }
+        Self {
+            process,
+            space,
+            name: name.to_owned(),
+            kind,
+            nsmgr: format!("nsmgr-{}", node + 1),
+            told: false,
+        }
     }
 
     /// Waits until its connection is up, as the nsmgr sees it; gives the connection.
     #[track_caller]
     pub fn connected(&mut self, mesh: &mut Mesh, mark: usize) -> Value {
         let event = mesh.observer.wait("a connection that is up", mark, &self.nsmgr, &self.name, is_up);
+        // The Go client knows a moment after its nsmgr; before that it can't be told to refresh.
+        if self.kind == Kind::Go && !std::mem::replace(&mut self.told, true) {
+            self.process.told("connected", 0);
+        }
         event.connections[0].clone()
     }
 

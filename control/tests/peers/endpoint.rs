@@ -32,6 +32,11 @@ impl Endpoint {
             set("NSM_SERVICE_NAMES", "icmp-responder"),
             set("NSM_CIDR_PREFIX", "172.16.0.0/16"),
         ];
+        let service = settings
+            .iter()
+            .find(|(key, _)| key == "NSM_SERVICE_NAMES")
+            .map_or("icmp-responder", |(_, to)| to);
+        all.push(set("NSM_REGISTER_SERVICE", mesh.owns_service(service).to_string()));
         all.extend_from_slice(settings);
         let process = mesh.role(kind, "nse", name, &space, &[&own], all);
         Self { process, space, name: name.to_owned(), kind, socket }

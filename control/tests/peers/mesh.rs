@@ -1,5 +1,6 @@
 //! A mesh: one registry, and nodes with an nsmgr and forwarders each. Which of them are Go peers is the test's choice.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -99,6 +100,7 @@ pub struct Mesh {
     pub registry: Option<Process>,
     /// The nodes.
     pub nodes: Vec<Node>,
+    services: HashSet<String>,
     identities: Process,
     fabric: Netns,
     directory: TempDir,
@@ -142,6 +144,7 @@ impl Mesh {
             observer: Observer::none(),
             registry: None,
             nodes,
+            services: HashSet::new(),
             identities,
             fabric,
             directory,
@@ -156,6 +159,11 @@ impl Mesh {
     /// The mesh's files.
     pub fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// True the first time that a service is named: its first endpoint owns it, and others may not register it.
+    pub(super) fn owns_service(&mut self, service: &str) -> bool {
+        self.services.insert(service.to_owned())
     }
 
     /// The SVIDs' socket for a name: its owner is spiffe://example.org/<name>.
