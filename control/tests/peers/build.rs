@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 /// What to say where Go is missing or too old.
 const INSTALL: &str = "the tests against Go peers need Go 1.25 or newer; install it with:\n  \
-    curl -sSfL https://go.dev/dl/go1.26.0.linux-amd64.tar.gz | tar -C /usr/local -xz && export PATH=$PATH:/usr/local/go/bin";
+    curl -sSfL https://go.dev/dl/go1.26.0.linux-amd64.tar.gz | tar -C /usr/local -xz && export PATH=/usr/local/go/bin:$PATH";
 
 /// The directory of the built programs (`target/debug` as a rule).
 fn binaries() -> &'static Path {

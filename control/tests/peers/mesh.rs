@@ -265,6 +265,13 @@ impl Mesh {
         RegistryClient(process)
     }
 
+    /// Asks a server for its health and, by reflection, for its methods; told as "probed".
+    pub fn probe(&mut self, name: &str, url: &str, services: &str) -> Process {
+        let settings = vec![set("NSM_CONNECT_TO", url), set("GOPEERS_SERVICES", services)];
+        let space = self.fabric.name.clone();
+        self.go(name, "probe", &space, &[], settings)
+    }
+
     /// The unix socket of a node's nsmgr.
     pub fn nsmgr_socket(&self, node: usize) -> PathBuf {
         self.directory().join(format!("nsmgr-{}.io.sock", node + 1))
