@@ -1,1 +1,6 @@
-//! A client's connections: made, refreshed, healed and closed.
+//! Clients: what asks for connections and keeps them.
+
+mod netns;
+pub mod nsurl;
+
+pub use netns::Namespace;
