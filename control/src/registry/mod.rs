@@ -1,5 +1,11 @@
 //! What is registered, and watching it: one trait, implemented by the store, by a remote registry's client, and by layers around
 //! either.
+//!
+//! | to find … | look in |
+//! |---|---|
+//! | what agrees with a query | [`matching`] |
+//! | the store: indexes, watches, expiry, limits | [`memory`] |
+//! | the tokens of the hops, in the `path` metadata | [`path`] |
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,11 +13,18 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::Stream;
+use prost_types::Timestamp;
 use tonic::Status;
 use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
 
 use crate::chain::Origin;
 use crate::transport::SharedFd;
+
+pub mod matching;
+pub mod memory;
+pub mod path;
+
+pub use path::RegistryPath;
 
 /// One call of a registry.
 pub struct RegistryCall {
@@ -24,26 +37,36 @@ pub struct RegistryCall {
     pub path: Option<RegistryPath>,
     /// The socket that an endpoint's `unix://` or `inode://` URL names, if it came with the call.
     pub socket: Option<SharedFd>,
+    /// For whom a name is registered. None where nobody checks: with policies off, and in calls that the role itself makes.
+    pub owner: Option<Owner>,
+    /// The earliest end of the caller's token and of ours for it: a registration lasts no longer.
+    pub not_after: Option<Timestamp>,
 }
 
-/// The `path` metadata of registry calls (reference/nsm-protocol.md §1.6, §2.3).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RegistryPath {
-    /// Whose coordinates it is in.
-    pub index: u32,
-    /// A JWT for each hop.
-    pub tokens: Vec<Arc<str>>,
+/// To whom a registered name belongs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// The SPIFFE ID of the registrant: the first of the path.
+    pub identity: Arc<str>,
+    /// The SPIFFE ID of the peer that said so: the registrant itself, or a manager or proxy between.
+    pub asserter: Arc<str>,
 }
 
 impl RegistryCall {
     /// A call for `origin` that has `time`.
     pub fn new(origin: Origin, time: Duration) -> Self {
-        Self { origin, deadline: Instant::now() + time, path: None, socket: None }
+        let deadline = Instant::now() + time;
+        Self { origin, deadline, path: None, socket: None, owner: None, not_after: None }
     }
 
     /// A call that the role itself makes.
     pub fn internal(why: &'static str, time: Duration) -> Self {
         Self::new(Origin::Internal(why), time)
+    }
+
+    /// How long there is time.
+    pub fn remaining(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
     }
 }
 
@@ -51,7 +74,7 @@ impl RegistryCall {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServiceEvent {
     /// As registered; of one that went, as it was last.
-    pub service: NetworkService,
+    pub service: Arc<NetworkService>,
     /// True if it went.
     pub deleted: bool,
 }
@@ -60,7 +83,7 @@ pub struct ServiceEvent {
 #[derive(Debug, Clone)]
 pub struct EndpointEvent {
     /// As registered; of one that went, as it was last.
-    pub endpoint: NetworkServiceEndpoint,
+    pub endpoint: Arc<NetworkServiceEndpoint>,
     /// True if it went.
     pub deleted: bool,
     /// The socket's file, if the URL is `inode://` and the descriptor is at hand.
@@ -87,7 +110,7 @@ pub trait Registry: Send + Sync + 'static {
         service: NetworkService,
     ) -> Result<(), Status>;
 
-    /// Services that agree with all that `query` sets (reference/nsm-protocol.md §5.1); with `watch` also what changes afterwards.
+    /// Services that agree with all that `query` sets; with `watch` also what changes afterwards.
     async fn find_services(
         &self,
         call: &mut RegistryCall,
