@@ -357,7 +357,7 @@ fn subject(error: &StateError) -> Option<String> {
             Some(xconnect.to_string())
         }
         StateError::Modes(xconnect) => Some(xconnect.to_string()),
-        StateError::TooMany(_) | StateError::NotFound(_) => None,
+        StateError::TooMany(_) | StateError::Notes(_) | StateError::NotFound(_) => None,
     }
 }
 

@@ -75,7 +75,8 @@ fn an_engine_without_descriptors_refuses_newcomers_only_and_recovers() {
     leave(&engine, 0);
     let socket = engine.path("new.sock").display().to_string();
     let memif = pb::Memif { role: pb::memif::Role::Server.into(), socket, ..Default::default() };
-    let port = pb::Port { name: "new".into(), kind: Some(pb::port::Kind::Memif(memif)) };
+    let port =
+        pb::Port { name: "new".into(), kind: Some(pb::port::Kind::Memif(memif)), ..Default::default() };
     let refused = engine.try_apply(vec![pb::Op { op: Some(pb::op::Op::SetPort(port.clone())) }]).unwrap_err();
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused:?}");
     assert!(refused.message().starts_with("port new: ") && refused.message().contains("Too many open files"));

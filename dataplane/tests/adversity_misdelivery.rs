@@ -101,7 +101,8 @@ fn replace(engine: &mut Engine, number: usize, round: u64, name: &mut String) {
     let socket = engine.socket(&format!("b{number}")).display().to_string();
     let (a, next) = (format!("a{number}"), format!("b{number}-{round}"));
     let memif = pb::Memif { role: pb::memif::Role::Server.into(), socket, ..Default::default() };
-    let port = pb::Port { name: next.clone(), kind: Some(pb::port::Kind::Memif(memif)) };
+    let port =
+        pb::Port { name: next.clone(), kind: Some(pb::port::Kind::Memif(memif)), ..Default::default() };
     engine.apply(vec![
         op(pb::op::Op::RemoveXconnect(pair(&a, name))),
         op(pb::op::Op::RemovePort(name.clone())),

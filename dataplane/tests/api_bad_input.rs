@@ -17,7 +17,7 @@ fn bad_requests_are_refused_with_the_field_and_change_nothing() {
         rig.apply(vec![set(pipe("a", "pa")), set(pipe("b", "pb")), join("a", "b")]).await.unwrap();
         let before = rig.snapshot().await;
         let nothing = pb::Op { op: None };
-        let kindless = set(pb::Port { name: "x".into(), kind: None });
+        let kindless = set(pb::Port { name: "x".into(), kind: None, ..Default::default() });
         let nul = set(pipe("x\0y", "p"));
         let long = set(pipe(&"x".repeat(64 << 10), "p"));
         let cases = vec![
@@ -81,7 +81,7 @@ fn more_than_the_limits_is_refused() {
         let state = pb::State { ports, xconnects: vec![] };
         let status = rig.replace(state).await.unwrap_err();
         assert_eq!(status.message(), "state: 4001 ports are too many; the limit is 4000");
-        let huge = pipe(&"x".repeat(4 << 20), "p");
+        let huge = pipe(&"x".repeat(41 << 20), "p");
         let status = rig.apply(vec![set(huge)]).await.unwrap_err();
         assert!(matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted), "{status:?}");
         assert_eq!(rig.snapshot().await.state.unwrap().ports.len(), 0);
@@ -99,7 +99,7 @@ fn a_system_that_says_no_is_quoted() {
                 remote: "198.51.100.2".into(),
                 ..Default::default()
             };
-            set(pb::Port { name: "t".into(), kind: Some(pb::port::Kind::Vxlan(vxlan)) })
+            set(pb::Port { name: "t".into(), kind: Some(pb::port::Kind::Vxlan(vxlan)), ..Default::default() })
         };
         let status = rig.apply(vec![vxlan("198.51.100.1")]).await.unwrap_err();
         assert_eq!(status.code(), Code::FailedPrecondition);

@@ -261,7 +261,11 @@ fn a_tap_that_another_process_made_becomes_a_port() {
         let device = rig.fds.send(theirs.queue().as_fd()).unwrap().to_string();
         let port = |ifname: &str, device: &str| {
             let kernel = pb::Kernel { ifname: ifname.into(), device: device.into(), ..Default::default() };
-            set(pb::Port { name: "k".into(), kind: Some(pb::port::Kind::Kernel(kernel)) })
+            set(pb::Port {
+                name: "k".into(),
+                kind: Some(pb::port::Kind::Kernel(kernel)),
+                ..Default::default()
+            })
         };
         let message = "port k: the descriptor is of interface theirs, not of mine";
         refused(rig.apply(vec![port("mine", &device)]).await, Code::InvalidArgument, message);

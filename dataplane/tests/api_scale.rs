@@ -11,7 +11,7 @@ use vwire_proto::dataplane::v1 as pb;
 fn server(name: String, socket: &str, id: u32) -> pb::Port {
     let memif =
         pb::Memif { role: pb::memif::Role::Server.into(), socket: socket.into(), id, ..Default::default() };
-    pb::Port { name, kind: Some(pb::port::Kind::Memif(memif)) }
+    pb::Port { name, kind: Some(pb::port::Kind::Memif(memif)), ..Default::default() }
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn tunnels_of_one_underlay_and_what_they_are_joined_with_share_a_worker() {
                 port: 14_789,
                 underlay_mtu: 1500,
             };
-            pb::Port { name: format!("t{i}"), kind: Some(pb::port::Kind::Vxlan(vxlan)) }
+            pb::Port { name: format!("t{i}"), kind: Some(pb::port::Kind::Vxlan(vxlan)), ..Default::default() }
         };
         let mut ops = vec![set(pipe("lone", "lone"))];
         for i in 0..4 {

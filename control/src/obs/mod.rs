@@ -1,1 +1,15 @@
-//! Logs, metrics, and the admin port.
+//! What an operator sees of a running process: logs, metrics, and the admin port.
+
+mod admin;
+mod log;
+mod metrics;
+mod redact;
+mod serve;
+mod view;
+
+pub use admin::{Admin, Reporter};
+pub use log::{BadLevel, LogFormat, LogLevel, Logs};
+pub use metrics::{Metrics, Operation};
+pub use redact::Redacted;
+pub use serve::{AdminError, AdminSocket, default_socket, serve};
+pub use view::{ConnectionView, Heal, HopView, MechanismView, Status};

@@ -20,6 +20,7 @@ use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
 use crate::chain::Origin;
 use crate::transport::SharedFd;
 
+pub mod expiry;
 pub mod matching;
 pub mod memory;
 pub mod path;

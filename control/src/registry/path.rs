@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn what_is_no_path_is_refused() {
-        let deep = format!("{{\"x\":{}1{}}}", "[".repeat(1000), "]".repeat(1000));
+        let deep = format!("{{\"PathSegments\":{}1{}}}", "[".repeat(1000), "]".repeat(1000));
         let long = format!("{{\"PathSegments\":[{}{{}}]}}", "{},".repeat(MAX_HOPS));
         let big = " ".repeat(MAX_BYTES + 1);
         for text in [

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::identity::{Identity, TokenSource};
+use crate::obs::Admin;
 use crate::transport::Pool;
 
 /// What each role of a process is given.
@@ -16,6 +17,8 @@ pub struct Process {
     pub tokens: TokenSource,
     /// Our connections.
     pub pool: Arc<Pool>,
+    /// Our place at the admin port: metrics to count, and who answers for our connections (`admin.report`).
+    pub admin: Admin,
     /// Cancelled when the process shall end; a role then has 5 s.
     pub shutdown: CancellationToken,
 }

@@ -32,6 +32,7 @@ fuzz_target!(|bytes: &[u8]| {
             Action::Publish(xconnects) => {
                 assert!(xconnects.iter().all(|x| x.ends().iter().all(|end| open.contains(*end))));
             }
+            Action::Note(_) => unreachable!("notes are not planned"),
         }
     }
     assert!(open.iter().eq(to.ports().keys()));

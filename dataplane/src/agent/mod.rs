@@ -16,6 +16,7 @@
 //! | [`run`] | the process: start, serve, stop |
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -121,6 +122,7 @@ pub struct Agent {
     ports: Ports,
     state: State,
     generation: u64,
+    instance: u64,
     in_force: BTreeSet<Xconnect>,
     /// Ports of the state that could not be restored after a change failed, and why.
     lost: BTreeMap<PortName, String>,
@@ -136,7 +138,9 @@ impl Agent {
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_millis() as u64);
         let (notices, _) = broadcast::channel(WATCH_BACKLOG);
         let (in_force, lost) = (BTreeSet::new(), BTreeMap::new());
-        Self { ports, state: State::default(), generation, in_force, lost, notices }
+        // Its keys are random, and so is what it makes of nothing.
+        let instance = RandomState::new().hash_one(generation).max(1);
+        Self { ports, state: State::default(), generation, instance, in_force, lost, notices }
     }
 
     /// The state as last accepted.
@@ -147,6 +151,11 @@ impl Agent {
     /// Its generation.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Which run of the engine this is: random, and not 0.
+    pub fn instance(&self) -> u64 {
+        self.instance
     }
 
     /// How many workers there are, and how many of them have died.
@@ -194,8 +203,10 @@ impl Agent {
     /// [`ChangeError`]; everything done so far is undone then. A port that had to make room and can't be made
     /// again (its peer's connection was handed over, say) is down with that reason, until it is set again.
     pub fn change(&mut self, wanted: State, fds: &SentFds) -> Result<Vec<Action>, ChangeError> {
-        let actions = plan(&self.actual(), &wanted);
-        if actions.is_empty() {
+        let mut actions = plan(&self.actual(), &wanted);
+        actions.extend(self.new_notes(&wanted).map(Action::Note));
+        // A port that was lost is in the state, but takes no step to remove.
+        if actions.is_empty() && wanted == self.state {
             return Ok(actions);
         }
         check_fds(&actions, &wanted, fds)?;
@@ -220,6 +231,14 @@ impl Agent {
         result.map(|()| actions)
     }
 
+    /// The ports that stay and get another note.
+    fn new_notes(&self, wanted: &State) -> impl Iterator<Item = PortName> {
+        let stays = |port: &&PortName| wanted.ports().contains_key(port);
+        let differs = |port: &&PortName| self.state.notes().get(port) != wanted.notes().get(port);
+        let ports: Vec<_> = self.state.ports().keys().filter(stays).filter(differs).cloned().collect();
+        ports.into_iter()
+    }
+
     fn actual(&self) -> Actual<'_> {
         Actual { ports: self.ports.specs().collect(), xconnects: self.in_force.clone() }
     }
@@ -239,6 +258,8 @@ impl Agent {
                 reserve.extend(self.ports.close(port));
                 Ok(())
             }
+            // It is in the state.
+            Action::Note(_) => Ok(()),
         }
     }
 

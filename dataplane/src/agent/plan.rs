@@ -20,6 +20,8 @@ pub enum Action {
     Publish(BTreeSet<Xconnect>),
     /// Take the port from its worker and close it.
     Detach(PortName),
+    /// Keep the port's new note. Not a step of [`plan`]'s: nothing happens in the engine.
+    Note(PortName),
 }
 
 impl std::fmt::Display for Action {
@@ -27,6 +29,7 @@ impl std::fmt::Display for Action {
         match self {
             Self::Attach(port) => write!(f, "attach {port}"),
             Self::Detach(port) => write!(f, "detach {port}"),
+            Self::Note(port) => write!(f, "note {port}"),
             Self::Publish(xconnects) => {
                 let names: Vec<_> = xconnects.iter().map(ToString::to_string).collect();
                 write!(f, "publish [{}]", names.join(", "))
@@ -180,6 +183,7 @@ mod tests {
                         proptest::prop_assert!(xconnects.iter().all(known));
                         in_force = xconnects;
                     }
+                    Action::Note(_) => proptest::prop_assert!(false, "no step of the plan"),
                 }
             }
             proptest::prop_assert_eq!((&open, &in_force), (to.ports(), to.xconnects()));

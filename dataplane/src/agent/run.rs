@@ -19,14 +19,14 @@ use super::unix::{ApiSocket, SocketError};
 use super::{Agent, ChangeError, SentFds, admin, ports::Ports};
 use crate::config::{Config, ConfigError, WorkerMode};
 use crate::engine::{Engine, EngineError, EngineSpec};
-use crate::model::State;
+use crate::model::{Notes, State};
 use crate::stats::{Counters, SegmentError};
 use crate::worker::Mode;
 
 /// Slots beyond the ports': underlays, and slots that rest before they are used again.
 const SPARE_SLOTS: u16 = 96;
-/// Largest message that the API takes: a whole state of thousands of ports.
-const MAX_MESSAGE: usize = 4 << 20;
+/// Largest message that the API takes: a whole state of thousands of ports, with all their notes.
+const MAX_MESSAGE: usize = Notes::MAX_BYTES + (8 << 20);
 /// Calls at one time on one connection, streams included.
 const MAX_STREAMS: u32 = 64;
 /// How often a silent API connection is asked whether it is still there.

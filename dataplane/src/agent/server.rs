@@ -56,7 +56,9 @@ impl From<ChangeError> for Status {
         match error {
             ChangeError::Stale { .. } => Self::failed_precondition(text),
             ChangeError::State(StateError::NotFound(_)) => Self::not_found(text),
-            ChangeError::State(StateError::TooMany(_)) => Self::resource_exhausted(text),
+            ChangeError::State(StateError::TooMany(_) | StateError::Notes(_)) => {
+                Self::resource_exhausted(text)
+            }
             ChangeError::State(_) => Self::invalid_argument(text),
             ChangeError::Open { error, .. } => match error.cause {
                 Cause::Request => Self::invalid_argument(text),
@@ -174,7 +176,7 @@ impl pb::dataplane_server::Dataplane for Service {
         let ops: Vec<Op> =
             ops.iter().enumerate().map(|(i, op)| op_from_proto(i, op)).collect::<Result<_, _>>()?;
         let ports = ops.iter().filter_map(|op| match op {
-            Op::SetPort(_, spec) => Some(spec),
+            Op::SetPort(_, spec, _) => Some(spec),
             _ => None,
         });
         let brought = Brought::new(connection, ports);
@@ -200,6 +202,7 @@ impl pb::dataplane_server::Dataplane for Service {
             generation: agent.generation(),
             state: Some(state_to_proto(agent.state())),
             links: agent.links().into_iter().map(link_to_proto).collect(),
+            instance: agent.instance(),
         }))
     }
 

@@ -6,10 +6,12 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 mod kinds;
+mod note;
 mod proto;
 mod value;
 
 pub use kinds::{KernelSpec, MemifSpec, Mode, PipeSpec, Role, VxlanSpec};
+pub use note::{Note, Notes};
 pub use proto::{FieldError, op_from_proto, state_from_proto, state_to_proto};
 pub(crate) use value::shown;
 pub use value::{
@@ -188,6 +190,9 @@ pub enum StateError {
         "xconnect {0}: one port's frames begin with an Ethernet header (mode = \"ethernet\"), the other's with IP (mode = \"ip\")"
     )]
     Modes(Xconnect),
+    /// More than the engine keeps.
+    #[error("{0} bytes of notes are too many; the limit is {max} for all ports together", max = Notes::MAX_BYTES)]
+    Notes(usize),
     /// Something to be removed is not there.
     #[error("there is no {0}")]
     NotFound(String),
@@ -196,14 +201,16 @@ pub enum StateError {
 /// A change to a [`State`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    /// Adds or replaces a port.
-    SetPort(PortName, PortSpec),
+    /// Adds or replaces a port, and its note.
+    SetPort(PortName, PortSpec, Note),
     /// Removes a port.
     RemovePort(PortName),
     /// Joins two ports.
     AddXconnect(Xconnect),
     /// Separates them.
     RemoveXconnect(Xconnect),
+    /// Changes a port's note.
+    SetNote(PortName, Note),
 }
 
 /// All that the engine is asked to be.
@@ -211,6 +218,7 @@ pub enum Op {
 pub struct State {
     ports: BTreeMap<PortName, PortSpec>,
     xconnects: BTreeSet<Xconnect>,
+    notes: Notes,
 }
 
 impl State {
@@ -234,6 +242,25 @@ impl State {
         state.xconnects.extend(xconnects);
         state.check()?;
         Ok(state)
+    }
+
+    /// The same state with these notes.
+    ///
+    /// # Errors
+    /// [`StateError::NotFound`] if there is no such port, [`StateError::Notes`] if they are too long together.
+    pub fn with_notes(
+        mut self,
+        notes: impl IntoIterator<Item = (PortName, Note)>,
+    ) -> Result<Self, StateError> {
+        for (port, note) in notes {
+            self.apply(Op::SetNote(port, note))?;
+        }
+        self.notes.check().map(|()| self)
+    }
+
+    /// What was left with the ports.
+    pub fn notes(&self) -> &Notes {
+        &self.notes
     }
 
     /// The ports by name.
@@ -261,11 +288,20 @@ impl State {
 
     fn apply(&mut self, op: Op) -> Result<(), StateError> {
         let found = match op {
-            Op::SetPort(name, spec) => {
+            Op::SetPort(name, spec, note) => {
+                self.notes.set(&name, note);
                 self.ports.insert(name, spec);
                 Ok(())
             }
-            Op::RemovePort(name) => self.ports.remove(&name).map(drop).ok_or(format!("port {name}")),
+            Op::RemovePort(name) => {
+                self.notes.set(&name, Note::default());
+                self.ports.remove(&name).map(drop).ok_or(format!("port {name}"))
+            }
+            Op::SetNote(name, note) if self.ports.contains_key(&name) => {
+                self.notes.set(&name, note);
+                Ok(())
+            }
+            Op::SetNote(name, _) => Err(format!("port {name}")),
             Op::AddXconnect(xconnect) => {
                 self.xconnects.insert(xconnect);
                 Ok(())
@@ -281,6 +317,7 @@ impl State {
         if self.ports.len() > Self::MAX_PORTS {
             return Err(StateError::TooMany(self.ports.len()));
         }
+        self.notes.check()?;
         self.check_claims()?;
         self.check_xconnects()
     }

@@ -6,7 +6,7 @@ use vwire_proto::dataplane::v1 as pb;
 
 use super::value::{Invalid, shown};
 use super::{
-    KernelSpec, MemifSpec, Mode, Op, PipeSpec, PortName, PortSpec, Role, State, StateError, VxlanSpec,
+    KernelSpec, MemifSpec, Mode, Note, Op, PipeSpec, PortName, PortSpec, Role, State, StateError, VxlanSpec,
     Xconnect,
 };
 
@@ -114,7 +114,7 @@ fn split(Invalid(reason): Invalid) -> FieldError {
     }
 }
 
-fn port(raw: &pb::Port) -> Result<(PortName, PortSpec), FieldError> {
+fn port(raw: &pb::Port) -> Result<(PortName, PortSpec, Note), FieldError> {
     let name = raw.name.parse().field("name")?;
     let spec = match &raw.kind {
         Some(pb::port::Kind::Memif(raw)) => PortSpec::Memif(memif(raw).map_err(|e| e.inside("memif"))?),
@@ -125,7 +125,11 @@ fn port(raw: &pb::Port) -> Result<(PortName, PortSpec), FieldError> {
         }
         None => return Err(FieldError::new("kind", "is needed: memif, kernel, vxlan or pipe")),
     };
-    Ok((name, spec))
+    Ok((name, spec, Note::try_from(&raw.note[..]).field("note")?))
+}
+
+fn note(raw: &pb::SetNote) -> Result<Op, FieldError> {
+    Ok(Op::SetNote(raw.port.parse().field("port")?, Note::try_from(&raw.note[..]).field("note")?))
 }
 
 fn xconnect(raw: &pb::Xconnect) -> Result<Xconnect, FieldError> {
@@ -139,12 +143,15 @@ fn xconnect(raw: &pb::Xconnect) -> Result<Xconnect, FieldError> {
 pub fn op_from_proto(i: usize, raw: &pb::Op) -> Result<Op, FieldError> {
     use pb::op::Op as Raw;
     let (field, op) = match &raw.op {
-        Some(Raw::SetPort(raw)) => ("set_port", port(raw).map(|(name, spec)| Op::SetPort(name, spec))),
+        Some(Raw::SetPort(raw)) => {
+            ("set_port", port(raw).map(|(name, spec, note)| Op::SetPort(name, spec, note)))
+        }
         Some(Raw::RemovePort(raw)) => {
             return raw.parse().map(Op::RemovePort).field(&format!("ops[{i}].remove_port"));
         }
         Some(Raw::AddXconnect(raw)) => ("add_xconnect", xconnect(raw).map(Op::AddXconnect)),
         Some(Raw::RemoveXconnect(raw)) => ("remove_xconnect", xconnect(raw).map(Op::RemoveXconnect)),
+        Some(Raw::SetNote(raw)) => ("set_note", note(raw)),
         None => return Err(FieldError::new(format!("ops[{i}]"), "says nothing to do")),
     };
     op.map_err(|error| error.inside(format!("ops[{i}].{field}")))
@@ -156,14 +163,18 @@ pub fn op_from_proto(i: usize, raw: &pb::Op) -> Result<Op, FieldError> {
 /// [`FieldError`] with the field that won't do, or with `state` if its parts don't fit together.
 pub fn state_from_proto(raw: &pb::State) -> Result<State, FieldError> {
     let mut ports = Vec::with_capacity(raw.ports.len().min(State::MAX_PORTS));
+    let mut notes = Vec::new();
     for (i, raw) in raw.ports.iter().enumerate() {
-        ports.push(port(raw).map_err(|error| error.inside(format!("state.ports[{i}]")))?);
+        let (name, spec, note) = port(raw).map_err(|error| error.inside(format!("state.ports[{i}]")))?;
+        notes.push((name.clone(), note));
+        ports.push((name, spec));
     }
     let mut xconnects = Vec::with_capacity(raw.xconnects.len().min(State::MAX_PORTS));
     for (i, raw) in raw.xconnects.iter().enumerate() {
         xconnects.push(xconnect(raw).map_err(|error| error.inside(format!("state.xconnects[{i}]")))?);
     }
-    State::new(ports, xconnects).map_err(|error: StateError| FieldError::new("state", error))
+    let state = State::new(ports, xconnects).and_then(|state| state.with_notes(notes));
+    state.map_err(|error: StateError| FieldError::new("state", error))
 }
 
 /// The message that describes `state`. Secrets are left out.
@@ -171,6 +182,7 @@ pub fn state_to_proto(state: &State) -> pb::State {
     let port = |(name, spec): (&PortName, &PortSpec)| pb::Port {
         name: name.to_string(),
         kind: Some(kind_to_proto(spec)),
+        note: state.notes().get(name).bytes().to_vec(),
     };
     let xconnect = |xconnect: &Xconnect| {
         let [a, b] = xconnect.ends().map(PortName::to_string);

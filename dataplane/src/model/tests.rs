@@ -16,20 +16,20 @@ fn join(a: &str, b: &str) -> Xconnect {
 
 fn pb_memif(name: &str) -> pb::Port {
     let memif = pb::Memif { role: 1, socket: format!("/run/{name}"), ..Default::default() };
-    pb::Port { name: name.into(), kind: Some(pb::port::Kind::Memif(memif)) }
+    pb::Port { name: name.into(), kind: Some(pb::port::Kind::Memif(memif)), ..Default::default() }
 }
 
 fn pb_vxlan(name: &str, edit: impl FnOnce(&mut pb::Vxlan)) -> pb::Port {
     let mut vxlan =
         pb::Vxlan { vni: 42, local: "10.9.0.1".into(), remote: "10.9.0.2".into(), ..Default::default() };
     edit(&mut vxlan);
-    pb::Port { name: name.into(), kind: Some(pb::port::Kind::Vxlan(vxlan)) }
+    pb::Port { name: name.into(), kind: Some(pb::port::Kind::Vxlan(vxlan)), ..Default::default() }
 }
 
 fn pb_kernel(name: &str, edit: impl FnOnce(&mut pb::Kernel)) -> pb::Port {
     let mut kernel = pb::Kernel { ifname: "nsm-1".into(), ..Default::default() };
     edit(&mut kernel);
-    pb::Port { name: name.into(), kind: Some(pb::port::Kind::Kernel(kernel)) }
+    pb::Port { name: name.into(), kind: Some(pb::port::Kind::Kernel(kernel)), ..Default::default() }
 }
 
 fn refusal(ports: Vec<pb::Port>, xconnects: Vec<(&str, &str)>) -> String {
@@ -50,7 +50,11 @@ fn what_the_api_gives_back_is_what_it_was_given() {
         *memif = pb::Memif { mode: 1, queues: 2, ring_size: 512, buffer_size: 4096, ..memif.clone() };
     }
     let vxlan = pb_vxlan("t", |t| (t.port, t.underlay_mtu) = (4790, 9000));
-    let pipe = pb::Port { name: "p".into(), kind: Some(pb::port::Kind::Pipe(pb::Pipe { pipe: "x".into() })) };
+    let pipe = pb::Port {
+        note: b"any \0 bytes \xff".to_vec(),
+        name: "p".into(),
+        kind: Some(pb::port::Kind::Pipe(pb::Pipe { pipe: "x".into() })),
+    };
     let xconnects = vec![pb::Xconnect { a: "k".into(), b: "t".into() }];
     let given = pb::State { ports: vec![kernel, memif, pipe, vxlan], xconnects };
     assert_eq!(state_to_proto(&state_from_proto(&given).unwrap()), given);
@@ -69,9 +73,13 @@ fn a_secret_is_taken_but_not_given_back() {
 
 #[test]
 fn a_bad_field_is_named_with_its_reason() {
-    let nameless = pb::Port { name: "a/b".into(), kind: None };
-    let kindless = pb::Port { name: "a".into(), kind: None };
-    let roleless = pb::Port { name: "a".into(), kind: Some(pb::port::Kind::Memif(pb::Memif::default())) };
+    let nameless = pb::Port { name: "a/b".into(), kind: None, ..Default::default() };
+    let kindless = pb::Port { name: "a".into(), kind: None, ..Default::default() };
+    let roleless = pb::Port {
+        name: "a".into(),
+        kind: Some(pb::port::Kind::Memif(pb::Memif::default())),
+        ..Default::default()
+    };
     let far = pb_vxlan("t", |t| t.vni = 1 << 24);
     let cases = [
         (
@@ -150,8 +158,11 @@ fn operations_are_judged_by_where_they_lead() {
     let cut = Op::RemoveXconnect(join("a", "z"));
     assert_eq!(state.after([cut]).unwrap_err().to_string(), "there is no xconnect a - z");
     let (port, spec) = pipe("c", "r");
-    let moved =
-        [Op::RemoveXconnect(join("a", "b")), Op::AddXconnect(join("c", "a")), Op::SetPort(port, spec)];
+    let moved = [
+        Op::RemoveXconnect(join("a", "b")),
+        Op::AddXconnect(join("c", "a")),
+        Op::SetPort(port, spec, Note::default()),
+    ];
     assert_eq!(state.after(moved).unwrap().xconnects().iter().next(), Some(&join("a", "c")));
 }
 

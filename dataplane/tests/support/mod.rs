@@ -45,7 +45,9 @@ impl Rig {
         let config = Config::parse(file, &text).unwrap();
         let dataplane = Dataplane::start(file, &config).await.unwrap();
         let (channel, fds) = fdpass::connect(&dir.path().join("api.sock")).await.unwrap();
-        Self { dir, dataplane, client: DataplaneClient::new(channel), fds }
+        // Notes make a snapshot longer than what a client takes by default.
+        let client = DataplaneClient::new(channel).max_decoding_message_size(40 << 20);
+        Self { dir, dataplane, client, fds }
     }
 
     /// An engine without ports.
@@ -142,17 +144,17 @@ pub async fn passes(from: &mut PipeEnd, to: &mut PipeEnd, count: usize) {
 
 pub fn pipe(name: &str, pipe: &str) -> pb::Port {
     let kind = pb::port::Kind::Pipe(pb::Pipe { pipe: pipe.into() });
-    pb::Port { name: name.into(), kind: Some(kind) }
+    pb::Port { name: name.into(), kind: Some(kind), ..Default::default() }
 }
 
 pub fn memif(name: &str, role: pb::memif::Role, socket: impl Into<String>) -> pb::Port {
     let memif = pb::Memif { role: role.into(), socket: socket.into(), ..Default::default() };
-    pb::Port { name: name.into(), kind: Some(pb::port::Kind::Memif(memif)) }
+    pb::Port { name: name.into(), kind: Some(pb::port::Kind::Memif(memif)), ..Default::default() }
 }
 
 pub fn kernel(name: &str, ifname: &str, netns: impl Into<String>) -> pb::Port {
     let kernel = pb::Kernel { ifname: ifname.into(), netns: netns.into(), ..Default::default() };
-    pb::Port { name: name.into(), kind: Some(pb::port::Kind::Kernel(kernel)) }
+    pb::Port { name: name.into(), kind: Some(pb::port::Kind::Kernel(kernel)), ..Default::default() }
 }
 
 /// Ports a and b, joined.

@@ -1,0 +1,88 @@
+//! How much is taken from one registrant, and altogether.
+
+use tonic::Status;
+
+use super::resource::Resource;
+
+/// Limits of a store. A registration beyond one is refused with its name.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Longest name, bytes.
+    pub name_bytes: usize,
+    /// Largest service or endpoint, bytes as encoded.
+    pub object_bytes: usize,
+    /// Most services that one endpoint offers.
+    pub services_per_endpoint: usize,
+    /// Most labels and selectors of one service or endpoint.
+    pub labels: usize,
+    /// Most services, and most endpoints, of one identity.
+    pub per_identity: usize,
+    /// Most services, and most endpoints.
+    pub total: usize,
+    /// Most watches at a time.
+    pub watches: usize,
+    /// Most changes that wait for one slow watcher; one further behind is disconnected.
+    pub watch_backlog: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            name_bytes: 1024,
+            object_bytes: 64 << 10,
+            services_per_endpoint: 64,
+            labels: 1024,
+            per_identity: 20_000,
+            total: 200_000,
+            watches: 50_000,
+            watch_backlog: 16_384,
+        }
+    }
+}
+
+impl Limits {
+    /// What is wrong with the thing itself.
+    pub(super) fn check<T: Resource>(&self, item: &T) -> Result<(), Status> {
+        let kind = T::KIND;
+        if item.name().is_empty() {
+            return Err(Status::invalid_argument(format!("name: a {kind} needs one")));
+        }
+        let too_much = |what: &str, is: usize, most: usize| match is > most {
+            true => Err(Status::invalid_argument(format!(
+                "{what}: {is} of {kind} `{:.64}`; this registry takes at most {most}",
+                Short(item.name())
+            ))),
+            false => Ok(()),
+        };
+        too_much("name bytes", item.name().len(), self.name_bytes)?;
+        too_much("network_service_names", item.services().count(), self.services_per_endpoint)?;
+        too_much("labels", item.labels(), self.labels)?;
+        too_much("encoded bytes", item.encoded_len(), self.object_bytes)
+    }
+
+    /// One more of what is there already.
+    pub(super) fn check_counts<T: Resource>(&self, total: usize, of_owner: usize) -> Result<(), Status> {
+        let full = |whose: &str, most: usize| {
+            Err(Status::resource_exhausted(format!(
+                "{whose} {most} {}s already: the limit of this registry",
+                T::KIND
+            )))
+        };
+        if total >= self.total {
+            return full("there are", self.total);
+        }
+        if of_owner >= self.per_identity {
+            return full("the caller's identity has", self.per_identity);
+        }
+        Ok(())
+    }
+}
+
+/// A text that `{:.n}` shortens at a character.
+struct Short<'a>(&'a str);
+
+impl std::fmt::Display for Short<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.0)
+    }
+}
