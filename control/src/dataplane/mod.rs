@@ -1,1 +1,14 @@
 //! What the packet engine shall hold, and making it so.
+//!
+//! | to find … | look in |
+//! |---|---|
+//! | talking to the engine: one transaction for many Requests, links, counters, a new engine | [`client`] |
+//! | starting an engine that outlives us | [`launch`] |
+//! | what each connection has there, and its record that survives us | [`wanted`], [`note`] |
+//! | after a restart | [`reconcile`] |
+//! | a workload's network namespace, by descriptor | [`netns`] |
+//! | addresses, routes, rules of an interface in it | [`kernel`] |
+//! | memif's control sockets in it | [`memif_socket`] |
+
+pub mod kernel;
+pub mod netns;
