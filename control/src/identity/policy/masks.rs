@@ -4,8 +4,11 @@ use regex::Regex;
 
 use super::rules::Rules;
 
+/// Where a policy is switched on.
+type Switch = fn(&mut Rules) -> &mut bool;
+
 /// The built-in ones, by the paths that the Go components know them by.
-const BUILT_IN: &[(&str, fn(&mut Rules) -> &mut bool)] = &[
+const BUILT_IN: &[(&str, Switch)] = &[
     ("etc/nsm/opa/common/tokens_valid.rego", |rules| &mut rules.valid),
     ("etc/nsm/opa/common/tokens_expired.rego", |rules| &mut rules.expired),
     ("etc/nsm/opa/common/tokens_chained.rego", |rules| &mut rules.chained),
