@@ -140,7 +140,7 @@ fn a_client_meets_a_server_in_another_namespace_and_comes_back() {
         let relay = ends.relay(&rig);
         let made = rig.apply(vec![set_relay(relay.clone())]).await.unwrap();
         assert_eq!(rig.link("r").await.reason, "no client yet");
-        assert_eq!(rig.snapshot().await.state.unwrap().relays, [relay.clone()]);
+        assert_eq!(rig.snapshot().await.state.unwrap().relays, vec![relay.clone()]);
 
         // Nobody serves yet: the client is sent away, and the link says why.
         let mut lonely = ends.dialer();
@@ -163,7 +163,7 @@ fn a_client_meets_a_server_in_another_namespace_and_comes_back() {
         // The control process comes again with another note: the connection stays.
         let again = pb::Relay { note: b"yours".to_vec(), ..relay.clone() };
         assert_eq!(rig.apply(vec![set_relay(again.clone())]).await.unwrap(), made + 1);
-        assert_eq!(rig.snapshot().await.state.unwrap().relays, [again]);
+        assert_eq!(rig.snapshot().await.state.unwrap().relays, vec![again]);
         traffic(&mut client, &mut server);
 
         // The client goes and the next one comes.
