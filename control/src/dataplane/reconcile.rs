@@ -1,0 +1,1 @@
+//! After a restart, ours or the engine's, and when links break.
