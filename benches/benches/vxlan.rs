@@ -5,6 +5,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use memif::Lent;
 use vwire_dataplane::burst::{BURST, Burst};
+use vwire_dataplane::offload::Link;
 use vwire_dataplane::port::{PortIndex, Refused, RxContext, TxContext, UnderlayTx, Underlays};
 use vwire_dataplane::stats::Counters;
 use vwire_dataplane::tables::{Tables, Tunnel, Vni};
@@ -36,6 +37,7 @@ fn tunnel() -> Tunnel {
         remote: ([10, 9, 0, 2], vxlan::PORT).into(),
         vni: Vni::new(42).expect("24 bits"),
         max_frame: 1464,
+        link: Link::Ethernet,
     }
 }
 

@@ -34,7 +34,7 @@ fn worker(servers: [memif::queue::Queues; 2]) -> (Worker, Publisher<Tables>) {
     let publisher = Publisher::new(tables);
     let commands = Commands::new().expect("a descriptor");
     for (port, queues) in [A, B].into_iter().zip(servers) {
-        let parts = memif_port::parts(port, queues.rx, queues.tx);
+        let parts = memif_port::parts(port, vwire_dataplane::offload::Link::Ethernet, queues.rx, queues.tx);
         assert!(commands.give(Command::Attach { port, attachment: Default::default(), parts }).is_ok());
     }
     let worker = Worker::new(WorkerSpec {

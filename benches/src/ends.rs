@@ -188,7 +188,8 @@ impl TunnelEnd {
         for (number, vni) in range(vnis)?.enumerate() {
             let vni = Vni::new(vni).ok_or("a VNI has 24 bits")?;
             let port = PortIndex(1 + u16::try_from(number)?);
-            let tunnel = Tunnel { port, underlay: UNDERLAY, remote, vni, max_frame };
+            let link = vwire_dataplane::offload::Link::Ethernet;
+            let tunnel = Tunnel { port, underlay: UNDERLAY, remote, vni, max_frame, link };
             tables.tunnels.insert(&tunnel);
             tunnels.push(tunnel);
         }

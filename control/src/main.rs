@@ -1,3 +1,53 @@
 //! `vwire`: the roles of the mesh, and the operator's verbs.
 
-fn main() {}
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use vwire_control::{cli, config};
+
+/// Network Service Mesh: the roles of a mesh, and looks into a running one.
+///
+/// Roles take their settings from flags, the environment and a file, in this order. `vwire ROLE --help` lists them.
+#[derive(Parser)]
+#[command(name = "vwire", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Shows every role of this machine, and how it is.
+    Status(cli::StatusArgs),
+    /// Shows a connection hop by hop, or lists all.
+    Path(cli::PathArgs),
+}
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let (cli, _settings) = config::load::<Cli>(&args).unwrap_or_else(|error| error.exit());
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("starting threads: {error}")),
+    };
+    let done = runtime.block_on(run(cli.command));
+    // Calls that are still under way must not hold up the end.
+    runtime.shutdown_background();
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => fail(&reason),
+    }
+}
+
+fn fail(reason: &str) -> ExitCode {
+    eprintln!("{reason}");
+    ExitCode::FAILURE
+}
+
+async fn run(command: Command) -> Result<(), String> {
+    match command {
+        Command::Status(args) => args.run().await.map_err(|error| error.to_string()),
+        Command::Path(args) => args.run().await.map_err(|error| error.to_string()),
+    }
+}

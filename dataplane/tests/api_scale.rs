@@ -85,6 +85,7 @@ fn tunnels_of_one_underlay_and_what_they_are_joined_with_share_a_worker() {
                 remote: "127.0.0.2".into(),
                 port: 14_789,
                 underlay_mtu: 1500,
+                ..Default::default()
             };
             pb::Port { name: format!("t{i}"), kind: Some(pb::port::Kind::Vxlan(vxlan)), ..Default::default() }
         };

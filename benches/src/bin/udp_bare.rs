@@ -204,6 +204,7 @@ fn ours(sender: &Netns, lens: &[usize], tunnels: u16, arguments: &Arguments, tim
         remote: SocketAddr::from((RECEIVER, vxlan::PORT)),
         vni: Vni::new(u32::from(n) + 42).expect("24 bits"),
         max_frame: 1464,
+        link: vwire_dataplane::offload::Link::Ethernet,
     };
     let tunnels: Vec<_> = (0..tunnels).map(tunnel).collect();
     let counters = Counters::anonymous(1 + tunnels.len() as u16).expect("counters");

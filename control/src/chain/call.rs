@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vwire_proto::nsm::registry::NetworkServiceEndpoint;
-
 use super::State;
+use crate::api::matching::Candidate;
 use crate::identity::Token;
-use crate::transport::{Peer, Target};
+use crate::transport::{Inode, Peer, Target};
 
 /// Why a chain runs.
 #[derive(Clone)]
@@ -34,7 +33,14 @@ pub struct Call {
     /// Where `connect` goes; none where the chain ends here.
     pub next_hop: Option<Target>,
     /// The endpoints that match, best first; `discover` finds them, `round_robin` tries them.
-    pub candidates: Vec<NetworkServiceEndpoint>,
+    pub candidates: Vec<Candidate>,
+    /// Counts the Requests of a connection that succeeded; `begin` sets it. A Close that has one set is dropped by `begin` if
+    /// there was another Request since: what a timer or a caller that left wants closed is closed only as it was.
+    pub revision: Option<u64>,
+    /// True in a Request that made a connection, where there was none; `begin` sets it.
+    pub first: bool,
+    /// The descriptors that were taken from the caller's lane. What else the message names is closed when the run ends.
+    pub fds_taken: Vec<Inode>,
 }
 
 impl Call {
@@ -46,6 +52,9 @@ impl Call {
             state: State::default(),
             next_hop: None,
             candidates: Vec::new(),
+            revision: None,
+            first: false,
+            fds_taken: Vec::new(),
         }
     }
 

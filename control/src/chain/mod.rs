@@ -17,7 +17,13 @@ use vwire_proto::nsm::networkservice::NetworkServiceRequest;
 
 mod call;
 mod fds;
+pub mod service;
 mod state;
+#[cfg(test)]
+pub(crate) mod testing;
+mod validate;
+
+pub(crate) use validate::connection as check_connection;
 
 pub use call::{Call, Origin};
 pub use fds::Fds;

@@ -34,6 +34,11 @@ impl State {
         self.0.remove(&TypeId::of::<T>()).and_then(|value| value.downcast().ok()).map(|value| *value)
     }
 
+    /// True if nothing is kept.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.0.clear();

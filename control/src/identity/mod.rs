@@ -1,8 +1,14 @@
 //! Who we are and whom we believe: SPIFFE IDs, SVIDs, tokens, policies.
 
+pub mod issuer;
+pub mod jwt;
+mod leaf;
 mod source;
 mod token;
+mod trust;
 
-pub use source::{Identity, Svid};
+pub use leaf::{BadSvid, Leaf};
+pub use source::{Bundles, Identity, Svid};
 pub use spiffe::{SpiffeId, TrustDomain};
 pub use token::{Token, TokenSource};
+pub use trust::{Accepted, Distrust, Trust};

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use rustls_pki_types::CertificateDer;
 use vwire_dataplane::fdpass::{FdSender, FdTable};
 
-use crate::identity::SpiffeId;
+use crate::identity::{SpiffeId, Svid};
 
 /// The other end of one connection, as TLS proved it. One TLS session has one `Peer`, whichever side dialled.
 #[derive(Clone)]
@@ -18,6 +18,8 @@ pub struct Peer {
     pub leaf: Option<CertificateDer<'static>>,
     /// The leaf's end.
     pub not_after: Option<SystemTime>,
+    /// Our own SVID in this session: what the other end knows us by, and what our tokens for it must be signed with; none without TLS.
+    pub local: Option<Arc<Svid>>,
     /// By which way it came.
     pub address: PeerAddress,
     /// Descriptors to and from it; unix connections only.

@@ -1,56 +1,188 @@
 //! Connections to peers, kept open.
 
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
 
-use futures::future::BoxFuture;
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
 use tonic::Status;
-use tonic::body::Body;
 
-use super::{Peer, Target};
+use super::Target;
+use super::dial::dial;
+use super::hop::Hop;
+use super::limits::accepted;
+use super::tls::Tls;
+use crate::identity::{Identity, TokenSource, TrustDomain};
+
+/// A connection that nobody has used for this long is closed.
+const IDLE: Duration = Duration::from_secs(180);
+/// How often idle ones are looked for.
+const SWEEP: Duration = Duration::from_secs(30);
+/// A server may have got a new SVID when half of the one it showed us is over; its tokens are then signed with the new key. From
+/// then on a connection is kept no longer than this.
+const SECOND_HALF_AGE: Duration = Duration::from_secs(60);
+
+/// How a process dials.
+#[derive(Debug, Clone)]
+pub struct Dialling {
+    /// How long dialling a peer may take: connecting, TLS, HTTP/2 (`NSM_DIAL_TIMEOUT`).
+    pub timeout: Duration,
+    /// Trust domains whose members are believed as servers; all that we hold a bundle of unless named.
+    pub trust_domains: Vec<TrustDomain>,
+}
+
+impl Default for Dialling {
+    fn default() -> Self {
+        Self { timeout: Duration::from_millis(750), trust_domains: Vec::new() }
+    }
+}
 
 /// Connections by target: each is dialled once, shared by all calls, and dialled anew when it has broken or our SVID has changed.
-pub struct Pool(());
+pub struct Pool(Arc<Inner>);
+
+struct Inner {
+    tls: Tls,
+    tokens: TokenSource,
+    timeout: Duration,
+    places: Mutex<Places>,
+}
+
+#[derive(Default)]
+struct Places {
+    by_target: HashMap<Target, Place>,
+    sweeping: bool,
+}
+
+#[derive(Default)]
+struct Place {
+    hop: Option<Hop>,
+    dialling: Option<Dial>,
+}
+
+type Dial = Shared<BoxFuture<'static, Result<Hop, Status>>>;
 
 impl Pool {
-    /// A connection to whoever listens at `target`.
+    /// Dials as `identity`, with tokens of `tokens`.
+    pub fn new(identity: Identity, tokens: TokenSource, dialling: Dialling) -> Self {
+        let tls = Tls::new(identity, accepted(&dialling.trust_domains));
+        Self(Arc::new(Inner { tls, tokens, timeout: dialling.timeout, places: Mutex::default() }))
+    }
+
+    /// A connection to whoever listens at `target`. Callers that ask at the same time share one dial.
     ///
     /// # Errors
     /// UNAVAILABLE, naming the target and the reason.
     pub async fn hop(&self, target: &Target) -> Result<Hop, Status> {
-        Err(Status::unimplemented(format!("dialling {target}")))
+        let kept = self.kept(target);
+        if let Some(hop) = kept.as_ref().filter(|hop| !self.0.is_outdated(hop)) {
+            return Ok(hop.clone());
+        }
+        match (self.dial(target).await, kept) {
+            // One that is only outdated is better than none.
+            (Err(_), Some(old)) if old.is_open() => Ok(old),
+            (dialled, _) => dialled,
+        }
+    }
+
+    /// A connection dialled after `hop`, which was found wanting: its server signs with the key of a newer SVID than it showed.
+    ///
+    /// # Errors
+    /// As [`hop`](Self::hop).
+    pub async fn renew(&self, hop: &Hop) -> Result<Hop, Status> {
+        match self.kept(hop.target()) {
+            Some(newer) if !newer.same_as(hop) && newer.age() < hop.age() => Ok(newer),
+            _ => self.dial(hop.target()).await,
+        }
+    }
+
+    /// How many connections are kept.
+    pub fn len(&self) -> usize {
+        self.0.places().by_target.values().filter(|place| place.hop.is_some()).count()
+    }
+
+    /// True if none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn kept(&self, target: &Target) -> Option<Hop> {
+        let places = self.0.places();
+        places.by_target.get(target)?.hop.clone().filter(Hop::is_open)
+    }
+
+    fn dial(&self, target: &Target) -> Dial {
+        let mut places = self.0.places();
+        if !std::mem::replace(&mut places.sweeping, true) {
+            tokio::spawn(sweep(Arc::downgrade(&self.0)));
+        }
+        let place = places.by_target.entry(target.clone()).or_default();
+        if let Some(dialling) = &place.dialling {
+            return dialling.clone();
+        }
+        let task = tokio::spawn(Arc::clone(&self.0).dial(target.clone()));
+        let ended = async move {
+            task.await.unwrap_or_else(|_| Err(Status::unavailable("dialling was interrupted")))
+        };
+        place.dialling.insert(ended.boxed().shared()).clone()
     }
 }
 
-/// One TLS session with a peer. A gRPC client is made of it: `NetworkServiceClient::new(hop)`. It adds our token for the peer to
-/// each call, and ends a call when its timeout (`Request::set_timeout`) is over.
-#[derive(Clone)]
-pub struct Hop {
-    peer: Arc<Peer>,
+impl Inner {
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Dials, and keeps what came of it. Runs on its own, so that a caller that gives up does not take the others along.
+    async fn dial(self: Arc<Self>, target: Target) -> Result<Hop, Status> {
+        let dialled = match tokio::time::timeout(self.timeout, dial(&target, &self.tls, self.tokens.clone()))
+            .await
+        {
+            Ok(Ok(hop)) => Ok(hop),
+            Ok(Err(error)) => Err(Status::unavailable(format!("dialling {target}: {error}"))),
+            Err(_) => {
+                let reason =
+                    format!("dialling {target}: no connection within {:?} (NSM_DIAL_TIMEOUT)", self.timeout);
+                Err(Status::unavailable(reason))
+            }
+        };
+        let mut places = self.places();
+        if let Ok(hop) = &dialled {
+            let place = places.by_target.entry(target).or_default();
+            (place.hop, place.dialling) = (Some(hop.clone()), None);
+        } else if let Some(place) = places.by_target.get_mut(&target) {
+            place.dialling = None;
+            if !place.hop.as_ref().is_some_and(Hop::is_open) {
+                places.by_target.remove(&target);
+            }
+        }
+        dialled
+    }
+
+    /// True if calls to come should use a new connection: we have a new SVID, or the peer may have one.
+    fn is_outdated(&self, hop: &Hop) -> bool {
+        let peer = hop.peer();
+        let ours = match (&peer.local, self.tls.identity().current()) {
+            (Some(then), Some(now)) => Arc::ptr_eq(then, &now),
+            (None, None) => true,
+            _ => false,
+        };
+        let theirs = hop.middle().is_none_or(|middle| SystemTime::now() < middle);
+        !ours || !theirs && hop.age() > SECOND_HALF_AGE
+    }
 }
 
-impl Hop {
-    /// Who is there.
-    pub fn peer(&self) -> &Arc<Peer> {
-        &self.peer
-    }
-
-    /// Waits until the connection has ended.
-    pub async fn closed(&self) {
-        std::future::pending().await
-    }
-}
-
-impl tower::Service<http::Request<Body>> for Hop {
-    type Response = http::Response<Body>;
-    type Error = Status;
-    type Future = BoxFuture<'static, Result<Self::Response, Status>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: http::Request<Body>) -> Self::Future {
-        Box::pin(async { Err(Status::unimplemented("calling")) })
+/// Closes connections that nobody uses.
+async fn sweep(inner: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let Some(inner) = inner.upgrade() else { return };
+        inner.places().by_target.retain(|_, place| {
+            let unused = |hop: &Hop| !hop.is_open() || hop.idle().is_some_and(|idle| idle > IDLE);
+            if place.hop.as_ref().is_some_and(unused) {
+                place.hop = None;
+            }
+            place.hop.is_some() || place.dialling.is_some()
+        });
     }
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use libfuzzer_sys::fuzz_target;
 use vwire_dataplane::burst::Burst;
+use vwire_dataplane::offload::Link;
 use vwire_dataplane::port::{PortIndex, RxContext};
 use vwire_dataplane::stats::Counters;
 use vwire_dataplane::tables::{Tables, Tunnel, Vni};
@@ -28,6 +29,7 @@ fn world() -> World {
             remote: ([10, 9, 0, remote], 4789).into(),
             vni: Vni::new(vni).unwrap(),
             max_frame: 1464,
+            link: Link::Ethernet,
         };
         assert!(tables.tunnels.insert(&tunnel));
     }

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
 use vwire_dataplane::burst::Burst;
+use vwire_dataplane::offload::Link;
 use vwire_dataplane::port::{PortIndex, RxContext};
 use vwire_dataplane::stats::Counters;
 use vwire_dataplane::tables::{Tables, Tunnel, Vni};
@@ -57,6 +58,7 @@ fn tunnel(port: u16) -> Tunnel {
         remote: ([10, 9, 0, 2], 4789).into(),
         vni: Vni::new(u32::from(port) * 77).unwrap(),
         max_frame: 1464,
+        link: Link::Ethernet,
     }
 }
 

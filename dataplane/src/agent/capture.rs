@@ -96,7 +96,7 @@ impl Drop for Permit {
 pub fn start(agent: &Shared, spec: CaptureSpec) -> Result<mpsc::Receiver<Vec<u8>>, CaptureError> {
     let (mode, links) = {
         let agent = agent.lock();
-        (agent.state().ports().get(&spec.port).map(|port| port.mode()), agent.watch().1)
+        (agent.state().ports().get(&spec.port).map(|port| port.mode().unwrap_or_default()), agent.watch().1)
     };
     let mode = mode.ok_or_else(|| CaptureError::NoSuchPort(spec.port.clone()))?;
     let permit = Permit::new().ok_or(CaptureError::TooMany)?;

@@ -6,7 +6,7 @@ use vwire_proto::stats::PortState;
 
 use super::Link;
 use super::memif_sockets::MemifEvent;
-use super::ports::{Backing, OpenPort, Ports, underlay_name, up};
+use super::ports::{Backing, OpenPort, Ports, link_of, underlay_name, up};
 use crate::model::{PortName, State};
 use crate::port::{PortIndex, memif};
 use crate::tables::WorkerId;
@@ -56,8 +56,10 @@ impl Ports {
         self.take_engine_events();
         let worker = self.place(port, state);
         let Some(open) = self.open.get_mut(port) else { return };
+        let frames = link_of(open.spec.mode().unwrap_or_default());
         let peer = format!("{} {} (process {})", link.peer_program, link.peer_interface, link.peer.pid);
-        let attached = self.engine.attach(open.index, worker, memif::parts(open.index, link.rx, link.tx));
+        let attached =
+            self.engine.attach(open.index, worker, memif::parts(open.index, frames, link.rx, link.tx));
         if let Err(error) = attached {
             return self.fault(port, &error.to_string());
         }

@@ -59,7 +59,7 @@ impl Backing {
 }
 
 pub(super) struct OpenPort {
-    spec: PortSpec,
+    pub(super) spec: PortSpec,
     pub(super) index: PortIndex,
     pub(super) worker: WorkerId,
     pub(super) link: Link,
@@ -345,6 +345,7 @@ impl Ports {
             remote: SocketAddr::new(spec.remote, spec.port.get()),
             vni: spec.vni,
             max_frame: max_frame(spec, &underlay.probe),
+            link: link_of(spec.mode),
         };
         let attached = self.engine.attach(index, underlay.worker, VxlanTx::new(tunnel.clone()).into_parts());
         underlay.tunnels += 1;
@@ -495,6 +496,14 @@ impl AsFd for Ports {
 
 pub(super) fn up(peer: &str) -> Link {
     Link { up: true, reason: String::new(), peer: peer.to_owned() }
+}
+
+/// The mode, as the packet path calls it.
+pub(super) const fn link_of(mode: Mode) -> crate::offload::Link {
+    match mode {
+        Mode::Ethernet => crate::offload::Link::Ethernet,
+        Mode::Ip => crate::offload::Link::Ip,
+    }
 }
 
 /// Not a name that a port can have, as it contains a colon.

@@ -151,6 +151,8 @@ pub struct VxlanSpec {
     pub port: UdpPort,
     /// MTU of what carries the tunnel; if `None`, what the kernel knows of the path when the tunnel is made.
     pub underlay_mtu: Option<UnderlayMtu>,
+    /// What the port's frames are. Both ends must say the same.
+    pub mode: Mode,
 }
 
 #[derive(Deserialize)]
@@ -162,13 +164,15 @@ struct RawVxlan {
     #[serde(default)]
     port: UdpPort,
     underlay_mtu: Option<UnderlayMtu>,
+    #[serde(default)]
+    mode: Mode,
 }
 
 impl TryFrom<RawVxlan> for VxlanSpec {
     type Error = Invalid;
     fn try_from(raw: RawVxlan) -> Result<Self, Invalid> {
-        let RawVxlan { vni, local, remote, port, underlay_mtu } = raw;
-        Self { vni, local, remote, port, underlay_mtu }.checked()
+        let RawVxlan { vni, local, remote, port, underlay_mtu, mode } = raw;
+        Self { vni, local, remote, port, underlay_mtu, mode }.checked()
     }
 }
 

@@ -128,12 +128,13 @@ impl PortSpec {
         })
     }
 
-    /// What the port's frames begin with.
-    pub fn mode(&self) -> Mode {
+    /// What the port's frames begin with. A pipe carries either.
+    pub fn mode(&self) -> Option<Mode> {
         match self {
-            Self::Memif(memif) => memif.mode,
-            Self::Kernel(kernel) => kernel.mode,
-            Self::Vxlan(_) | Self::Pipe(_) => Mode::Ethernet,
+            Self::Memif(memif) => Some(memif.mode),
+            Self::Kernel(kernel) => Some(kernel.mode),
+            Self::Vxlan(vxlan) => Some(vxlan.mode),
+            Self::Pipe(_) => None,
         }
     }
 
@@ -350,8 +351,10 @@ impl State {
                     return Err(StateError::Joined { port, first, second });
                 }
             }
-            let [a, b] = xconnect.ends().map(|end| self.ports.get(end).map(PortSpec::mode));
-            if a != b {
+            let modes = xconnect.ends().map(|end| self.ports.get(end).and_then(PortSpec::mode));
+            if let [Some(a), Some(b)] = modes
+                && a != b
+            {
                 return Err(StateError::Modes(xconnect.clone()));
             }
         }

@@ -102,6 +102,7 @@ fn vxlan(raw: &pb::Vxlan) -> Result<VxlanSpec, FieldError> {
             0 => None,
             mtu => Some(i64::from(mtu).try_into().field("underlay_mtu")?),
         },
+        mode: mode(raw.mode)?,
     };
     spec.checked().map_err(split)
 }
@@ -231,6 +232,7 @@ fn kind_to_proto(spec: &PortSpec) -> pb::port::Kind {
             remote: vxlan.remote.to_string(),
             port: vxlan.port.get().into(),
             underlay_mtu: vxlan.underlay_mtu.map_or(0, |mtu| mtu.get().into()),
+            mode: mode_to_proto(vxlan.mode),
         }),
         PortSpec::Pipe(pipe) => pb::port::Kind::Pipe(pb::Pipe { pipe: pipe.pipe.to_string() }),
     }

@@ -49,7 +49,7 @@ fn what_the_api_gives_back_is_what_it_was_given() {
     if let Some(pb::port::Kind::Memif(memif)) = &mut memif.kind {
         *memif = pb::Memif { mode: 1, queues: 2, ring_size: 512, buffer_size: 4096, ..memif.clone() };
     }
-    let vxlan = pb_vxlan("t", |t| (t.port, t.underlay_mtu) = (4790, 9000));
+    let vxlan = pb_vxlan("t", |t| (t.port, t.underlay_mtu, t.mode) = (4790, 9000, 1));
     let pipe = pb::Port {
         note: b"any \0 bytes \xff".to_vec(),
         name: "p".into(),
@@ -197,5 +197,37 @@ proptest::proptest! {
         let _ = text.parse::<Prefix>();
         let _ = text.parse::<Secret>();
         proptest::prop_assert!(shown(&text).len() < 80 * 12);
+    }
+}
+
+#[test]
+fn only_ports_with_the_same_kind_of_frames_are_joined() {
+    let memif = |name: &str, mode| {
+        let mut port = pb_memif(name);
+        if let Some(pb::port::Kind::Memif(memif)) = &mut port.kind {
+            memif.mode = mode;
+        }
+        port
+    };
+    let ports = |mode: i32| {
+        let pipe = pb::port::Kind::Pipe(pb::Pipe { pipe: "x".into() });
+        let pipe = pb::Port { name: "any".into(), kind: Some(pipe), ..Default::default() };
+        let kernel = pb_kernel("k", |kernel| kernel.mode = mode);
+        vec![memif("m", mode), kernel, pb_vxlan("t", |t| t.mode = mode), pipe]
+    };
+    let joined = |ports: Vec<pb::Port>, a: &str, b: &str| {
+        let xconnects = vec![pb::Xconnect { a: a.into(), b: b.into() }];
+        state_from_proto(&pb::State { ports, xconnects })
+    };
+    for (a, b) in [("m", "k"), ("k", "t"), ("m", "t"), ("any", "m"), ("any", "k"), ("any", "t")] {
+        for mode in [1, 2] {
+            assert!(joined(ports(mode), a, b).is_ok(), "{a} {b} {mode}");
+        }
+        if a != "any" {
+            let mixed = ports(1).into_iter().zip(ports(2));
+            let mixed = mixed.map(|(ethernet, ip)| if ethernet.name == a { ethernet } else { ip }).collect();
+            let error = joined(mixed, a, b).unwrap_err().to_string();
+            assert!(error.contains("the other's with IP"), "{a} {b}: {error}");
+        }
     }
 }

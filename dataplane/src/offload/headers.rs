@@ -13,7 +13,7 @@ const ACK: u8 = 0x10;
 pub(super) const PSH: u8 = 0x08;
 
 /// Whether frames begin with an Ethernet or with an IP header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Link {
     /// Ethernet, without checksum trailer.
     #[default]

@@ -22,6 +22,7 @@ mod headers;
 pub mod segment;
 
 use checksum::Sum;
+pub use headers::Link;
 use segment::Segmenter;
 
 /// Longest stack of headers (Ethernet to TCP options) that is segmented or completed, in bytes. IPv6 with two VLAN tags and the

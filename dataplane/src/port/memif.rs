@@ -9,6 +9,7 @@ use memif::queue::{FrameSink, MAX_SEGMENTS, RingFault, RxQueue, TxQueue, TxRefus
 
 use super::{PortFault, PortIndex, PortParts, Rx, RxContext, Tx, TxContext};
 use crate::burst::{Burst, Frame, Frames};
+use crate::offload::Link;
 use crate::wire::flow;
 use crate::{DropReason, offload};
 
@@ -21,12 +22,13 @@ pub struct MemifRx {
 /// All transmit queues of a connection.
 pub struct MemifTx {
     queues: Vec<TxQueue>,
+    link: Link,
 }
 
-/// Makes a port of a connection's queues.
-pub fn parts(port: PortIndex, rx: Vec<RxQueue>, tx: Vec<TxQueue>) -> PortParts {
+/// Makes a port of a connection's queues, whose frames begin as `link` says.
+pub fn parts(port: PortIndex, link: Link, rx: Vec<RxQueue>, tx: Vec<TxQueue>) -> PortParts {
     let rx = rx.into_iter().map(|queue| Box::new(MemifRx { port, queue }) as Box<dyn Rx>).collect();
-    let tx = (!tx.is_empty()).then(|| Box::new(MemifTx { queues: tx }) as Box<dyn Tx>);
+    let tx = (!tx.is_empty()).then(|| Box::new(MemifTx { queues: tx, link }) as Box<dyn Tx>);
     PortParts { rx, tx, underlay: None }
 }
 
@@ -110,16 +112,19 @@ impl MemifTx {
     #[inline(always)]
     fn queue_of(&mut self, frame: &Frame<'_>) -> &mut TxQueue {
         let count = self.queues.len();
-        let at = if count == 1 { 0 } else { flow_of(frame) as usize % count };
+        let at = if count == 1 { 0 } else { flow_of(self.link, frame) as usize % count };
         &mut self.queues[at]
     }
 }
 
 #[cold]
-fn flow_of(frame: &Frame<'_>) -> u32 {
+fn flow_of(link: Link, frame: &Frame<'_>) -> u32 {
     let mut head = [0; flow::HEAD_LEN];
     let copied = frame.first().copy_to(&mut head);
-    flow::hash(&head[..copied])
+    match link {
+        Link::Ethernet => flow::hash(&head[..copied]),
+        Link::Ip => flow::hash_packet(&head[..copied]),
+    }
 }
 
 /// What left in this call. A frame that was cut into segments counts as those: that is what the peer gets.

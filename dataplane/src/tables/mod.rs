@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use crate::offload::Link;
 use crate::port::PortIndex;
 
 pub mod swap;
@@ -58,26 +59,37 @@ pub struct Tunnel {
     pub remote: std::net::SocketAddr,
     /// The network identifier, in both directions.
     pub vni: Vni,
-    /// Longest inner Ethernet frame that is sent, in bytes: the underlay's MTU less 50 (IPv4) or 70 (IPv6), plus 14.
+    /// Longest inner Ethernet frame that is sent, in bytes: the underlay's MTU less 50 (IPv4) or 70 (IPv6), plus 14. With
+    /// [`Link::Ip`] the frame includes the Ethernet header that is put before each packet.
     pub max_frame: usize,
+    /// What the port's frames begin with. On the wire there is always an Ethernet header.
+    pub link: Link,
 }
 
 /// Which tunnel a datagram belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TunnelLookup {
-    /// It enters by this port.
-    Found(PortIndex),
+    /// It enters by this port, as a frame that begins so.
+    Found(PortIndex, Link),
     /// No tunnel of this underlay has this VNI.
     UnknownVni,
     /// There is such a tunnel, but its peer is another.
     UnknownSender,
 }
 
+/// What is known of the tunnel with a key.
+#[derive(Debug, Clone, Copy)]
+struct Keyed {
+    port: PortIndex,
+    max_frame: usize,
+    link: Link,
+}
+
 /// All tunnels, keyed by underlay (that is: local address and UDP port), VNI and the sender's address. The sender's UDP port is
 /// free: it carries the inner flow's entropy (RFC 7348 §5).
 #[derive(Debug, Default)]
 pub struct TunnelTable {
-    by_key: HashMap<(PortIndex, Vni, IpAddr), (PortIndex, usize)>,
+    by_key: HashMap<(PortIndex, Vni, IpAddr), Keyed>,
     vnis: HashMap<(PortIndex, Vni), u32>,
 }
 
@@ -88,7 +100,8 @@ impl TunnelTable {
         if self.by_key.contains_key(&key) {
             return false;
         }
-        self.by_key.insert(key, (tunnel.port, tunnel.max_frame));
+        let Tunnel { port, max_frame, link, .. } = *tunnel;
+        self.by_key.insert(key, Keyed { port, max_frame, link });
         *self.vnis.entry((tunnel.underlay, tunnel.vni)).or_default() += 1;
         true
     }
@@ -96,7 +109,7 @@ impl TunnelTable {
     /// Finds the tunnel of a datagram that `underlay` received.
     pub fn lookup(&self, underlay: PortIndex, vni: Vni, sender: IpAddr) -> TunnelLookup {
         match self.by_key.get(&(underlay, vni, sender)) {
-            Some((port, _)) => TunnelLookup::Found(*port),
+            Some(found) => TunnelLookup::Found(found.port, found.link),
             None if self.vnis.contains_key(&(underlay, vni)) => TunnelLookup::UnknownSender,
             None => TunnelLookup::UnknownVni,
         }
@@ -104,7 +117,7 @@ impl TunnelTable {
 
     /// The [`Tunnel::max_frame`] of the tunnel with this key.
     pub fn max_frame(&self, underlay: PortIndex, vni: Vni, sender: IpAddr) -> Option<usize> {
-        self.by_key.get(&(underlay, vni, sender)).map(|(_, max_frame)| *max_frame)
+        self.by_key.get(&(underlay, vni, sender)).map(|found| found.max_frame)
     }
 }
 
@@ -146,6 +159,7 @@ mod tests {
             remote: remote.parse().unwrap(),
             vni: Vni::new(vni).unwrap(),
             max_frame: 1464,
+            link: Link::Ip,
         }
     }
 
@@ -155,7 +169,7 @@ mod tests {
         assert!(table.insert(&tunnel(42, "10.9.0.2:4789")));
         let sender = "10.9.0.2".parse().unwrap();
         let vni = Vni::new(42).unwrap();
-        assert_eq!(table.lookup(PortIndex(1), vni, sender), TunnelLookup::Found(PortIndex(7)));
+        assert_eq!(table.lookup(PortIndex(1), vni, sender), TunnelLookup::Found(PortIndex(7), Link::Ip));
         assert_eq!(table.lookup(PortIndex(2), vni, sender), TunnelLookup::UnknownVni);
         assert_eq!(table.lookup(PortIndex(1), Vni::new(43).unwrap(), sender), TunnelLookup::UnknownVni);
         assert_eq!(table.lookup(PortIndex(1), vni, "10.9.0.3".parse().unwrap()), TunnelLookup::UnknownSender);

@@ -9,9 +9,11 @@ use std::net::IpAddr;
 use memif::Lent;
 
 use crate::DropReason;
-use crate::burst::Burst;
+use crate::burst::{Burst, Offload};
+use crate::offload::Link;
 use crate::port::{PortIndex, RxContext};
 use crate::tables::TunnelLookup;
+use crate::wire::inner;
 use crate::wire::local;
 use crate::wire::vxlan::{self, HeaderKey, Malformed};
 
@@ -45,7 +47,14 @@ struct Hit {
     generation: u64,
     sender: IpAddr,
     key: HeaderKey,
-    way: Result<PortIndex, DropReason>,
+    way: Result<Way, DropReason>,
+}
+
+/// Where a tunnel's frames enter, and as what.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Way {
+    port: PortIndex,
+    link: Link,
 }
 
 /// Checks and sorts the datagrams of one underlay.
@@ -77,13 +86,20 @@ impl Decap {
             let datagram = &buffer[run.next..end];
             run.next = end;
             match self.way(datagram, run.sender, context) {
-                Ok((port, inner)) => {
-                    burst.from_port(port);
+                Ok((way, frame)) => {
                     // Datagrams that came together have been whole when they were put together.
-                    if datagram.len() == buffer.len() {
-                        self.lend_alone(inner, run.sender, burst, context);
-                    } else {
-                        burst.push(Lent::from(inner));
+                    let alone = datagram.len() == buffer.len();
+                    let offload = if alone { self.owed(frame, run.sender, context) } else { None };
+                    if way.link == Link::Ip {
+                        lend_packet(way.port, frame, offload, burst, context);
+                        continue;
+                    }
+                    burst.from_port(way.port);
+                    match offload {
+                        None => burst.push(Lent::from(frame)),
+                        Some(_) => {
+                            burst.push_with(&[Lent::from(frame)], offload);
+                        }
                     }
                 }
                 Err(reason) => context.counters.port(self.underlay).dropped(reason, 1),
@@ -95,20 +111,13 @@ impl Decap {
     }
 
     /// A frame that came alone may be one that a kernel on this very machine left unfinished.
-    fn lend_alone<'a>(
-        &self,
-        inner: &'a [u8],
-        sender: IpAddr,
-        burst: &mut Burst<'a>,
-        context: &RxContext<'_>,
-    ) {
+    fn owed(&self, frame: &[u8], sender: IpAddr, context: &RxContext<'_>) -> Option<Offload> {
         let max_frame = || {
             let vni = self.last.and_then(|hit| hit.key.vni().ok())?;
             context.tables.tunnels.max_frame(self.underlay, vni, sender)
         };
         // Only a frame longer than the usual path needs to know what this one carries.
-        let offload = local::owed(inner, if inner.len() > USUAL_FRAME { max_frame() } else { None });
-        burst.push_with(&[Lent::from(inner)], offload);
+        local::owed(frame, if frame.len() > USUAL_FRAME { max_frame() } else { None })
     }
 
     #[inline]
@@ -117,8 +126,8 @@ impl Decap {
         datagram: &'a [u8],
         sender: IpAddr,
         context: &RxContext<'_>,
-    ) -> Result<(PortIndex, &'a [u8]), DropReason> {
-        let (key, inner) = vxlan::split(datagram).map_err(reason_for)?;
+    ) -> Result<(Way, &'a [u8]), DropReason> {
+        let (key, frame) = vxlan::split(datagram).map_err(reason_for)?;
         let generation = context.tables.generation;
         let way = match self.last {
             Some(hit) if hit.key == key && hit.sender == sender && hit.generation == generation => hit.way,
@@ -128,25 +137,41 @@ impl Decap {
                 way
             }
         };
-        way.map(|port| (port, inner))
+        way.map(|way| (way, frame))
     }
 
-    fn look_up(
-        &self,
-        key: HeaderKey,
-        sender: IpAddr,
-        context: &RxContext<'_>,
-    ) -> Result<PortIndex, DropReason> {
+    fn look_up(&self, key: HeaderKey, sender: IpAddr, context: &RxContext<'_>) -> Result<Way, DropReason> {
         if sender == self.own {
             return Err(DropReason::OwnAddress);
         }
         let vni = key.vni().map_err(reason_for)?;
         match context.tables.tunnels.lookup(self.underlay, vni, sender) {
-            TunnelLookup::Found(port) => Ok(port),
+            TunnelLookup::Found(port, link) => Ok(Way { port, link }),
             TunnelLookup::UnknownVni => Err(DropReason::UnknownVni),
             TunnelLookup::UnknownSender => Err(DropReason::UnknownSender),
         }
     }
+}
+
+/// Lends the packet in a frame that came for a port of IP packets.
+fn lend_packet<'a>(
+    port: PortIndex,
+    frame: &'a [u8],
+    offload: Option<Offload>,
+    burst: &mut Burst<'a>,
+    context: &RxContext<'_>,
+) {
+    let Some(packet) = inner::packet(frame) else {
+        return context.counters.port(port).dropped(DropReason::NotIp, 1);
+    };
+    // What it owes is told from the frame's first byte, and never lies in the header that is taken off.
+    let offload = offload.map(|owed| Offload {
+        csum_start: owed.csum_start.saturating_sub(inner::HEADER_LEN as u16),
+        hdr_len: owed.hdr_len.saturating_sub(inner::HEADER_LEN as u16),
+        ..owed
+    });
+    burst.from_port(port);
+    burst.push_with(&[Lent::from(packet)], offload);
 }
 
 const fn reason_for(malformed: Malformed) -> DropReason {

@@ -6,11 +6,12 @@ use super::group::{Carrier, Destination, GROUP_BYTES, Groups};
 use super::spread::Spread;
 use crate::DropReason;
 use crate::burst::{Frame, Frames, Offload};
+use crate::offload::Link;
 use crate::offload::segment::Segmenter;
 use crate::port::{TxContext, UnderlayTx};
 use crate::stats::Counters;
 use crate::tables::Tunnel;
-use crate::wire::{flow, vxlan};
+use crate::wire::{flow, inner, vxlan};
 
 /// Frames ahead whose first bytes are asked for while one is copied.
 const PREFETCH: usize = 8;
@@ -29,35 +30,66 @@ impl<C: Carrier> Encap<C> {
     }
 }
 
+/// What stands before a frame on the wire. Chosen once for a burst, so that neither kind pays for the other.
+trait Front {
+    /// The bytes.
+    type Bytes: AsRef<[u8]> + Copy;
+    /// How many they are: the VXLAN header, and perhaps more.
+    const LEN: usize;
+
+    /// For a frame in a tunnel with this header.
+    fn of(header: [u8; vxlan::HEADER_LEN], frame: &Frame<'_>) -> Result<Self::Bytes, DropReason>;
+
+    /// The flow of a frame that begins so.
+    fn flow(head: &[u8]) -> u32;
+}
+
+/// Before Ethernet frames.
+struct BeforeFrames;
+
+impl Front for BeforeFrames {
+    type Bytes = [u8; vxlan::HEADER_LEN];
+    const LEN: usize = vxlan::HEADER_LEN;
+
+    #[inline]
+    fn of(header: [u8; vxlan::HEADER_LEN], _: &Frame<'_>) -> Result<Self::Bytes, DropReason> {
+        Ok(header)
+    }
+
+    #[inline]
+    fn flow(head: &[u8]) -> u32 {
+        flow::hash(head)
+    }
+}
+
+/// Before IP packets.
+struct BeforePackets;
+
+impl Front for BeforePackets {
+    type Bytes = [u8; vxlan::HEADER_LEN + inner::HEADER_LEN];
+    const LEN: usize = vxlan::HEADER_LEN + inner::HEADER_LEN;
+
+    #[inline]
+    fn of(header: [u8; vxlan::HEADER_LEN], frame: &Frame<'_>) -> Result<Self::Bytes, DropReason> {
+        let first = frame.first().head::<1>();
+        let ethernet = first.and_then(|[first]| inner::header(first)).ok_or(DropReason::NotIp)?;
+        let mut bytes = [0; Self::LEN];
+        bytes[..vxlan::HEADER_LEN].copy_from_slice(&header);
+        bytes[vxlan::HEADER_LEN..].copy_from_slice(&ethernet);
+        Ok(bytes)
+    }
+
+    #[inline]
+    fn flow(head: &[u8]) -> u32 {
+        flow::hash_packet(head)
+    }
+}
+
 impl<C: Carrier + Send> UnderlayTx for Encap<C> {
     fn send(&mut self, tunnel: &Tunnel, frames: Frames<'_, '_>, context: &mut TxContext<'_>) {
-        let header = vxlan::header(tunnel.vni);
-        let ports = self.spread.of(tunnel);
-        let mut to = Destination { port: context.port, socket: 0, remote: tunnel.remote };
-        let longest = tunnel.max_frame.min(GROUP_BYTES - vxlan::HEADER_LEN);
-        let slice = frames.as_slice();
-        for (i, frame) in slice.iter().enumerate() {
-            if let Some(later) = slice.get(i + PREFETCH) {
-                later.first().prefetch();
-            }
-            let flow = flow_of(frame);
-            to.socket = ports.of(flow);
-            let offload = if frame.is_plain() { None } else { frames.offload(frame) };
-            if let Some(offload) = offload {
-                if let Err(reason) =
-                    self.send_owing(&to, flow, header, longest, &frames, frame, &offload, context)
-                {
-                    context.refuse(i, reason);
-                }
-                continue;
-            }
-            if frame.len() > longest {
-                context.refuse(i, DropReason::TooBig);
-                continue;
-            }
-            let len = vxlan::HEADER_LEN + frame.len();
-            self.groups
-                .append(&to, flow, len, context.counters, |place| write(place, header, &frames, frame));
+        match tunnel.link {
+            Link::Ethernet => self.send_behind::<BeforeFrames>(tunnel, frames, context),
+            Link::Ip => self.send_behind::<BeforePackets>(tunnel, frames, context),
         }
     }
 
@@ -71,14 +103,58 @@ impl<C: Carrier + Send> UnderlayTx for Encap<C> {
 }
 
 impl<C: Carrier> Encap<C> {
+    #[inline]
+    fn send_behind<F: Front>(
+        &mut self,
+        tunnel: &Tunnel,
+        frames: Frames<'_, '_>,
+        context: &mut TxContext<'_>,
+    ) {
+        let header = vxlan::header(tunnel.vni);
+        let ports = self.spread.of(tunnel);
+        let mut to = Destination { port: context.port, socket: 0, remote: tunnel.remote };
+        let longest = tunnel.max_frame.min(GROUP_BYTES - vxlan::HEADER_LEN);
+        let longest = longest.saturating_sub(F::LEN - vxlan::HEADER_LEN);
+        let slice = frames.as_slice();
+        for (i, frame) in slice.iter().enumerate() {
+            if let Some(later) = slice.get(i + PREFETCH) {
+                later.first().prefetch();
+            }
+            let front = match F::of(header, frame) {
+                Ok(front) => front,
+                Err(reason) => {
+                    context.refuse(i, reason);
+                    continue;
+                }
+            };
+            let flow = flow_of::<F>(frame);
+            to.socket = ports.of(flow);
+            let offload = if frame.is_plain() { None } else { frames.offload(frame) };
+            if let Some(offload) = offload {
+                let sent = self.send_owing::<F>(&to, flow, front, longest, &frames, frame, &offload, context);
+                if let Err(reason) = sent {
+                    context.refuse(i, reason);
+                }
+                continue;
+            }
+            if frame.len() > longest {
+                context.refuse(i, DropReason::TooBig);
+                continue;
+            }
+            self.groups.append(&to, flow, F::LEN + frame.len(), context.counters, |place| {
+                write::<F>(place, front, &frames, frame);
+            });
+        }
+    }
+
     /// Sends the plain frames that a frame with an [`Offload`] stands for, each cut straight into its place in a group. They
     /// count as they leave: one each.
     #[allow(clippy::too_many_arguments)]
-    fn send_owing(
+    fn send_owing<F: Front>(
         &mut self,
         to: &Destination,
         flow: u32,
-        header: [u8; vxlan::HEADER_LEN],
+        front: F::Bytes,
         longest: usize,
         frames: &Frames<'_, '_>,
         frame: &Frame<'_>,
@@ -91,9 +167,9 @@ impl<C: Carrier> Encap<C> {
             return Err(DropReason::TooBig);
         }
         while let Some(len) = segmenter.next_len() {
-            self.groups.append(to, flow, vxlan::HEADER_LEN + len, context.counters, |place| {
-                let (front, rest) = place.split_at_mut(vxlan::HEADER_LEN);
-                front.copy_from_slice(&header);
+            self.groups.append(to, flow, F::LEN + len, context.counters, |place| {
+                let (before, rest) = place.split_at_mut(F::LEN);
+                before.copy_from_slice(front.as_ref());
                 segmenter.write_next(rest);
             });
         }
@@ -103,17 +179,17 @@ impl<C: Carrier> Encap<C> {
 
 /// The flow's hash, from a private copy: the peer may change its bytes while they are being looked at.
 #[inline]
-fn flow_of(frame: &Frame<'_>) -> u32 {
+fn flow_of<F: Front>(frame: &Frame<'_>) -> u32 {
     let mut head = [0; flow::HEAD_LEN];
     let len = frame.first().copy_to(&mut head);
-    flow::hash(&head[..len])
+    F::flow(&head[..len])
 }
 
-/// The one copy: header and frame, to where the kernel reads them.
+/// The one copy: what stands before the frame, and the frame, to where the kernel reads them.
 #[inline]
-fn write(place: &mut [u8], header: [u8; vxlan::HEADER_LEN], frames: &Frames<'_, '_>, frame: &Frame<'_>) {
-    let (front, mut rest) = place.split_at_mut(vxlan::HEADER_LEN);
-    front.copy_from_slice(&header);
+fn write<F: Front>(place: &mut [u8], front: F::Bytes, frames: &Frames<'_, '_>, frame: &Frame<'_>) {
+    let (before, mut rest) = place.split_at_mut(F::LEN);
+    before.copy_from_slice(front.as_ref());
     if !frame.is_chained() {
         frame.first().copy_to(rest);
         return;

@@ -90,6 +90,7 @@ impl Spread {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::offload::Link;
     use crate::port::PortIndex;
     use crate::tables::Vni;
     use std::collections::BTreeSet;
@@ -101,6 +102,7 @@ mod tests {
             remote: "10.9.0.2:4789".parse().unwrap(),
             vni: Vni::new(u32::from(port) + 100).unwrap(),
             max_frame: 1464,
+            link: Link::Ethernet,
         }
     }
 

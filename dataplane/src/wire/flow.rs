@@ -18,7 +18,22 @@ pub fn hash(head: &[u8]) -> u32 {
         0x86dd => ipv6(l3),
         _ => None,
     };
-    let mixed = mixed.unwrap_or_else(|| ethernet(head, ethertype));
+    folded(mixed.unwrap_or_else(|| ethernet(head, ethertype)))
+}
+
+/// [`hash`] of a packet that begins with its IP header. All that is neither IPv4 nor IPv6 is one flow.
+#[inline]
+pub fn hash_packet(head: &[u8]) -> u32 {
+    let mixed = match head.first().map_or(0, |first| first >> 4) {
+        4 => ipv4(head),
+        6 => ipv6(head),
+        _ => None,
+    };
+    folded(mixed.unwrap_or(0))
+}
+
+#[inline]
+const fn folded(mixed: u64) -> u32 {
     (mixed ^ mixed >> 32) as u32
 }
 
@@ -118,6 +133,14 @@ mod tests {
     }
 
     #[test]
+    fn a_packet_has_the_flow_of_the_frame_that_it_was_in() {
+        for frame in [udp4(1000, 53, 30), tcp6(9)] {
+            assert_eq!(hash_packet(&frame[14..]), hash(&frame));
+        }
+        assert_eq!(hash_packet(&[0; 40]), hash_packet(&[0xff; 40]));
+    }
+
+    #[test]
     fn a_tag_does_not_hide_the_flow() {
         let plain = udp4(1000, 53, 10);
         let tagged = [&plain[..12], &[0x81, 0, 0, 7], &plain[12..]].concat();
@@ -152,6 +175,7 @@ mod tests {
         for len in 0..=HEAD_LEN {
             hash(&frame[..len]);
             hash(&[0xff; HEAD_LEN][..len]);
+            hash_packet(&frame[14.min(len)..len]);
         }
     }
 }

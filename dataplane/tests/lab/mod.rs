@@ -17,7 +17,7 @@ use vwire_dataplane::DropReason;
 use vwire_dataplane::burst::{Burst, Frames};
 use vwire_dataplane::engine::{Engine, EngineSpec};
 use vwire_dataplane::netns;
-use vwire_dataplane::offload::each_plain;
+use vwire_dataplane::offload::{Link, each_plain};
 use vwire_dataplane::port::vxlan::VxlanTx;
 use vwire_dataplane::port::{PortFault, PortIndex, PortParts, Rx, RxContext, Tx, TxContext};
 use vwire_dataplane::stats::{Counters, Snapshot};
@@ -195,6 +195,18 @@ impl Node {
 
     /// Adds a tunnel to `remote` (port 4789) at `port`, cross-connected with `other` at the port after it.
     pub fn tunnel(&mut self, port: u16, vni: u32, remote: IpAddr, other: PortParts) -> PortIndex {
+        self.tunnel_of(Link::Ethernet, port, vni, remote, other)
+    }
+
+    /// The same for frames that begin as `link` says.
+    pub fn tunnel_of(
+        &mut self,
+        link: Link,
+        port: u16,
+        vni: u32,
+        remote: IpAddr,
+        other: PortParts,
+    ) -> PortIndex {
         let (port, peer) = (PortIndex(port), PortIndex(port + 1));
         let tunnel = Tunnel {
             port,
@@ -202,6 +214,7 @@ impl Node {
             remote: SocketAddr::new(remote, 4789),
             vni: Vni::new(vni).unwrap(),
             max_frame: self.mtu.max_frame(remote).unwrap(),
+            link,
         };
         for (port, name, parts) in
             [(port, "tunnel", VxlanTx::new(tunnel.clone()).into_parts()), (peer, "host", other)]

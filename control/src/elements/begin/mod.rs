@@ -1,0 +1,228 @@
+//! `begin`: one run at a time for each connection, and what is known of it between runs.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::FutureExt;
+use tonic::Status;
+
+use crate::api::connection::{Connection, Mechanism, State as ConnectionState};
+use crate::api::networkservice::NetworkServiceRequest;
+use crate::chain::{Call, Element, Next, Origin, State};
+
+mod owner;
+mod slots;
+
+pub use owner::Binding;
+use owner::Owner;
+use slots::Slots;
+
+/// Runs for one connection id wait for each other, in the order in which they came; those of different ids don't. Keeps a
+/// connection as it was answered last, with what elements remember of it, from the first Request that succeeds until its Close.
+///
+/// - A first Request that fails leaves nothing behind: what elements keep by then is closed.
+/// - A refresh that fails leaves the connection as it was.
+/// - Close of an unknown connection is done already; that of a known one gets the connection as it was answered last, whatever
+///   the caller passed.
+/// - A Request in the state `RESELECT_REQUESTED` is a Close and a first Request in one.
+/// - A run that the role itself starts names the connection by its id; where it gives no path, it gets the stored connection and
+///   preferences.
+pub struct Begin {
+    slots: Slots<Established>,
+    binding: Binding,
+}
+
+/// A connection between runs.
+struct Established {
+    connection: Connection,
+    preferences: Vec<Mechanism>,
+    state: State,
+    owner: Owner,
+    revision: u64,
+}
+
+impl Begin {
+    /// With this rule about who may go on with a connection that someone else began.
+    pub fn new(binding: Binding) -> Self {
+        Self { slots: Slots::default(), binding }
+    }
+
+    /// How many connections there are, and those being made.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Ends the connection as elements know it, in the coordinates of this chain; what they remember goes.
+    async fn end(call: &mut Call, connection: Connection, next: Next<'_>) -> Result<(), Status> {
+        let done = guarded(next.close(call, connection)).await;
+        call.state.clear();
+        call.next_hop = None;
+        call.candidates.clear();
+        done
+    }
+
+    /// Frees what elements keep for a connection that never came to be.
+    async fn undo(call: &mut Call, connection: Connection, next: Next<'_>) {
+        if call.state.is_empty() {
+            return;
+        }
+        let time = call.remaining().max(UNDO_TIME);
+        let mut undo = Call::internal("undoing a Request that failed", time);
+        undo.state = std::mem::take(&mut call.state);
+        if let Err(status) = Self::end(&mut undo, connection, next).await {
+            tracing::debug!(%status, "undoing a Request that failed");
+        }
+    }
+}
+
+/// How long the undoing of a failed Request may take at least: its own time may be over.
+const UNDO_TIME: std::time::Duration = std::time::Duration::from_secs(5);
+
+#[async_trait]
+impl Element for Begin {
+    async fn request(
+        &self,
+        call: &mut Call,
+        mut request: NetworkServiceRequest,
+        next: Next<'_>,
+    ) -> Result<Connection, Status> {
+        let asked = request.connection.get_or_insert_default();
+        let lease = self.slots.lease(known_id(asked)?);
+        let mut slot = lease.turn(call).await?;
+        let internal = matches!(call.origin, Origin::Internal(_));
+
+        let Some(known) = slot.take() else {
+            if internal && asked.path.is_none() {
+                return Err(Status::not_found(format!("connection {} is not there any more", asked.id)));
+            }
+            *slot = Some(first(call, request, next, 1).await?);
+            return Ok(answer(&slot));
+        };
+        if let Err(status) = known.owner.admit(call, asked, self.binding) {
+            *slot = Some(known);
+            return Err(status);
+        }
+        if internal && asked.path.is_none() {
+            let state = asked.state;
+            request = NetworkServiceRequest {
+                connection: Some(Connection { state, ..known.connection.clone() }),
+                mechanism_preferences: known.preferences.clone(),
+            };
+        }
+        if request.connection.as_ref().is_some_and(wants_reselect) {
+            call.state = known.state;
+            if let Err(status) = Self::end(call, known.connection, next).await {
+                tracing::info!(%status, "closing before a new selection");
+            }
+            *slot = Some(first(call, request, next, known.revision + 1).await?);
+            return Ok(answer(&slot));
+        }
+        let (established, done) = refresh(call, request, next, known).await;
+        *slot = Some(established);
+        done.map(|()| answer(&slot))
+    }
+
+    async fn close(&self, call: &mut Call, connection: Connection, next: Next<'_>) -> Result<(), Status> {
+        let lease = self.slots.lease(known_id(&connection)?);
+        let mut slot = lease.turn(call).await?;
+        let Some(known) = slot.take() else { return Ok(()) };
+        if call.revision.is_some_and(|revision| revision != known.revision) {
+            *slot = Some(known);
+            return Ok(());
+        }
+        if let Err(status) = known.owner.admit_close(call, &connection, self.binding) {
+            *slot = Some(known);
+            return Err(status);
+        }
+        call.state = known.state;
+        Self::end(call, known.connection, next).await
+    }
+}
+
+/// A Request for what is not there yet.
+async fn first(
+    call: &mut Call,
+    request: NetworkServiceRequest,
+    next: Next<'_>,
+    revision: u64,
+) -> Result<Established, Status> {
+    call.first = true;
+    call.revision = Some(revision);
+    let asked = request.connection.clone().unwrap_or_default();
+    let preferences = request.mechanism_preferences.clone();
+    match guarded(next.request(call, request)).await {
+        Ok(mut connection) => {
+            connection.state = ConnectionState::Up.into();
+            let owner = Owner::of(call, &connection);
+            Ok(Established {
+                connection,
+                preferences,
+                state: std::mem::take(&mut call.state),
+                owner,
+                revision,
+            })
+        }
+        Err(status) => {
+            Begin::undo(call, asked, next).await;
+            Err(status)
+        }
+    }
+}
+
+/// A Request for what is there.
+async fn refresh(
+    call: &mut Call,
+    request: NetworkServiceRequest,
+    next: Next<'_>,
+    mut known: Established,
+) -> (Established, Result<(), Status>) {
+    call.state = std::mem::take(&mut known.state);
+    call.revision = Some(known.revision + 1);
+    let preferences = request.mechanism_preferences.clone();
+    let done = guarded(next.request(call, request)).await;
+    known.state = std::mem::take(&mut call.state);
+    let done = done.map(|mut connection| {
+        connection.state = ConnectionState::Up.into();
+        if call.peer().is_some() {
+            known.owner = Owner::of(call, &connection);
+        }
+        known.connection = connection;
+        known.preferences = preferences;
+        known.revision += 1;
+    });
+    (known, done)
+}
+
+/// The answer to a Request that succeeded.
+fn answer(slot: &Option<Established>) -> Connection {
+    slot.as_ref().map(|established| established.connection.clone()).unwrap_or_default()
+}
+
+fn wants_reselect(connection: &Connection) -> bool {
+    connection.state() == ConnectionState::ReselectRequested
+}
+
+fn known_id(connection: &Connection) -> Result<Arc<str>, Status> {
+    if connection.id.is_empty() {
+        return Err(Status::invalid_argument("connection.id: empty"));
+    }
+    Ok(Arc::from(connection.id.as_str()))
+}
+
+/// A panic in an element fails its run, and only that.
+async fn guarded<T>(run: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| {
+        Err(Status::internal(
+            "an element of the chain panicked; the log has the place. This is an error in vwire",
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,172 @@
+//! What each role of a process is given, and how a process starts and ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Common, Effective};
+use crate::identity::{Identity, TokenSource};
+use crate::obs::{Admin, AdminSocket, LogLevel, Logs, default_socket, serve};
+use crate::transport::{Dialling, Pool};
+
+/// A process that was asked to end has 5 s. This leaves the kernel a little of them.
+const TIME_TO_END: Duration = Duration::from_millis(4_800);
+
+/// What each role of a process is given.
+#[derive(Clone)]
+pub struct Process {
+    /// Who we are.
+    pub identity: Identity,
+    /// Our tokens.
+    pub tokens: TokenSource,
+    /// Our connections.
+    pub pool: Arc<Pool>,
+    /// Our place at the admin port: metrics to count, and who answers for our connections (`admin.report`).
+    pub admin: Admin,
+    /// Cancelled when the process shall end; a role then has 5 s.
+    pub shutdown: CancellationToken,
+}
+
+/// Why a process did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// Nobody says who we are.
+    #[error(
+        "SPIFFE_ENDPOINT_SOCKET: \"\": no Workload API to say who we are; set it to SPIRE's socket or to that of `vwire ca`, or run \
+         with --insecure where everybody on the machine and the network is trusted"
+    )]
+    NoIdentity,
+    /// The admin port can't be had where it was wanted.
+    #[error("VWIRE_ADMIN: {0}")]
+    Admin(#[from] crate::obs::AdminError),
+    /// Signals can't be watched.
+    #[error("watching signals: {0}")]
+    Signals(std::io::Error),
+    /// The process was told to end before it had started.
+    #[error("told to end before it had started")]
+    Ended,
+}
+
+impl Process {
+    /// Starts what all roles need: logs, signals, the admin port, an identity and connections. Waits for the first SVID.
+    ///
+    /// # Errors
+    /// [`ProcessError`].
+    pub async fn start(
+        common: &Common,
+        role: &str,
+        name: &str,
+        settings: Effective,
+    ) -> Result<Self, ProcessError> {
+        let logs = Logs::start(&common.log_level, common.log_format);
+        let shutdown = CancellationToken::new();
+        tokio::spawn(Signals::new().map_err(ProcessError::Signals)?.watch(logs, shutdown.clone()));
+        let admin = Admin::new(role, name);
+        admin.settings(settings);
+        start_admin(common, role, name, &admin, &shutdown).await?;
+        admin.wait("its SVID");
+        let identity = tokio::select! {
+            identity = identity(common) => identity?,
+            () = shutdown.cancelled() => return Err(ProcessError::Ended),
+        };
+        admin.identity(identity.clone());
+        admin.ready("its SVID");
+        let tokens = TokenSource::new(identity.clone(), common.max_token_lifetime);
+        let dialling = Dialling { timeout: common.dial_timeout, ..Dialling::default() };
+        let pool = Arc::new(Pool::new(identity.clone(), tokens.clone(), dialling));
+        Ok(Self { identity, tokens, pool, admin, shutdown })
+    }
+
+    /// The same process for another of its roles, which has a place of its own at the admin port.
+    #[must_use]
+    pub fn for_role(&self, role: &str, name: &str) -> Self {
+        Self { admin: self.admin.for_role(role, name), ..self.clone() }
+    }
+}
+
+/// Serves the admin port. Without one the process is of use all the same, unless it was asked for.
+async fn start_admin(
+    common: &Common,
+    role: &str,
+    name: &str,
+    admin: &Admin,
+    shutdown: &CancellationToken,
+) -> Result<(), ProcessError> {
+    let wanted = common.admin.0.clone();
+    let target = wanted.clone().unwrap_or_else(|| default_socket(role, name));
+    match AdminSocket::bind(&target).await {
+        Ok(socket) => {
+            tracing::info!("admin port at {target}");
+            tokio::spawn(serve(socket, admin.clone(), shutdown.clone()));
+            Ok(())
+        }
+        Err(error) if wanted.is_some() => Err(error.into()),
+        Err(error) => {
+            tracing::warn!("no admin port: {error}; VWIRE_ADMIN says where else it can be");
+            Ok(())
+        }
+    }
+}
+
+async fn identity(common: &Common) -> Result<Identity, ProcessError> {
+    if common.insecure {
+        // An error's level, so that no choice of level hides it.
+        tracing::error!(
+            "INSECURE: no TLS, no identities, no tokens; whoever reaches a socket of this process may make and end \
+             connections of others"
+        );
+        return Ok(Identity::insecure());
+    }
+    let _socket = common.spiffe_endpoint_socket.0.as_ref().ok_or(ProcessError::NoIdentity)?;
+    Err(ProcessError::NoIdentity)
+}
+
+/// The signals that mean something to a role.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    trace: Signal,
+    back: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            trace: signal(SignalKind::user_defined1())?,
+            back: signal(SignalKind::user_defined2())?,
+        })
+    }
+
+    /// The first SIGTERM or SIGINT asks the roles to end, the second does not ask.
+    async fn watch(mut self, logs: &'static Logs, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => end(&shutdown, 143),
+                _ = self.interrupt.recv() => end(&shutdown, 130),
+                _ = self.trace.recv() => {
+                    // TRACE is a level.
+                    let _ = logs.set(LogLevel::trace());
+                }
+                _ = self.back.recv() => logs.reset(),
+            }
+        }
+    }
+}
+
+fn end(shutdown: &CancellationToken, status: i32) {
+    if shutdown.is_cancelled() {
+        std::process::exit(status);
+    }
+    tracing::info!("ending");
+    shutdown.cancel();
+    // A thread, not a task: it ends the process also if the runtime hangs.
+    std::thread::spawn(|| {
+        std::thread::sleep(TIME_TO_END);
+        tracing::error!("not done after {TIME_TO_END:?}; ending all the same");
+        std::process::exit(1);
+    });
+}

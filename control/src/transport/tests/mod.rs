@@ -1,0 +1,4 @@
+//! Both sides against each other, in one process.
+
+mod calls;
+mod support;
