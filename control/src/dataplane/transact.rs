@@ -260,6 +260,13 @@ impl Dataplane {
         removed.and(unconfigured)
     }
 
+    /// Frees network identifiers that were taken for a connection and that none of its tunnels has: those of a Request that failed, and
+    /// of a next hop that was left.
+    pub fn keep_numbers(&self, id: &str) {
+        let keep = self.wanted.get(id).map(|record| record.tunnels()).unwrap_or_default();
+        self.wanted.vnis.release(id, &keep);
+    }
+
     /// Removes those of the ports that are there.
     async fn remove_ports(&self, ports: &BTreeSet<String>) -> Result<(), Status> {
         let state = self.client.snapshot().await?.state.unwrap_or_default();

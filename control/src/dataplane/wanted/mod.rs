@@ -12,7 +12,7 @@ use crate::transport::SharedFd;
 
 mod vni;
 
-pub use vni::Vnis;
+pub use vni::{Half, Vnis};
 
 /// One end of a vWire: its port.
 #[derive(Clone)]
@@ -61,6 +61,15 @@ impl Record {
             Side::Server => self.server.as_ref(),
             Side::Client => self.client.as_ref(),
         }
+    }
+
+    /// The tunnels of its ends: the peer and the number of each.
+    pub fn tunnels(&self) -> Vec<(std::net::IpAddr, u32)> {
+        let tunnel = |end: &End| match end.port.kind.as_ref()? {
+            pb::port::Kind::Vxlan(tunnel) => Some((tunnel.remote.parse().ok()?, tunnel.vni)),
+            _ => None,
+        };
+        self.server.iter().chain(&self.client).filter_map(tunnel).collect()
     }
 
     fn ports(&self) -> impl Iterator<Item = &str> {
