@@ -20,10 +20,16 @@ use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
 use crate::chain::Origin;
 use crate::transport::SharedFd;
 
+pub mod authorize;
 pub mod expiry;
+pub mod hops;
+pub mod interdomain;
 pub mod matching;
 pub mod memory;
 pub mod path;
+pub mod remote;
+pub mod server;
+pub mod sockets;
 
 pub use path::RegistryPath;
 
@@ -140,4 +146,57 @@ pub trait Registry: Send + Sync + 'static {
         query: NetworkServiceEndpoint,
         watch: bool,
     ) -> Result<Found<EndpointEvent>, Status>;
+}
+
+#[async_trait]
+impl<R: Registry + ?Sized> Registry for Arc<R> {
+    async fn register_service(
+        &self,
+        call: &mut RegistryCall,
+        service: NetworkService,
+    ) -> Result<NetworkService, Status> {
+        (**self).register_service(call, service).await
+    }
+
+    async fn unregister_service(
+        &self,
+        call: &mut RegistryCall,
+        service: NetworkService,
+    ) -> Result<(), Status> {
+        (**self).unregister_service(call, service).await
+    }
+
+    async fn find_services(
+        &self,
+        call: &mut RegistryCall,
+        query: NetworkService,
+        watch: bool,
+    ) -> Result<Found<ServiceEvent>, Status> {
+        (**self).find_services(call, query, watch).await
+    }
+
+    async fn register_endpoint(
+        &self,
+        call: &mut RegistryCall,
+        endpoint: NetworkServiceEndpoint,
+    ) -> Result<NetworkServiceEndpoint, Status> {
+        (**self).register_endpoint(call, endpoint).await
+    }
+
+    async fn unregister_endpoint(
+        &self,
+        call: &mut RegistryCall,
+        endpoint: NetworkServiceEndpoint,
+    ) -> Result<(), Status> {
+        (**self).unregister_endpoint(call, endpoint).await
+    }
+
+    async fn find_endpoints(
+        &self,
+        call: &mut RegistryCall,
+        query: NetworkServiceEndpoint,
+        watch: bool,
+    ) -> Result<Found<EndpointEvent>, Status> {
+        (**self).find_endpoints(call, query, watch).await
+    }
 }
