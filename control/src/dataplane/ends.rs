@@ -119,7 +119,8 @@ impl EndSpec {
             end.interface = self.interface.map(|(_, ifname, wanted)| (ifname, wanted)).or(end.interface);
             return Ok(Prepared { end, fresh: false, replaces: None, fds: Vec::new(), must_come_up: false });
         }
-        let held = before.filter(|before| before.key == key).map(|before| before.fds.clone()).unwrap_or_default();
+        let held =
+            before.filter(|before| before.key == key).map(|before| before.fds.clone()).unwrap_or_default();
         let name = port_name(id, side, replaces.as_deref());
         let mut prepared = Prepared {
             end: End {

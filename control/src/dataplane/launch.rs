@@ -32,8 +32,10 @@ impl Launcher {
         let ours = std::env::current_exe().ok();
         let beside = ours.as_deref().and_then(Path::parent).map(|directory| directory.join(PROGRAM));
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let candidates: Vec<PathBuf> =
-            beside.into_iter().chain(std::env::split_paths(&path).map(|directory| directory.join(PROGRAM))).collect();
+        let candidates: Vec<PathBuf> = beside
+            .into_iter()
+            .chain(std::env::split_paths(&path).map(|directory| directory.join(PROGRAM)))
+            .collect();
         let found = candidates.into_iter().find(|candidate| candidate.is_file());
         let program = found.ok_or_else(|| {
             format!("{PROGRAM} is neither beside this program nor in PATH; install it there, or set VWIRE_DATAPLANE to the socket of an engine that runs")
@@ -61,9 +63,12 @@ impl Launcher {
         if UnixStream::connect(&socket).await.is_ok() {
             return Ok(());
         }
-        let wrong = |what: &str, error: &dyn std::fmt::Display| format!("{}: {what}: {error}", self.directory.display());
+        let wrong = |what: &str, error: &dyn std::fmt::Display| {
+            format!("{}: {what}: {error}", self.directory.display())
+        };
         std::fs::create_dir_all(&self.directory).map_err(|error| wrong("making the directory", &error))?;
-        let lock = File::create(self.directory.join("lock")).map_err(|error| wrong("making the lock file", &error))?;
+        let lock = File::create(self.directory.join("lock"))
+            .map_err(|error| wrong("making the lock file", &error))?;
         let deadline = Instant::now() + PATIENCE;
         // Another process may be starting the same engine.
         while rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -75,7 +80,8 @@ impl Launcher {
         if UnixStream::connect(&socket).await.is_ok() {
             return Ok(());
         }
-        let mut child = self.spawn().map_err(|error| wrong(&format!("starting {}", self.program.display()), &error))?;
+        let mut child =
+            self.spawn().map_err(|error| wrong(&format!("starting {}", self.program.display()), &error))?;
         while UnixStream::connect(&socket).await.is_err() {
             let log = self.directory.join("dataplane.log");
             if let Ok(Some(status)) = child.try_wait() {
@@ -116,7 +122,8 @@ impl Launcher {
             .map(|set| (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect())
             .unwrap_or_default();
         let name = self.directory.as_os_str().as_encoded_bytes();
-        let hash = name.iter().fold(0_usize, |hash, byte| hash.wrapping_mul(31).wrapping_add(usize::from(*byte)));
+        let hash =
+            name.iter().fold(0_usize, |hash, byte| hash.wrapping_mul(31).wrapping_add(usize::from(*byte)));
         allowed.get(hash % allowed.len().max(1)).copied().unwrap_or(0)
     }
 }

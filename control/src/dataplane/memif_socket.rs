@@ -54,7 +54,9 @@ pub async fn listen(namespace: &Namespace, name: &str) -> Result<SharedFd, Statu
                 Ok(Arc::new(socket))
             });
             bound.map_err(|error| match error.kind() {
-                io::ErrorKind::AddrInUse => Status::already_exists(format!("memif socket {shown}: another process listens there")),
+                io::ErrorKind::AddrInUse => {
+                    Status::already_exists(format!("memif socket {shown}: another process listens there"))
+                }
                 _ => Status::failed_precondition(format!("memif socket {shown}: {error}")),
             })
         })

@@ -41,6 +41,18 @@ pub struct Note {
     /// Where the next hop listens, if that is a place that can be found again.
     #[prost(string, tag = "9")]
     pub next_hop: String,
+    /// [`super::wanted::End::key`] of the end toward the client.
+    #[prost(string, tag = "10")]
+    pub server_key: String,
+    /// Likewise, toward the endpoint.
+    #[prost(string, tag = "11")]
+    pub client_key: String,
+    /// The SPIFFE ID of the caller, if it has one.
+    #[prost(string, tag = "12")]
+    pub caller: String,
+    /// The SPIFFE ID that the path's first token names.
+    #[prost(string, tag = "13")]
+    pub client: String,
 }
 
 impl Note {
@@ -88,7 +100,8 @@ mod tests {
 
     #[test]
     fn a_note_comes_back_without_tokens_and_only_to_its_owner() {
-        let segment = PathSegment { name: "nsc".into(), id: "a".into(), token: "secret".into(), ..Default::default() };
+        let segment =
+            PathSegment { name: "nsc".into(), id: "a".into(), token: "secret".into(), ..Default::default() };
         let connection = Connection {
             id: "b".into(),
             path: Some(Path { index: 0, path_segments: vec![segment] }),

@@ -29,7 +29,12 @@ pub struct Dataplane {
     pub owner: String,
     /// Ports whose removal failed, because there was no engine.
     orphans: Mutex<BTreeSet<String>>,
+    /// Requests of one connection wait for each other in `begin`; here they wait for repairs, too.
+    turns: Vec<tokio::sync::Mutex<()>>,
 }
+
+/// Connections that share a turn wait for each other without need; seldom, with so many.
+const TURNS: usize = 1024;
 
 /// An interface that a Request wants configured.
 struct Configuring {
@@ -43,7 +48,20 @@ struct Configuring {
 impl Dataplane {
     /// For the forwarder called `owner`.
     pub fn new(client: Client, owner: impl Into<String>) -> Self {
-        Self { client, wanted: Wanted::default(), owner: owner.into(), orphans: Mutex::default() }
+        Self {
+            client,
+            wanted: Wanted::default(),
+            owner: owner.into(),
+            orphans: Mutex::default(),
+            turns: std::iter::repeat_with(Default::default).take(TURNS).collect(),
+        }
+    }
+
+    /// Waits until nobody else changes the connection.
+    pub(super) async fn turn(&self, id: &str) -> tokio::sync::MutexGuard<'_, ()> {
+        let hash =
+            id.bytes().fold(0_usize, |hash, byte| hash.wrapping_mul(31).wrapping_add(usize::from(byte)));
+        self.turns[hash % TURNS].lock().await
     }
 
     /// Makes a connection's vWire what the two ends say; what agrees is not touched. On an error, what this call added is gone again.
@@ -57,6 +75,7 @@ impl Dataplane {
         mut note: Note,
         deadline: Instant,
     ) -> Result<(), Status> {
+        let _turn = self.turn(id).await;
         let before = self.wanted.get(id);
         let mut configuring = Vec::new();
         for (side, spec) in [(Side::Server, &server), (Side::Client, &client)] {
@@ -76,13 +95,21 @@ impl Dataplane {
         }
         note.server_port.clone_from(&server.end.port.name);
         note.client_port.clone_from(&client.end.port.name);
+        note.server_key.clone_from(&server.end.key);
+        note.client_key.clone_from(&client.end.key);
         note.tables = before.as_ref().map(|record| record.note.tables.clone()).unwrap_or_default();
 
         self.apply(before.as_ref(), &server, &client, &note, &configuring).await?;
         let done = self.finish(before.as_ref(), &client, &mut note, configuring, deadline).await;
         match done {
             Ok(rules_in) => {
-                let record = Record { note, server: Some(server.end), client: Some(client.end), rules_in, adopted: false };
+                let record = Record {
+                    note,
+                    server: Some(server.end),
+                    client: Some(client.end),
+                    rules_in,
+                    adopted: false,
+                };
                 self.wanted.put(id, record);
                 Ok(())
             }
@@ -104,7 +131,11 @@ impl Dataplane {
     ) -> Result<(), Status> {
         let change = || self.change(before, server, client, note);
         let refused = match self.client.apply(change()).await {
-            Err(refused) if refused.code() == Code::FailedPrecondition && refused.message().contains("exist") => refused,
+            Err(refused)
+                if refused.code() == Code::FailedPrecondition && refused.message().contains("exist") =>
+            {
+                refused
+            }
             other => return other,
         };
         let mut removed = false;
@@ -232,6 +263,7 @@ impl Dataplane {
     /// # Errors
     /// What the engine or the kernel refused; what else there was is removed all the same.
     pub async fn remove(&self, id: &str) -> Result<(), Status> {
+        let _turn = self.turn(id).await;
         self.wanted.vnis.release(id, &[]);
         let Some(record) = self.wanted.remove(id) else { return Ok(()) };
         let ports: Vec<String> =
@@ -271,7 +303,9 @@ impl Dataplane {
     async fn remove_ports(&self, ports: &BTreeSet<String>) -> Result<(), Status> {
         let state = self.client.snapshot().await?.state.unwrap_or_default();
         let mut change = Change::default();
-        for join in state.xconnects.into_iter().filter(|join| ports.contains(&join.a) || ports.contains(&join.b)) {
+        for join in
+            state.xconnects.into_iter().filter(|join| ports.contains(&join.a) || ports.contains(&join.b))
+        {
             change.push(Op::RemoveXconnect(join));
         }
         for port in state.ports.into_iter().filter(|port| ports.contains(&port.name)) {

@@ -11,6 +11,7 @@ use super::mechanisms::{Staged, TowardEndpoint};
 use crate::api::connection::Connection;
 use crate::api::networkservice::NetworkServiceRequest;
 use crate::api::path::{self, PathExt};
+use crate::api::token::claimed_subject;
 use crate::chain::{Call, Element, Next};
 use crate::dataplane::Dataplane;
 use crate::dataplane::note::Note;
@@ -31,6 +32,10 @@ impl Commit {
         let mut note = Note::new(&self.dataplane.owner, answer);
         note.toward_endpoint = Some(staged.toward_endpoint.clone());
         note.expires = expiry(answer);
+        note.caller =
+            call.peer().and_then(|peer| peer.id.as_ref()).map(ToString::to_string).unwrap_or_default();
+        let first = path::of(answer).path_segments.first();
+        note.client = first.and_then(|segment| claimed_subject(&segment.token)).unwrap_or_default();
         note.next_hop = match call.state.get::<Connected>().map(|connected| &connected.target) {
             Some(target @ (Target::Tcp(_) | Target::Unix(_))) => target.to_string(),
             // A socket without a name of ours can't be found again.
@@ -40,7 +45,9 @@ impl Commit {
         let (dataplane, id, deadline) = (Arc::clone(&self.dataplane), answer.id.clone(), call.deadline);
         // A task of its own: a caller that goes away must not leave the engine with ports that no record knows of.
         let work = async move { dataplane.set(&id, (staged.server, staged.client), note, deadline).await };
-        tokio::spawn(work).await.unwrap_or_else(|error| Err(Status::internal(format!("programming the engine: {error}"))))
+        tokio::spawn(work)
+            .await
+            .unwrap_or_else(|error| Err(Status::internal(format!("programming the engine: {error}"))))
     }
 }
 

@@ -69,7 +69,9 @@ impl Links {
             let changed = tokio::time::timeout_at(deadline.into(), changes.changed()).await;
             if !matches!(changed, Ok(Ok(()))) {
                 let reason = link.map_or_else(|| "there is no such port".to_owned(), |link| link.reason);
-                return Err(Status::deadline_exceeded(format!("the link of port {port} did not come up: {reason}")));
+                return Err(Status::deadline_exceeded(format!(
+                    "the link of port {port} did not come up: {reason}"
+                )));
             }
         }
     }

@@ -98,7 +98,10 @@ mod tests {
         let drawn = vnis.draw(peer, Half::Odd, "a").unwrap();
         assert_eq!(drawn % 2, 1);
         assert!(vnis.take(peer, drawn, "a") && !vnis.take(peer, drawn, "b"));
-        assert!(vnis.take("10.0.0.2".parse().unwrap(), drawn, "b"), "another peer's number is another number");
+        assert!(
+            vnis.take("10.0.0.2".parse().unwrap(), drawn, "b"),
+            "another peer's number is another number"
+        );
         vnis.release("a", &[]);
         assert!(vnis.take(peer, drawn, "b"));
         vnis.release("b", &[(peer, drawn)]);

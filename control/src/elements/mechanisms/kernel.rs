@@ -6,8 +6,8 @@ use super::{Ask, Kind, namespace};
 use crate::api::connection::{Connection, Mechanism};
 use crate::api::mechanism::{KERNEL, LOCAL, NAME};
 use crate::dataplane::ends::{EndSpec, Make, Payload};
-use crate::dataplane::kernel::interface::{Interface, check_name};
 use crate::dataplane::kernel::Side;
+use crate::dataplane::kernel::interface::{Interface, check_name};
 use crate::dataplane::netns::Namespace;
 use crate::dataplane::wanted::short;
 
@@ -22,7 +22,10 @@ pub struct Kernel;
 /// The name that a workload asked for, or one that is the connection's alone.
 fn name(ask: &Ask<'_>, mechanism: &Mechanism) -> Result<String, Status> {
     let name = match mechanism.parameters.get(NAME).map_or("", String::as_str) {
-        "" => format!("nsm-{}", short(ask.id).chars().filter(char::is_ascii_alphanumeric).take(8).collect::<String>()),
+        "" => format!(
+            "nsm-{}",
+            short(ask.id).chars().filter(char::is_ascii_alphanumeric).take(8).collect::<String>()
+        ),
         name => name.to_owned(),
     };
     check_name(&name)?;
@@ -32,7 +35,9 @@ fn name(ask: &Ask<'_>, mechanism: &Mechanism) -> Result<String, Status> {
 fn refuse_vlan(mechanism: &Mechanism) -> Result<(), Status> {
     match mechanism.parameters.get("vlan").map_or("", String::as_str) {
         "" | "0" => Ok(()),
-        vlan => Err(Status::invalid_argument(format!("mechanism KERNEL: vlan {vlan:?}: this forwarder has no VLAN interfaces"))),
+        vlan => Err(Status::invalid_argument(format!(
+            "mechanism KERNEL: vlan {vlan:?}: this forwarder has no VLAN interfaces"
+        ))),
     }
 }
 

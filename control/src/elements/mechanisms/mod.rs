@@ -60,8 +60,13 @@ pub trait Kind: Send + Sync + 'static {
     ///
     /// # Errors
     /// What of the mechanism's parameters, or of the connection's context, will not do.
-    fn end(&self, ask: &Ask<'_>, side: Side, agreed: &Mechanism, answer: &Connection)
-    -> Result<EndSpec, Status>;
+    fn end(
+        &self,
+        ask: &Ask<'_>,
+        side: Side,
+        agreed: &Mechanism,
+        answer: &Connection,
+    ) -> Result<EndSpec, Status>;
 
     /// Bytes that the longest packet of the payload may have on this leg; 0 means that it does not matter.
     fn mtu(&self, _: &Mechanism) -> u32 {
@@ -88,7 +93,8 @@ pub struct Mechanisms {
 impl Mechanisms {
     /// With these kinds, offered to next hops in this order unless `priority` (types, in any case) names some that come first.
     pub fn new(dataplane: Arc<Dataplane>, mut kinds: Vec<Box<dyn Kind>>, priority: &[String]) -> Self {
-        let rank = |kind: &dyn Kind| priority.iter().position(|first| first.eq_ignore_ascii_case(kind.name()));
+        let rank =
+            |kind: &dyn Kind| priority.iter().position(|first| first.eq_ignore_ascii_case(kind.name()));
         kinds.sort_by_key(|kind| rank(&**kind).unwrap_or(usize::MAX));
         Self { dataplane, kinds }
     }
@@ -102,7 +108,11 @@ impl Mechanisms {
         let agreed = request.connection.as_ref().and_then(|connection| connection.mechanism.as_ref());
         if let Some(agreed) = agreed.filter(|agreed| !agreed.r#type.is_empty()) {
             let kind = self.kind(agreed).ok_or_else(|| {
-                Status::invalid_argument(format!("unsupported mechanism {}; this forwarder has {}", agreed.r#type, self.have()))
+                Status::invalid_argument(format!(
+                    "unsupported mechanism {}; this forwarder has {}",
+                    agreed.r#type,
+                    self.have()
+                ))
             })?;
             return kind.accept(ask, agreed);
         }
@@ -156,11 +166,14 @@ impl Mechanisms {
         let kind = self.kind(&agreed).filter(|kind| kind.class() == class).ok_or_else(|| {
             let offered: Vec<_> = self.offers(ask, class).into_iter().map(|offer| offer.r#type).collect();
             let (chosen, offered) = (&agreed.r#type, offered.join(", "));
-            Status::failed_precondition(format!("the next hop chose mechanism {chosen:?}; it was offered {offered}"))
+            Status::failed_precondition(format!(
+                "the next hop chose mechanism {chosen:?}; it was offered {offered}"
+            ))
         })?;
         lower_mtu(answer, kind.mtu(&agreed));
         let client = kind.end(ask, Side::Client, &agreed, answer)?;
-        let kind = self.kind(toward_client).ok_or_else(|| Status::internal("the chosen mechanism is gone"))?;
+        let kind =
+            self.kind(toward_client).ok_or_else(|| Status::internal("the chosen mechanism is gone"))?;
         let server = kind.end(ask, Side::Server, toward_client, answer)?;
         Ok(Staged { server, client, toward_endpoint: agreed })
     }
@@ -180,7 +193,9 @@ fn payload(connection: &Connection) -> Result<Payload, Status> {
         PAYLOAD_IP => Ok(Payload::Ip),
         other => {
             let shown: String = other.chars().take(20).collect();
-            Err(Status::invalid_argument(format!("payload {shown:?}: this forwarder carries ETHERNET and IP")))
+            Err(Status::invalid_argument(format!(
+                "payload {shown:?}: this forwarder carries ETHERNET and IP"
+            )))
         }
     }
 }

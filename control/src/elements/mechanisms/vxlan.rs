@@ -87,12 +87,20 @@ impl Vxlan {
         let address: IpAddr = text.parse().map_err(|_| bad(key, text, "is not an IP address"))?;
         let ours = self.0.ip;
         if address.is_ipv4() != ours.is_ipv4() {
-            return Err(bad(key, text, format_args!("is not of the family of this forwarder's tunnel address {ours}")));
+            return Err(bad(
+                key,
+                text,
+                format_args!("is not of the family of this forwarder's tunnel address {ours}"),
+            ));
         }
         if address == ours {
             return Err(bad(key, text, "is this forwarder's own tunnel address"));
         }
-        if address.is_unspecified() || address.is_multicast() || address.is_loopback() || is_broadcast(address) {
+        if address.is_unspecified()
+            || address.is_multicast()
+            || address.is_loopback()
+            || is_broadcast(address)
+        {
             return Err(bad(key, text, "is no machine's address"));
         }
         Ok(address)
@@ -106,7 +114,10 @@ impl Vxlan {
             text => Err(bad(
                 key,
                 text,
-                format_args!("is not this forwarder's, {}; set NSM_VXLAN_PORT alike on all forwarders", self.0.port()),
+                format_args!(
+                    "is not this forwarder's, {}; set NSM_VXLAN_PORT alike on all forwarders",
+                    self.0.port()
+                ),
             )),
         }
     }
@@ -125,19 +136,22 @@ impl Vxlan {
         if let Some(vni) = vni(offered)? {
             return match vnis.take(peer, vni, ask.id) {
                 true => Ok(vni),
-                false => Err(Status::already_exists(format!("mechanism VXLAN: vni {vni} of {peer} belongs to another connection"))),
+                false => Err(Status::already_exists(format!(
+                    "mechanism VXLAN: vni {vni} of {peer} belongs to another connection"
+                ))),
             };
         }
         let original = |key, plain: String| match offered.parameters.get(key) {
             Some(original) if !original.is_empty() => original.clone(),
             _ => plain,
         };
-        let half = Half::of(
-            &original(ORIG_SRC_IP, peer.to_string()),
-            &original(ORIG_DST_IP, self.0.ip.to_string()),
-        );
-        vnis.draw(peer, half, ask.id)
-            .ok_or_else(|| Status::resource_exhausted(format!("mechanism VXLAN: all network identifiers toward {peer} are taken")))
+        let half =
+            Half::of(&original(ORIG_SRC_IP, peer.to_string()), &original(ORIG_DST_IP, self.0.ip.to_string()));
+        vnis.draw(peer, half, ask.id).ok_or_else(|| {
+            Status::resource_exhausted(format!(
+                "mechanism VXLAN: all network identifiers toward {peer} are taken"
+            ))
+        })
     }
 }
 
@@ -187,7 +201,11 @@ impl Kind for Vxlan {
         if ask.payload == Payload::Ip {
             parameters.insert(INNER.to_owned(), IP.to_owned());
         }
-        Some(Mechanism { cls: REMOTE.into(), r#type: VXLAN.into(), parameters: parameters.into_iter().collect() })
+        Some(Mechanism {
+            cls: REMOTE.into(),
+            r#type: VXLAN.into(),
+            parameters: parameters.into_iter().collect(),
+        })
     }
 
     fn end(&self, ask: &Ask<'_>, side: Side, agreed: &Mechanism, _: &Connection) -> Result<EndSpec, Status> {
@@ -200,7 +218,9 @@ impl Kind for Vxlan {
         self.check_port(agreed, port)?;
         let vni = vni(agreed)?.ok_or_else(|| bad(VNI, "", "the endpoint's forwarder chose none"))?;
         if !ask.dataplane.wanted.vnis.take(remote, vni, ask.id) {
-            return Err(Status::already_exists(format!("mechanism VXLAN: vni {vni} of {remote} belongs to another connection")));
+            return Err(Status::already_exists(format!(
+                "mechanism VXLAN: vni {vni} of {remote} belongs to another connection"
+            )));
         }
         let tunnel = pb::Vxlan {
             vni,
