@@ -1,6 +1,7 @@
 //! An engine of a test's own, programs that play workloads, and a chain from `begin` to a made-up next hop.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -12,10 +13,10 @@ use vwire_control::api::connection::{Connection, Mechanism, Path as ApiPath, Pat
 use vwire_control::api::connectioncontext::{ConnectionContext, IpContext};
 use vwire_control::api::networkservice::NetworkServiceRequest;
 use vwire_control::chain::{Call, Chain, Element, Fds, Next};
+use vwire_control::dataplane::Dataplane;
 use vwire_control::dataplane::client::{Client, Event, Events};
 use vwire_control::dataplane::launch::Launcher;
 use vwire_control::dataplane::reconcile::Keeper;
-use vwire_control::dataplane::Dataplane;
 use vwire_control::elements::mechanisms::{Kernel, Kind, Memif, Tunnel, Vxlan};
 use vwire_control::elements::{Begin, Binding, Commit, ForgetFds, Mechanisms, Stats};
 use vwire_control::transport::{Inode, SharedFd, Target};
@@ -119,9 +120,35 @@ struct Discover(bool);
 
 #[async_trait]
 impl Element for Discover {
-    async fn request(&self, call: &mut Call, request: NetworkServiceRequest, next: Next<'_>) -> Result<Connection, Status> {
+    async fn request(
+        &self,
+        call: &mut Call,
+        request: NetworkServiceRequest,
+        next: Next<'_>,
+    ) -> Result<Connection, Status> {
         let target = if self.0 { "tcp://10.0.0.1:1" } else { "unix:///nowhere" };
         call.next_hop = Some(Target::parse(target).unwrap());
+        next.request(call, request).await
+    }
+}
+
+/// The descriptors that callers sent, as recv_fd takes them.
+type Callers = Arc<Mutex<HashMap<String, (Inode, SharedFd)>>>;
+
+struct Receive(Callers);
+
+#[async_trait]
+impl Element for Receive {
+    async fn request(
+        &self,
+        call: &mut Call,
+        request: NetworkServiceRequest,
+        next: Next<'_>,
+    ) -> Result<Connection, Status> {
+        let id = request.connection.as_ref().unwrap().id.clone();
+        if let Some((inode, fd)) = self.0.lock().unwrap().remove(&id) {
+            call.state.get_or_default::<Fds>().insert(inode, fd);
+        }
         next.request(call, request).await
     }
 }
@@ -130,7 +157,12 @@ struct Hop(Arc<Endpoint>);
 
 #[async_trait]
 impl Element for Hop {
-    async fn request(&self, call: &mut Call, request: NetworkServiceRequest, _: Next<'_>) -> Result<Connection, Status> {
+    async fn request(
+        &self,
+        call: &mut Call,
+        request: NetworkServiceRequest,
+        _: Next<'_>,
+    ) -> Result<Connection, Status> {
         let endpoint = &self.0;
         *endpoint.asked.lock().unwrap() = Some(request.clone());
         if let Some(status) = endpoint.refuse.lock().unwrap().clone() {
@@ -140,7 +172,8 @@ impl Element for Hop {
         let chosen = endpoint.mechanism.lock().unwrap().clone();
         let agreed = connection.mechanism.take();
         let offered = request.mechanism_preferences.iter().find(|offer| offer.r#type == chosen.r#type);
-        let mut mechanism = agreed.filter(|agreed| agreed.r#type == chosen.r#type).or(offered.cloned()).unwrap_or_default();
+        let mut mechanism =
+            agreed.filter(|agreed| agreed.r#type == chosen.r#type).or(offered.cloned()).unwrap_or_default();
         if mechanism.r#type.is_empty() {
             return Err(Status::invalid_argument("cannot support any of the requested mechanisms"));
         }
@@ -167,6 +200,7 @@ pub struct Rig {
     pub chain: Arc<Chain>,
     pub endpoint: Arc<Endpoint>,
     pub downs: Arc<Mutex<Vec<String>>>,
+    callers: Callers,
     keeper: tokio::task::JoinHandle<()>,
 }
 
@@ -207,10 +241,12 @@ impl Rig {
         let endpoint = Arc::new(endpoint);
         let mut kinds: Vec<Box<dyn Kind>> = vec![Box::new(Memif), Box::new(Kernel)];
         kinds.extend(tunnel.map(|tunnel| Box::new(Vxlan(tunnel)) as Box<dyn Kind>));
+        let callers = Callers::default();
         let chain = Chain::new("fwd", |_| {
             vec![
                 Arc::new(Begin::new(Binding::Off)) as Arc<dyn Element>,
                 Arc::new(ForgetFds),
+                Arc::new(Receive(Arc::clone(&callers))),
                 Arc::new(Discover(endpoint.remote)),
                 Arc::new(Stats::new(Arc::clone(&dataplane))),
                 Arc::new(Commit::new(Arc::clone(&dataplane))),
@@ -222,21 +258,20 @@ impl Rig {
         let told = Arc::clone(&downs);
         let down = Box::new(move |id: &str, why: &str| told.lock().unwrap().push(format!("{id}: {why}")));
         let keeper = Keeper::new(Arc::clone(&dataplane), Arc::downgrade(&chain), down, &snapshot);
-        Self { dataplane, chain, endpoint, downs, keeper: tokio::spawn(keeper.run(events)) }
+        Self { dataplane, chain, endpoint, downs, callers, keeper: tokio::spawn(keeper.run(events)) }
     }
 
-    /// A Request from a client with this preference, whose namespace comes along.
-    pub async fn request(&self, id: &str, request: NetworkServiceRequest, netns: Option<&Netns>) -> Result<Connection, Status> {
-        let mut call = Call::internal("test", PATIENCE);
-        let _ = id;
-        let fds = netns.map(Netns::sent);
-        let chain = Arc::clone(&self.chain);
-        if let Some((inode, fd)) = fds {
-            // As recv_fd does, after begin.
-            CALLERS.lock().unwrap().push((inode, fd));
+    /// A Request whose caller sends the descriptor of this namespace along.
+    pub async fn request(
+        &self,
+        request: NetworkServiceRequest,
+        netns: Option<&Netns>,
+    ) -> Result<Connection, Status> {
+        if let Some(netns) = netns {
+            let id = request.connection.as_ref().unwrap().id.clone();
+            self.callers.lock().unwrap().insert(id, netns.sent());
         }
-        let caller = Arc::new(WithFds(chain));
-        caller.run(&mut call, request).await
+        self.chain.request(&mut Call::internal("test", PATIENCE), request).await
     }
 
     pub async fn close(&self, connection: &Connection) -> Result<(), Status> {
@@ -258,4 +293,63 @@ impl Rig {
         let joins = state.xconnects.into_iter().map(|join| format!("{} - {}", join.a, join.b));
         state.ports.into_iter().map(|port| port.name).chain(joins).collect()
     }
+}
+
+/// A Request of the client `id` for its own namespace's interface, or memif.
+pub fn asking(id: &str, payload: &str, preferences: Vec<Mechanism>) -> NetworkServiceRequest {
+    let expires = std::time::SystemTime::now() + Duration::from_secs(600);
+    let segment = |name: &str, id: String| PathSegment {
+        name: name.into(),
+        id,
+        expires: Some(expires.into()),
+        ..Default::default()
+    };
+    let path = ApiPath {
+        index: 1,
+        path_segments: vec![segment("nsc", format!("root-{id}")), segment("fwd", id.into())],
+    };
+    let connection = Connection {
+        id: id.into(),
+        network_service: "icmp-responder".into(),
+        payload: payload.into(),
+        path: Some(path),
+        ..Default::default()
+    };
+    NetworkServiceRequest { connection: Some(connection), mechanism_preferences: preferences }
+}
+
+pub fn kernel(netns: &Netns, name: &str) -> Mechanism {
+    let parameters = [("inodeURL", netns.sent().0.to_string()), ("name", name.to_owned())];
+    mechanism("LOCAL", "KERNEL", &parameters)
+}
+
+pub fn memif(netns: &Netns) -> Mechanism {
+    mechanism("LOCAL", "MEMIF", &[("inodeURL", netns.sent().0.to_string())])
+}
+
+pub fn mechanism(class: &str, kind: &str, parameters: &[(&str, String)]) -> Mechanism {
+    let parameters = parameters.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    Mechanism { cls: class.into(), r#type: kind.into(), parameters }
+}
+
+/// Addresses of both ends: the client has .1, the endpoint .2.
+pub fn addresses(v6: bool) -> ConnectionContext {
+    let mut ip = IpContext {
+        src_ip_addrs: vec!["10.60.1.1/32".into()],
+        dst_ip_addrs: vec!["10.60.1.2/32".into()],
+        ..Default::default()
+    };
+    if v6 {
+        ip.src_ip_addrs.push("fd60::1/128".into());
+        ip.dst_ip_addrs.push("fd60::2/128".into());
+    }
+    ConnectionContext { ip_context: Some(ip), ..Default::default() }
+}
+
+/// Pings with the namespace's own tools.
+pub fn ping(netns: &Netns, to: &str, more: &[&str]) -> Result<String, String> {
+    let mut args = vec!["-n", "-c", "3", "-i", "0.05", "-W", "2"];
+    args.extend(more);
+    args.push(to);
+    Process::inside(netns, Path::new("ping"), &args).success()
 }
