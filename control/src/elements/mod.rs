@@ -33,7 +33,6 @@ pub use excluded_prefixes::ExcludedPrefixes;
 pub use forget_fds::ForgetFds;
 pub use mechanisms::Mechanisms;
 pub use monitor::{Follow, Hub, Monitor};
-pub use monitor::{Hub, Monitor};
 pub use net_svc_monitor::NetSvcMonitor;
 pub use recv_fd::RecvFd;
 pub use round_robin::RoundRobin;
