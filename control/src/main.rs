@@ -22,6 +22,8 @@ enum Command {
     Status(cli::StatusArgs),
     /// Shows a connection hop by hop, or lists all.
     Path(cli::PathArgs),
+    /// Brings up topologies on this machine, checks them, and takes them down.
+    Lab(cli::LabArgs),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +50,7 @@ fn fail(reason: &str) -> ExitCode {
 async fn run(command: Command) -> Result<(), String> {
     match command {
         Command::Status(args) => args.run().await.map_err(|error| error.to_string()),
+        Command::Lab(args) => args.run().await.map_err(|error| error.to_string()),
         Command::Path(args) => args.run().await.map_err(|error| error.to_string()),
     }
 }
