@@ -1,7 +1,9 @@
 //! Which endpoints may serve a client, and why the others may not.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::labels::{self, Labels, satisfies};
@@ -12,7 +14,7 @@ use crate::transport::SharedFd;
 #[derive(Debug, Clone)]
 pub struct Candidate {
     /// As registered.
-    pub endpoint: NetworkServiceEndpoint,
+    pub endpoint: Arc<NetworkServiceEndpoint>,
     /// Its share of new connections against the other candidates; all zero means equal shares.
     pub weight: u32,
     /// The socket's file, where the URL is `inode://`.
@@ -97,7 +99,7 @@ impl fmt::Display for Explanation {
 pub fn select(
     client: &Labels,
     service: &NetworkService,
-    endpoints: &[NetworkServiceEndpoint],
+    endpoints: &[impl Borrow<NetworkServiceEndpoint>],
 ) -> Vec<Chosen> {
     select_at(client, service, endpoints, SystemTime::now(), &mut |_| ())
 }
@@ -106,7 +108,7 @@ pub fn select(
 pub fn explain(
     client: &Labels,
     service: &NetworkService,
-    endpoints: &[NetworkServiceEndpoint],
+    endpoints: &[impl Borrow<NetworkServiceEndpoint>],
 ) -> Explanation {
     let now = SystemTime::now();
     let mut matches = Vec::new();
@@ -114,8 +116,8 @@ pub fn explain(
     let is_chosen = |index: usize| chosen.iter().any(|choice| choice.index == index);
     let refused = (0..endpoints.len()).filter(|index| !is_chosen(*index));
     let refused = refused.map(|index| Refusal {
-        endpoint: endpoints[index].name.clone(),
-        reason: why_not(client, service, &endpoints[index], now, &matches),
+        endpoint: endpoints[index].borrow().name.clone(),
+        reason: why_not(client, service, endpoints[index].borrow(), now, &matches),
     });
     let refused = refused.collect();
     Explanation { service: service.name.clone(), labels: client.clone(), matches, chosen, refused }
@@ -124,11 +126,11 @@ pub fn explain(
 fn select_at(
     client: &Labels,
     service: &NetworkService,
-    endpoints: &[NetworkServiceEndpoint],
+    endpoints: &[impl Borrow<NetworkServiceEndpoint>],
     now: SystemTime,
     say: &mut dyn FnMut(MatchResult),
 ) -> Vec<Chosen> {
-    let alive = |index: &usize| !has_expired(&endpoints[*index], now);
+    let alive = |index: &usize| !has_expired(endpoints[*index].borrow(), now);
     let all = || (0..endpoints.len()).filter(alive).map(|index| Chosen { index, weight: 0 }).collect();
     if service.matches.is_empty() {
         return all();
@@ -154,12 +156,18 @@ fn select_at(
 }
 
 /// The endpoints that a match's routes lead to.
-fn routed(client: &Labels, service: &str, one: &Match, endpoints: &[NetworkServiceEndpoint]) -> Vec<Chosen> {
+fn routed(
+    client: &Labels,
+    service: &str,
+    one: &Match,
+    endpoints: &[impl Borrow<NetworkServiceEndpoint>],
+) -> Vec<Chosen> {
     let mut chosen: Vec<Chosen> = Vec::new();
     let mut seen = vec![false; endpoints.len()];
     for route in &one.routes {
         for (index, endpoint) in endpoints.iter().enumerate() {
-            let fits = satisfies(labels_of(endpoint, service), &route.destination_selector, client).is_ok();
+            let fits =
+                satisfies(labels_of(endpoint.borrow(), service), &route.destination_selector, client).is_ok();
             if fits && !std::mem::replace(&mut seen[index], true) {
                 chosen.push(Chosen { index, weight: route.weight });
             }
@@ -202,7 +210,7 @@ pub fn select_forwarders(
     client: &Labels,
     service: &NetworkService,
     forwarder_service: &str,
-    forwarders: &[NetworkServiceEndpoint],
+    forwarders: &[impl Borrow<NetworkServiceEndpoint>],
 ) -> Result<Vec<usize>, Vec<Refusal>> {
     if service.matches.is_empty() {
         return Ok((0..forwarders.len()).collect());
@@ -216,6 +224,7 @@ pub fn select_forwarders(
         let wanted = one.metadata.as_ref().map_or(&default, |metadata| &metadata.labels);
         let mut chosen = Vec::new();
         for (index, forwarder) in forwarders.iter().enumerate() {
+            let forwarder: &NetworkServiceEndpoint = forwarder.borrow();
             let fits = match forwarder.network_service_labels.get(forwarder_service) {
                 Some(have) => {
                     satisfies(&have.labels, wanted, client).map_err(|mismatch| mismatch.to_string())

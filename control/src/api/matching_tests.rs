@@ -91,7 +91,7 @@ fn a_refusal_names_every_candidate_and_its_reason() {
         "no endpoint of `s` matches app=foo; none of the service's 1 matches is for these labels; \
          1 candidate refused: a: no match is for this client (app=foo where app=bar is asked for)"
     );
-    let said = explain(&labels(&[]), &service(vec![]), &[]).to_string();
+    let said = explain(&labels(&[]), &service(vec![]), &[] as &[NetworkServiceEndpoint]).to_string();
     assert_eq!(said, "no endpoint of `s` matches no labels; none is registered");
 }
 
@@ -119,7 +119,7 @@ fn forwarders_are_chosen_by_metadata_and_by_default_point_to_point() {
 
 fn candidates(weights: &[u32]) -> Vec<Candidate> {
     let one = |(i, weight): (usize, &u32)| Candidate {
-        endpoint: endpoint(&i.to_string(), "s", &[]),
+        endpoint: Arc::new(endpoint(&i.to_string(), "s", &[])),
         weight: *weight,
         socket: None,
     };

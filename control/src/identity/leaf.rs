@@ -116,6 +116,10 @@ fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, BadSvid> {
     let [uri] = uris[..] else { return Err(BadSvid::UriNames(uris.len())) };
     let bad = |reason: String| BadSvid::Id { uri: uri.chars().take(256).collect(), reason };
     let id = SpiffeId::new(uri).map_err(|error| bad(error.to_string()))?;
+    // One workload has one spelling: names are compared, and shown to policies, as text.
+    if id.to_string() != uri {
+        return Err(bad(format!("it should be written {id}")));
+    }
     if id.path().is_empty() {
         return Err(bad("it names a trust domain, no workload in it".to_owned()));
     }

@@ -6,9 +6,14 @@ mod leaf;
 mod source;
 mod token;
 mod trust;
+mod workload;
 
 pub use leaf::{BadSvid, Leaf};
 pub use source::{Bundles, Identity, Svid};
 pub use spiffe::{SpiffeId, TrustDomain};
 pub use token::{Token, TokenSource};
 pub use trust::{Accepted, Distrust, Trust};
+pub use workload::WorkloadError;
+
+#[cfg(test)]
+mod tests;

@@ -112,13 +112,23 @@ impl Server {
                 "TLS IS OFF: anybody who reaches these sockets is believed, and nothing is encrypted"
             );
         }
+        self.run(tls, routes, shutdown).await;
+        Ok(())
+    }
+
+    /// As [`serve`](Self::serve) for services that are plain by design, like the Workload API, whose callers have no identity yet.
+    pub async fn serve_plain(self, routes: Routes, shutdown: CancellationToken) {
+        let tls = Tls::new(Identity::insecure(), self.limits.accepted());
+        self.run(tls, routes, shutdown).await;
+    }
+
+    async fn run(self, tls: Tls, routes: Routes, shutdown: CancellationToken) {
         let shared = Arc::new(Shared { tls, routes: routes.prepare(), limits: self.limits, shutdown });
         let mut accepting = JoinSet::new();
         for listener in self.listeners {
             accepting.spawn(accept(listener, Arc::clone(&shared)));
         }
         while accepting.join_next().await.is_some() {}
-        Ok(())
     }
 }
 

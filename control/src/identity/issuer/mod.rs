@@ -1,5 +1,12 @@
-//! The built-in issuer: an authority of one trust domain, for labs, single hosts and tests, where there is no SPIRE.
+//! The built-in issuer: an authority of one trust domain and a SPIFFE Workload API, for labs, single hosts and tests, where there is
+//! no SPIRE. It believes the kernel about who calls: by which socket, with which uid and program.
 
+mod api;
 mod authority;
+mod names;
+mod store;
 
+pub use api::{Issuer, serve};
 pub use authority::{Authority, IssuerError};
+pub use names::{Caller, Name, Rule};
+pub use store::read_bundle;

@@ -1,0 +1,203 @@
+//! The SPIFFE Workload API, served by the built-in issuer.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{self, BoxStream, StreamExt};
+use rustls_pki_types::CertificateDer;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::{Request, Response, Status};
+use vwire_proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
+use vwire_proto::workload::{
+    JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
+    ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest,
+    X509svidResponse,
+};
+
+use super::{Authority, Caller, Name, Rule};
+use crate::identity::source::Bundles;
+use crate::transport::{self, Limits, PeerAddress, ServeError, Server, Target};
+
+/// Without it a call could be one that a browser was talked into (SPIFFE Workload Endpoint §3.1).
+const HEADER: &str = "workload.spiffe.io";
+/// How long to wait after an SVID could not be made.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Issues SVIDs over the Workload API.
+pub struct Issuer {
+    authority: Authority,
+    life: Duration,
+    rules: Vec<Rule>,
+    federated: watch::Receiver<Bundles>,
+}
+
+impl Issuer {
+    /// Issues SVIDs of `authority` that live for `life` and are renewed at half of it, to callers named by `rules` (the first that
+    /// fits; none: `/uid/<uid>/<program>`), with the bundles of `federated` domains.
+    pub fn new(
+        authority: Authority,
+        life: Duration,
+        rules: Vec<Rule>,
+        federated: watch::Receiver<Bundles>,
+    ) -> Self {
+        Self { authority, life, rules, federated }
+    }
+
+    /// The authority.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    fn name(&self, caller: &Caller) -> String {
+        self.rules.iter().find_map(|rule| rule.name(caller)).unwrap_or_else(|| Name::default().of(caller))
+    }
+
+    fn svid(&self, path: &str) -> Result<X509svidResponse, Status> {
+        let svid = self.authority.issue(path, self.life);
+        let svid = svid.map_err(|error| Status::internal(format!("issuing an SVID: {error}")))?;
+        tracing::info!(id = %svid.id, life = ?self.life, "issued an SVID");
+        let ours = X509svid {
+            spiffe_id: svid.id.to_string(),
+            x509_svid: joined(&svid.chain),
+            x509_svid_key: svid.key.secret_pkcs8_der().to_vec(),
+            bundle: self.authority.certificate().to_vec(),
+            hint: String::new(),
+        };
+        let federated = by_id(&self.federated.borrow());
+        Ok(X509svidResponse { svids: vec![ours], crl: Vec::new(), federated_bundles: federated })
+    }
+
+    fn bundles(&self) -> X509BundlesResponse {
+        let mut bundles = by_id(&self.federated.borrow());
+        bundles.extend(by_id(&self.authority.bundles()));
+        X509BundlesResponse { crl: Vec::new(), bundles }
+    }
+}
+
+/// Certificates behind one another, as the API has them.
+fn joined(certificates: &[CertificateDer<'static>]) -> Vec<u8> {
+    certificates.iter().flat_map(|der| der.as_ref()).copied().collect()
+}
+
+fn by_id(bundles: &Bundles) -> BTreeMap<String, Vec<u8>> {
+    bundles.iter().map(|(domain, authorities)| (domain.id_string(), joined(authorities))).collect()
+}
+
+/// Serves the Workload API on `listen` until `shutdown`. Whoever calls there is `name`, or whom the issuer's rules name.
+///
+/// # Errors
+/// [`ServeError`] if the socket can't be opened.
+pub async fn serve(
+    issuer: Arc<Issuer>,
+    listen: &Target,
+    name: Option<Name>,
+    limits: Limits,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    let api = Api { issuer, name, ending: shutdown.clone() };
+    let routes = Routes::new(SpiffeWorkloadApiServer::new(api));
+    Server::bind(std::slice::from_ref(listen), limits).await?.serve_plain(routes, shutdown).await;
+    Ok(())
+}
+
+/// The API on one socket.
+struct Api {
+    issuer: Arc<Issuer>,
+    /// Who calls here, if the socket says so.
+    name: Option<Name>,
+    ending: CancellationToken,
+}
+
+impl Api {
+    /// The caller's path; INVALID_ARGUMENT without the header.
+    fn admit<T>(&self, request: &Request<T>) -> Result<String, Status> {
+        if request.metadata().get(HEADER).is_none_or(|value| value != "true") {
+            return Err(Status::invalid_argument(format!("metadata: {HEADER} must be \"true\"")));
+        }
+        let PeerAddress::Unix { pid, uid } = transport::peer(request)?.address else {
+            return Err(Status::permission_denied("only callers on unix sockets can be told apart"));
+        };
+        let caller = Caller::of(pid, uid);
+        let path = self.name.as_ref().map_or_else(|| self.issuer.name(&caller), |name| name.of(&caller));
+        tracing::debug!(?caller, %path, "a workload asks");
+        Ok(path)
+    }
+}
+
+const NO_JWT: &str = "this issuer gives X.509-SVIDs only: NSM's tokens are signed with their keys";
+
+#[tonic::async_trait]
+impl SpiffeWorkloadApi for Api {
+    type FetchX509SVIDStream = BoxStream<'static, Result<X509svidResponse, Status>>;
+    type FetchX509BundlesStream = BoxStream<'static, Result<X509BundlesResponse, Status>>;
+    type FetchJWTBundlesStream = BoxStream<'static, Result<JwtBundlesResponse, Status>>;
+
+    async fn fetch_x509svid(
+        &self,
+        request: Request<X509svidRequest>,
+    ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
+        let path = self.admit(&request)?;
+        let issuer = Arc::clone(&self.issuer);
+        let first = issuer.svid(&path)?;
+        let federated = issuer.federated.clone();
+        let renewed = stream::unfold((issuer, path, federated), |(issuer, path, mut federated)| async move {
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(issuer.life / 2) => {}
+                    () = changed(&mut federated) => {}
+                }
+                match issuer.svid(&path) {
+                    Ok(svid) => return Some((Ok(svid), (issuer, path, federated))),
+                    Err(error) => tracing::error!(%error, %path, "an SVID was not renewed; trying again"),
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        });
+        let all = stream::once(std::future::ready(Ok(first))).chain(renewed);
+        Ok(Response::new(all.take_until(self.ending.clone().cancelled_owned()).boxed()))
+    }
+
+    async fn fetch_x509_bundles(
+        &self,
+        request: Request<X509BundlesRequest>,
+    ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
+        self.admit(&request)?;
+        let issuer = Arc::clone(&self.issuer);
+        let first = issuer.bundles();
+        let federated = issuer.federated.clone();
+        let later = stream::unfold((issuer, federated), |(issuer, mut federated)| async move {
+            changed(&mut federated).await;
+            Some((Ok(issuer.bundles()), (issuer, federated)))
+        });
+        let all = stream::once(std::future::ready(Ok(first))).chain(later);
+        Ok(Response::new(all.take_until(self.ending.clone().cancelled_owned()).boxed()))
+    }
+
+    async fn fetch_jwtsvid(&self, _: Request<JwtsvidRequest>) -> Result<Response<JwtsvidResponse>, Status> {
+        Err(Status::unimplemented(NO_JWT))
+    }
+
+    async fn fetch_jwt_bundles(
+        &self,
+        _: Request<JwtBundlesRequest>,
+    ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
+        Err(Status::unimplemented(NO_JWT))
+    }
+
+    async fn validate_jwtsvid(
+        &self,
+        _: Request<ValidateJwtsvidRequest>,
+    ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
+        Err(Status::unimplemented(NO_JWT))
+    }
+}
+
+/// Waits for other bundles; for ever if nobody can change them any more.
+async fn changed(federated: &mut watch::Receiver<Bundles>) {
+    if federated.changed().await.is_err() {
+        std::future::pending().await
+    }
+}

@@ -1,0 +1,200 @@
+//! `vwire ca`: the built-in issuer, for labs and single hosts.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config;
+use crate::identity::issuer::{self, Authority, Issuer, IssuerError, Name, Rule, read_bundle};
+use crate::identity::{Bundles, TrustDomain};
+use crate::transport::{Limits, ServeError, Target};
+
+/// How often bundle files are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+/// Shortest life of an SVID: peers' clocks differ, and each renewal makes connections anew.
+const SHORTEST_LIFE: Duration = Duration::from_secs(10);
+
+/// The issuer's settings.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Settings {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub common: config::Common,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub limits: Limits,
+
+    /// The trust domain that we are the authority of.
+    #[arg(long, env = "VWIRE_CA_TRUST_DOMAIN", value_name = "DOMAIN", default_value = "vwire.local")]
+    pub trust_domain: TrustDomain,
+
+    /// Where the authority's key is kept, readable for us alone. In memory if left out: peers must then ask again after a restart.
+    #[arg(long, env = "VWIRE_CA_STATE", value_name = "FOLDER")]
+    pub state: Option<PathBuf>,
+
+    /// The Workload API's socket for callers that rules name; none if empty.
+    #[arg(long, env = "VWIRE_CA_LISTEN_ON", value_name = "URL", default_value = "")]
+    pub listen_on: config::Maybe<Target>,
+
+    /// A workload with a socket of its own: NAME=SOCKET. Whoever reaches the socket is `spiffe://DOMAIN/NAME`. May be repeated.
+    #[arg(long = "workload", env = "VWIRE_CA_WORKLOADS", value_name = "NAME=SOCKET", value_delimiter = ',')]
+    pub workloads: Vec<Workload>,
+
+    /// Who calls at the common socket: uid=N,program=/path:/NAME, the first that fits; conditions may be left out. Separated by `;`.
+    /// Whom no rule names is /uid/UID/PROGRAM.
+    #[arg(long = "rule", env = "VWIRE_CA_RULES", value_name = "RULE", value_delimiter = ';')]
+    pub rules: Vec<Rule>,
+
+    /// How long an SVID lives; it is renewed at half of that.
+    #[arg(long, env = "VWIRE_CA_SVID_LIFETIME", value_name = "DURATION", default_value = "1h", value_parser = config::duration)]
+    pub svid_lifetime: Duration,
+
+    /// Where our bundle is written, PEM, for others to federate with us.
+    #[arg(long, env = "VWIRE_CA_BUNDLE", value_name = "FILE")]
+    pub bundle: Option<PathBuf>,
+
+    /// Another trust domain that our workloads shall believe: DOMAIN=FILE with its bundle, PEM. Read again when it changes.
+    #[arg(long = "federate", env = "VWIRE_CA_FEDERATE", value_name = "DOMAIN=FILE", value_delimiter = ',')]
+    pub federate: Vec<Federation>,
+}
+
+/// A workload with a socket of its own.
+#[derive(Debug, Clone)]
+pub struct Workload {
+    name: Name,
+    socket: Target,
+}
+
+impl FromStr for Workload {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, socket) = text.split_once('=').ok_or_else(|| format!("{text:?}: write NAME=SOCKET"))?;
+        let path = socket.strip_prefix("unix://").or_else(|| socket.strip_prefix("unix:")).unwrap_or(socket);
+        if path.is_empty() || path.contains("://") {
+            return Err(format!("{socket:?}: a workload's socket is a path"));
+        }
+        Ok(Self { name: name.parse()?, socket: Target::Unix(path.into()) })
+    }
+}
+
+/// Another trust domain's bundle.
+#[derive(Debug, Clone)]
+pub struct Federation {
+    domain: TrustDomain,
+    file: PathBuf,
+}
+
+impl FromStr for Federation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (domain, file) = text.split_once('=').ok_or_else(|| format!("{text:?}: write DOMAIN=FILE"))?;
+        let domain = TrustDomain::new(domain).map_err(|error| format!("{domain:?}: {error}"))?;
+        if file.is_empty() {
+            return Err(format!("{text:?}: no file"));
+        }
+        Ok(Self { domain, file: file.into() })
+    }
+}
+
+/// Why the issuer can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// The authority or a file of its.
+    #[error(transparent)]
+    Issuer(#[from] IssuerError),
+    /// A socket.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// A setting.
+    #[error("{0}")]
+    Setting(String),
+}
+
+/// Issues SVIDs until `shutdown`.
+///
+/// # Errors
+/// [`CaError`] if a setting, the authority's files, a federated bundle or a socket is no good.
+pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), CaError> {
+    check(&settings)?;
+    let authority = match &settings.state {
+        Some(folder) => Authority::open(folder, settings.trust_domain.clone())?,
+        None => Authority::new(settings.trust_domain.clone())?,
+    };
+    if let Some(file) = &settings.bundle {
+        authority.export(file)?;
+    }
+    let federated = federate(settings.federate.clone(), &shutdown)?;
+    let issuer = Arc::new(Issuer::new(authority, settings.svid_lifetime, settings.rules.clone(), federated));
+    let common = settings.listen_on.0.clone().map(|socket| (socket, None));
+    let own = settings.workloads.iter().map(|workload| (workload.socket.clone(), Some(workload.name.clone())));
+    let mut serving = JoinSet::new();
+    for (socket, name) in common.into_iter().chain(own) {
+        let (issuer, limits, shutdown) = (Arc::clone(&issuer), settings.limits.clone(), shutdown.clone());
+        serving.spawn(async move { issuer::serve(issuer, &socket, name, limits, shutdown).await });
+    }
+    tracing::info!(domain = %settings.trust_domain, sockets = serving.len(), "issuing SVIDs");
+    while let Some(ended) = serving.join_next().await {
+        // The rest ends with the set.
+        ended.map_err(|error| CaError::Setting(format!("a listener's task: {error}")))??;
+    }
+    Ok(())
+}
+
+fn check(settings: &Settings) -> Result<(), CaError> {
+    let bad = |text: String| Err(CaError::Setting(text));
+    if settings.workloads.is_empty() && settings.listen_on.0.is_none() {
+        return bad("nobody could ask: name a socket by VWIRE_CA_WORKLOADS (NAME=SOCKET) or VWIRE_CA_LISTEN_ON".to_owned());
+    }
+    if !settings.listen_on.0.as_ref().is_none_or(|target| matches!(target, Target::Unix(_))) {
+        return bad("VWIRE_CA_LISTEN_ON: callers are told apart on unix sockets only; write unix:///path".to_owned());
+    }
+    if settings.svid_lifetime < SHORTEST_LIFE {
+        return bad(format!("VWIRE_CA_SVID_LIFETIME: {:?} is below {SHORTEST_LIFE:?}", settings.svid_lifetime));
+    }
+    match settings.federate.iter().find(|with| with.domain == settings.trust_domain) {
+        Some(own) => bad(format!("VWIRE_CA_FEDERATE: {} is our own trust domain", own.domain)),
+        None => Ok(()),
+    }
+}
+
+/// The federated bundles, and what becomes of their files.
+fn federate(with: Vec<Federation>, shutdown: &CancellationToken) -> Result<watch::Receiver<Bundles>, IssuerError> {
+    let read = |with: &Federation| Ok((with.domain.clone(), read_bundle(&with.file)?));
+    let bundles = with.iter().map(read).collect::<Result<Bundles, IssuerError>>()?;
+    let (sender, receiver) = watch::channel(bundles);
+    if !with.is_empty() {
+        tokio::spawn(shutdown.clone().run_until_cancelled_owned(keep_reading(with, sender)));
+    }
+    Ok(receiver)
+}
+
+async fn keep_reading(with: Vec<Federation>, bundles: watch::Sender<Bundles>) {
+    let written = |with: &Federation| std::fs::metadata(&with.file).and_then(|file| file.modified()).ok();
+    let mut seen: BTreeMap<PathBuf, Option<SystemTime>> =
+        with.iter().map(|with| (with.file.clone(), written(with))).collect();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        for with in &with {
+            let now = written(with);
+            if seen.insert(with.file.clone(), now) == Some(now) {
+                continue;
+            }
+            match read_bundle(&with.file) {
+                Ok(new) => {
+                    tracing::info!(domain = %with.domain, authorities = new.len(), "a federated bundle was read again");
+                    bundles.send_modify(|all| drop(all.insert(with.domain.clone(), new)));
+                }
+                // What we had stays.
+                Err(error) => tracing::error!(%error, "a federated bundle can't be read"),
+            }
+        }
+    }
+}
