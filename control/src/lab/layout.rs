@@ -63,9 +63,9 @@ impl Layout {
         Target::Unix(self.directory.join("admin").join(format!("{process}.sock")))
     }
 
-    /// A domain's Workload API.
-    pub fn issuer(&self, domain: &Domain) -> Target {
-        Target::Unix(self.directory.join(format!("{}.ca.sock", domain.name)))
+    /// The Workload API of one process: whoever reaches it is that process.
+    pub fn workload_api(&self, process: &str) -> Target {
+        Target::Unix(self.directory.join("spiffe").join(format!("{process}.sock")))
     }
 
     /// A node's manager, for its workloads.
@@ -132,7 +132,7 @@ mod tests {
         let longest = "x".repeat(24);
         let layout = Layout::new(Path::new(RUN), &longest);
         let process = format!("forwarder-{longest}");
-        let Target::Unix(path) = layout.admin(&process) else { unreachable!() };
+        let Target::Unix(path) = layout.workload_api(&process) else { unreachable!() };
         assert!(path.as_os_str().len() <= 107, "{}", path.display());
         assert_eq!(layout.namespace("node-1"), format!("vw-{longest}-node-1"));
     }

@@ -8,9 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use futures::future::join_all;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use vwire_dataplane::netns;
 
 use super::state::{MARK, Mark, Place};
@@ -30,6 +29,8 @@ pub struct Start {
     pub name: String,
     /// Waves are started one after the other, and ended in the reverse order.
     pub wave: u8,
+    /// The domain that it has its identity from.
+    pub domain: Option<String>,
     /// The part of the lab in whose namespace it runs.
     pub part: String,
     /// What is run.
@@ -105,15 +106,17 @@ impl Held {
         let _ = pidfd_send_signal(&self.fd, signal);
     }
 
-    /// Waits until it has ended.
-    async fn ended(&self) {
+    /// Waits until it has ended; false if it has not within [`PATIENCE`].
+    async fn ended(&self) -> bool {
+        let Ok(fd) = self.fd.try_clone() else { return false };
+        let time = Timespec::try_from(PATIENCE).ok();
+        let wait = move || {
+            let mut ended = [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)];
+            poll(&mut ended, time.as_ref()).is_ok_and(|count| count > 0)
+        };
+        let ended = tokio::task::spawn_blocking(wait).await.unwrap_or(false);
         reap(self.pid);
-        if let Ok(fd) = self.fd.try_clone()
-            && let Ok(fd) = AsyncFd::register_with_interest(fd, Interest::READABLE)
-        {
-            let _ = fd.readable().await;
-        }
-        reap(self.pid);
+        ended
     }
 }
 
@@ -154,12 +157,11 @@ async fn end_held(held: Vec<(String, Held)>) -> Vec<String> {
         process.signal(Signal::TERM);
     }
     let end = |(name, process): (String, Held)| async move {
-        if tokio::time::timeout(PATIENCE, process.ended()).await.is_ok() {
+        if process.ended().await {
             return None;
         }
         process.signal(Signal::KILL);
-        // One that the kernel does not let go of is not waited for.
-        let _ = tokio::time::timeout(PATIENCE, process.ended()).await;
+        process.ended().await;
         Some(name)
     };
     join_all(held.into_iter().map(end)).await.into_iter().flatten().collect()

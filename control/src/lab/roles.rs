@@ -5,6 +5,9 @@ use super::process::Start;
 use super::spec::{Client, Domain, Endpoint, Leg, Node, Spec};
 use super::{LabError, Layout, Programs};
 
+/// The variable that says where a process gets its identity.
+const WORKLOAD_API: &str = "SPIFFE_ENDPOINT_SOCKET";
+
 /// What a lab's process is told.
 type Env = Vec<(String, String)>;
 
@@ -25,10 +28,7 @@ fn env<const N: usize>(pairs: [(&str, String); N]) -> Env {
 /// All processes, in waves: each needs what is before it.
 pub fn waves(layout: &Layout, spec: &Spec, programs: &Programs) -> Vec<(&'static str, Vec<Start>)> {
     let make = Make { layout, spec, programs };
-    let secure = || spec.domains.iter().filter(|domain| !domain.insecure);
-    let waves: [(&'static str, Vec<Start>); 6] = [
-        ("engines", spec.nodes().map(|(_, node)| make.engine(node)).collect()),
-        ("issuers", secure().map(|domain| make.issuer(domain)).collect()),
+    let mut waves = vec![
         (
             "registries",
             spec.domains
@@ -41,6 +41,10 @@ pub fn waves(layout: &Layout, spec: &Spec, programs: &Programs) -> Vec<(&'static
         ("endpoints", make.endpoints()),
         ("clients", make.clients()),
     ];
+    let all: Vec<Start> = waves.iter().flat_map(|(_, starts): &(_, Vec<Start>)| starts.clone()).collect();
+    let secure = spec.domains.iter().filter(|domain| !domain.insecure);
+    waves.insert(0, ("issuers", secure.map(|domain| make.issuer(domain, &all)).collect()));
+    waves.insert(0, ("engines", spec.nodes().map(|(_, node)| make.engine(node)).collect()));
     let number = |(wave, (what, mut starts)): (u8, (&'static str, Vec<Start>))| {
         starts.iter_mut().for_each(|start| start.wave = wave);
         (what, starts)
@@ -77,6 +81,7 @@ impl Make<'_> {
             name: format!("{}.engine", node.name),
             wave: 0,
             part: node.name.clone(),
+            domain: None,
             program: self.programs.dataplane.clone(),
             args: vec!["--config".to_owned(), config],
             env: Vec::new(),
@@ -93,9 +98,7 @@ impl Make<'_> {
         ]);
         match domain {
             Some(domain) if domain.insecure => all.extend(env([("VWIRE_INSECURE", "true".to_owned())])),
-            Some(domain) => {
-                all.extend(env([("SPIFFE_ENDPOINT_SOCKET", self.layout.issuer(domain).to_string())]))
-            }
+            Some(_) => all.extend(env([(WORKLOAD_API, self.layout.workload_api(&process).to_string())])),
             None => {}
         }
         all.extend(more);
@@ -103,17 +106,27 @@ impl Make<'_> {
             name: process,
             wave: 0,
             part: part.to_owned(),
+            domain: domain.map(|domain| domain.name.clone()),
             program: self.programs.vwire.clone(),
             args: vec![role.to_owned()],
             env: all,
         }
     }
 
-    fn issuer(&self, domain: &Domain) -> Start {
+    /// The issuer gives each process of its domain a socket of its own, and by that a name.
+    fn issuer(&self, domain: &Domain, starts: &[Start]) -> Start {
         let trust_domain = domain.trust_domain.clone().unwrap_or_else(|| format!("{}.lab", domain.name));
+        let api = |start: &Start| {
+            let api = start.env.iter().find(|(name, _)| name == WORKLOAD_API).map(|(_, url)| url.clone())?;
+            start.domain.as_ref().filter(|name| **name == domain.name)?;
+            Some(format!("/lab/{}/{}={api}", self.spec.name, start.name))
+        };
+        let workloads: Vec<String> = starts.iter().filter_map(api).collect();
+        let state = self.layout.scratch(&format!("ca-{}", domain.name));
         let more = env([
-            ("VWIRE_TRUST_DOMAIN", trust_domain),
-            ("VWIRE_LISTEN_ON", self.layout.issuer(domain).to_string()),
+            ("VWIRE_CA_TRUST_DOMAIN", trust_domain),
+            ("VWIRE_CA_WORKLOADS", workloads.join(",")),
+            ("VWIRE_CA_STATE", state.display().to_string()),
         ]);
         self.role("ca", &domain.name, &domain.name, None, more)
     }
@@ -227,6 +240,10 @@ mod tests {
         assert_eq!(told(3, 2, "NSM_CONNECT_TO"), Some(layout.manager(&spec.domains[0].nodes[1]).to_string()));
         assert_eq!(told(3, 2, "NSM_TUNNEL_IP").as_deref(), Some("10.200.1.11"));
         assert_eq!(told(4, 3, "VWIRE_MECHANISMS").as_deref(), Some("MEMIF"));
-        assert_eq!(told(2, 0, "SPIFFE_ENDPOINT_SOCKET"), Some(layout.issuer(&spec.domains[0]).to_string()));
+        let api = layout.workload_api("registry-cluster").to_string();
+        assert_eq!(told(2, 0, "SPIFFE_ENDPOINT_SOCKET"), Some(api.clone()));
+        let workloads = told(1, 0, "VWIRE_CA_WORKLOADS").unwrap();
+        assert!(workloads.starts_with(&format!("/lab/two-nodes/registry-cluster={api},")), "{workloads}");
+        assert_eq!(workloads.split(',').count(), 10);
     }
 }

@@ -229,7 +229,7 @@ impl Lab {
     /// Waits until a process says that it is ready.
     async fn ready(&self, name: &str) -> Result<(), LabError> {
         if roles::is_engine(name) {
-            let socket = self.layout.directory().join(name).with_extension("sock");
+            let socket = self.layout.directory().join(format!("{name}.sock"));
             return self
                 .wait(name, READY, async || match tokio::net::UnixStream::connect(&socket).await {
                     Ok(_) => Ok(()),
@@ -302,7 +302,7 @@ fn make_directory(layout: &Layout) -> Result<(), LabError> {
         let hint = format!("a lab of this name is up, or half up; `vwire lab down {}` first", layout.lab());
         return Err(failed(&hint));
     }
-    for sub in ["log", "admin", "tmp"] {
+    for sub in ["log", "admin", "spiffe", "tmp"] {
         let made = fs::DirBuilder::new().mode(0o750).recursive(true).create(directory.join(sub));
         made.map_err(|error| failed(&error))?;
     }
