@@ -21,13 +21,19 @@ use crate::chain::Origin;
 use crate::transport::SharedFd;
 
 pub mod authorize;
+pub mod cache;
 pub mod expiry;
+pub mod find;
 pub mod hops;
 pub mod interdomain;
+pub mod keeper;
+pub mod local_bypass;
 pub mod matching;
 pub mod memory;
+pub mod nsmgr;
 pub mod path;
 pub mod remote;
+mod serial;
 pub mod server;
 pub mod sockets;
 

@@ -24,6 +24,7 @@ mod tests;
 pub use limits::Limits;
 use resource::Resource;
 use table::Table;
+pub(super) use table::check_owner;
 use watch::Watch;
 
 /// How a store is set up.
@@ -153,7 +154,7 @@ impl Shared {
     ) -> Result<(), Status> {
         let mut locked = write(table);
         if let Some(record) = locked.get(item.name()) {
-            table::check_owner::<T>(item.name(), record.owner.as_ref(), call.owner.as_ref())?;
+            check_owner(T::KIND, item.name(), record.owner.as_ref(), call.owner.as_ref())?;
             locked.remove(item.name());
         }
         Ok(())

@@ -61,7 +61,7 @@ impl<T: Resource> Table<T> {
     /// Refuses those to whom a name does not belong, and more than is allowed.
     pub(super) fn check(&self, name: &str, caller: Option<&Owner>, limits: &Limits) -> Result<(), Status> {
         match self.records.get(name) {
-            Some(record) => check_owner::<T>(name, record.owner.as_ref(), caller),
+            Some(record) => check_owner(T::KIND, name, record.owner.as_ref(), caller),
             None => {
                 let of_owner = caller.and_then(|owner| self.by_owner.get(&owner.identity)).copied();
                 limits.check_counts::<T>(self.records.len(), of_owner.unwrap_or_default())
@@ -151,14 +151,18 @@ impl<T: Resource> Table<T> {
 }
 
 /// Only the owner changes what it registered; where either is not known nobody checks.
-pub(super) fn check_owner<T: Resource>(
+///
+/// # Errors
+/// PERMISSION_DENIED to another identity.
+pub(crate) fn check_owner(
+    kind: &str,
     name: &str,
     owner: Option<&Owner>,
     caller: Option<&Owner>,
 ) -> Result<(), Status> {
     match (owner, caller) {
         (Some(owner), Some(caller)) if owner.identity != caller.identity => Err(Status::permission_denied(
-            format!("no sufficient privileges: {} `{name}` belongs to another identity", T::KIND),
+            format!("no sufficient privileges: {kind} `{name}` belongs to another identity"),
         )),
         _ => Ok(()),
     }
