@@ -224,7 +224,15 @@ impl Mesh {
         private: &[&Path],
         settings: Vec<Setting>,
     ) -> Process {
-        let mut all = vec![set("SPIFFE_ENDPOINT_SOCKET", self.identity(name)), set("NSM_LOG_LEVEL", "INFO")];
+        let own = self.directory().join(name).display().to_string();
+        let mut all = vec![
+            set("SPIFFE_ENDPOINT_SOCKET", self.identity(name)),
+            set("NSM_LOG_LEVEL", "INFO"),
+            // What vwire puts somewhere, it puts into the test's directory; and the observer may see all, as in Go.
+            set("VWIRE_ADMIN", format!("unix://{own}.admin")),
+            set("VWIRE_RUN", format!("{own}.run")),
+            set("VWIRE_MONITOR_STRICT", "false"),
+        ];
         all.extend(settings);
         Process::start(name, space, self.directory(), private, program, &[role], &all)
     }
