@@ -28,7 +28,7 @@ impl Services {
 
     /// Adds a service.
     #[must_use]
-    pub fn add<S>(self, service: S) -> Self
+    pub fn serve<S>(self, service: S) -> Self
     where
         S: Service<Request<Body>, Error = Infallible> + NamedService + Clone + Send + Sync + 'static,
         S::Response: IntoResponse,

@@ -31,7 +31,7 @@ async fn reflect(hop: &Hop, ask: MessageRequest) -> MessageResponse {
 #[tokio::test]
 async fn every_service_has_health_and_is_found_by_reflection() {
     let authority = authority("example.org");
-    let (routes, health) = Services::new().add(NetworkServiceServer::new(Echo)).routes().await;
+    let (routes, health) = Services::new().serve(NetworkServiceServer::new(Echo)).routes().await;
     let shutdown = CancellationToken::new();
     let server =
         Server::bind(&[Target::parse("tcp://127.0.0.1:0").unwrap()], Limits::default()).await.unwrap();
