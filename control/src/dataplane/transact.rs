@@ -92,8 +92,12 @@ impl Dataplane {
             let interface = spec.interface.clone();
             let end = before.as_ref().and_then(|record| record.end(side));
             let prepared = spec.prepare(&self.client, id, side, end, deadline).await?;
-            configuring.extend(interface.map(|(namespace, ifname, wanted)| {
-                Configuring { side, namespace, ifname, wanted, fresh: prepared.fresh }
+            configuring.extend(interface.map(|(namespace, ifname, wanted)| Configuring {
+                side,
+                namespace,
+                ifname,
+                wanted,
+                fresh: prepared.fresh,
             }));
             ends.push(prepared);
         }
@@ -138,7 +142,11 @@ impl Dataplane {
     ) -> Result<(), Status> {
         let change = || self.change(before, ends, note);
         let refused = match self.client.apply(change()).await {
-            Err(refused) if refused.code() == Code::FailedPrecondition && refused.message().contains("exist") => refused,
+            Err(refused)
+                if refused.code() == Code::FailedPrecondition && refused.message().contains("exist") =>
+            {
+                refused
+            }
             other => return other,
         };
         let mut removed = false;

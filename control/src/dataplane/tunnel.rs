@@ -28,24 +28,33 @@ pub struct Local {
 pub fn find(asked: Option<IpAddr>) -> Result<Option<Local>, String> {
     let mut netlink = Netlink::open().map_err(|error| format!("opening a netlink socket: {error}"))?;
     let addresses = addresses(&mut netlink)?;
-    let found = match asked {
-        Some(ip) => {
-            let index = addresses.iter().find(|(_, address, _)| *address == ip).map(|(index, ..)| (*index, ip));
-            Some(index.ok_or_else(|| format!("{ip} is not an address of this machine; `ip address` lists them"))?)
-        }
-        None => {
-            let routes = list_routes(&mut netlink).map_err(|status| status.message().to_owned())?;
-            let default = routes.iter().filter(|route| table_of(route) == MAIN && route_of(route).prefix.prefix_len() == 0);
-            let mut links = default.flat_map(|route| &route.attributes).filter_map(|attribute| match attribute {
-                RouteAttribute::Oif(index) => Some(*index),
-                _ => None,
-            });
-            links.find_map(|link| {
-                let usable = |(index, ip, global): &&(u32, IpAddr, bool)| *index == link && *global && !ip.is_loopback();
-                addresses.iter().find(usable).map(|(index, ip, _)| (*index, *ip))
-            })
-        }
-    };
+    let found =
+        match asked {
+            Some(ip) => {
+                let index =
+                    addresses.iter().find(|(_, address, _)| *address == ip).map(|(index, ..)| (*index, ip));
+                Some(index.ok_or_else(|| {
+                    format!("{ip} is not an address of this machine; `ip address` lists them")
+                })?)
+            }
+            None => {
+                let routes = list_routes(&mut netlink).map_err(|status| status.message().to_owned())?;
+                let default = routes
+                    .iter()
+                    .filter(|route| table_of(route) == MAIN && route_of(route).prefix.prefix_len() == 0);
+                let mut links =
+                    default.flat_map(|route| &route.attributes).filter_map(|attribute| match attribute {
+                        RouteAttribute::Oif(index) => Some(*index),
+                        _ => None,
+                    });
+                links.find_map(|link| {
+                    let usable = |(index, ip, global): &&(u32, IpAddr, bool)| {
+                        *index == link && *global && !ip.is_loopback()
+                    };
+                    addresses.iter().find(usable).map(|(index, ip, _)| (*index, *ip))
+                })
+            }
+        };
     let Some((index, ip)) = found else { return Ok(None) };
     Ok(Some(Local { ip, mtu: mtu(&mut netlink, index)? }))
 }
@@ -59,7 +68,8 @@ fn addresses(netlink: &mut Netlink) -> Result<Vec<(u32, IpAddr, bool)>, String> 
         .into_iter()
         .filter_map(|entry| {
             let RouteNetlinkMessage::NewAddress(entry) = entry else { return None };
-            let of = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| entry.attributes.iter().find_map(wanted);
+            let of =
+                |wanted: fn(&AddressAttribute) -> Option<IpAddr>| entry.attributes.iter().find_map(wanted);
             let local = of(|attribute| match attribute {
                 AddressAttribute::Local(address) => Some(*address),
                 _ => None,

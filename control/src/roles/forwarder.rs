@@ -28,14 +28,14 @@ use crate::elements::connect::Connected;
 use crate::elements::mechanisms::{Kernel, Kind, Memif, TowardEndpoint, Tunnel, Vxlan};
 use crate::elements::monitor::Strictness;
 use crate::elements::{
-    Authorize, Begin, Binding, Commit, Connect, Discover, Follow, ForgetFds, Hub, Mechanisms, Monitor, RecvFd,
-    RoundRobin, SendFd, Stats, Timeout, TrimPath, UpdatePath, UpdateToken,
+    Authorize, Begin, Binding, Commit, Connect, Discover, Follow, ForgetFds, Hub, Mechanisms, Monitor,
+    RecvFd, RoundRobin, SendFd, Stats, Timeout, TrimPath, UpdatePath, UpdateToken,
 };
 use crate::identity::policy::Policies;
 use crate::obs::{ConnectionView, Reporter};
+use crate::registry::Registry;
 use crate::registry::keeper::Keeper;
 use crate::registry::remote::Remote;
-use crate::registry::Registry;
 use crate::transport::{Limits, ServeError, Server, Target};
 
 /// How long a start waits for the engine.
@@ -154,11 +154,13 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), ForwarderEr
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
     let policies = Arc::new(if settings.common.insecure { Policies::off() } else { Policies::standard() });
     let registry: Arc<dyn Registry> = Arc::new(
-        Remote::new(Arc::clone(&process.pool), settings.connect_to.clone()).with_rules(Some(policies.clone())),
+        Remote::new(Arc::clone(&process.pool), settings.connect_to.clone())
+            .with_rules(Some(policies.clone())),
     );
     let tunnel = find_tunnel(&settings).await?;
     let forwarder = Forwarder::start(&settings, &process, Arc::clone(&registry), policies, tunnel).await?;
-    let service = Service::new(Arc::clone(&forwarder.chain), Arc::clone(&forwarder.hub), process.identity.clone());
+    let service =
+        Service::new(Arc::clone(&forwarder.chain), Arc::clone(&forwarder.hub), process.identity.clone());
     let routes = service.add_to(tonic::service::Routes::default());
     let registered = register(&settings, &server, registry);
     let served = server.serve(process.identity.clone(), routes, process.shutdown.clone()).await;
@@ -189,7 +191,9 @@ async fn find_tunnel(settings: &Settings) -> Result<Option<Tunnel>, ForwarderErr
     let found = found.map_err(|reason| ForwarderError::Setting { name: "NSM_TUNNEL_IP", reason })?;
     match found {
         Some(local) => tracing::info!(ip = %local.ip, mtu = local.mtu, "address of tunnels"),
-        None => tracing::warn!("no default route, so no address for tunnels: only this machine is reached; NSM_TUNNEL_IP names one"),
+        None => tracing::warn!(
+            "no default route, so no address for tunnels: only this machine is reached; NSM_TUNNEL_IP names one"
+        ),
     }
     let port = settings.vxlan_port;
     Ok(found.map(|local| Tunnel { ip: local.ip, port, interface_mtu: local.mtu }))
@@ -221,7 +225,8 @@ impl Forwarder {
         let (client, mut events) = engine(settings)?;
         let snapshot = first_state(&mut events, &client).await?;
         process.admin.ready("the packet engine");
-        let dataplane = Arc::new(Dataplane::new(client, settings.name.clone()).direct_memif(settings.memif_direct));
+        let dataplane =
+            Arc::new(Dataplane::new(client, settings.name.clone()).direct_memif(settings.memif_direct));
         let notes = dataplane.adopt(&snapshot);
 
         let hub = Hub::new(Strictness::default());
@@ -313,7 +318,10 @@ async fn first_state(
     let found = tokio::time::timeout(ENGINE_TIME, first).await.ok().flatten();
     found.ok_or_else(|| {
         let socket = client.socket().display();
-        ForwarderError::Engine(format!("{socket} did not answer within {} s; the log says why", ENGINE_TIME.as_secs()))
+        ForwarderError::Engine(format!(
+            "{socket} did not answer within {} s; the log says why",
+            ENGINE_TIME.as_secs()
+        ))
     })
 }
 

@@ -1,5 +1,6 @@
 //! The roles: each a list of elements, and what keeps them running.
 
+pub mod forwarder;
 mod process;
 
 pub use process::{Process, ProcessError};
