@@ -9,7 +9,6 @@ use async_trait::async_trait;
 use futures::TryStreamExt;
 use netlink_packet_route::address::{AddressAttribute, AddressScope};
 use serde_json::{Map, Value};
-use tonic::service::Routes;
 
 use super::Process;
 use crate::chain::Chain;
@@ -25,7 +24,7 @@ use crate::identity::policy::{BadPolicies, Policies};
 use crate::obs::{ConnectionView, Reporter};
 use crate::registry::authorize::{Strict, TokenRules};
 use crate::registry::{self, Registry};
-use crate::transport::{Limits, ServeError, Server, Target};
+use crate::transport::{Limits, ServeError, Server, Services, Target};
 
 /// The manager's settings.
 #[derive(Debug, Clone, clap::Args)]
@@ -96,6 +95,14 @@ pub enum NsmgrError {
     Serve(#[from] ServeError),
 }
 
+/// What health and reflection tell of.
+const SERVICES: [&str; 4] = [
+    "networkservice.NetworkService",
+    "connection.MonitorConnection",
+    "registry.NetworkServiceRegistry",
+    "registry.NetworkServiceEndpointRegistry",
+];
+
 /// Manages the node until the process shall end.
 ///
 /// # Errors
@@ -107,9 +114,17 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NsmgrError>
     let service =
         Service::new(Arc::clone(&manager.chain), Arc::clone(&manager.hub), process.identity.clone())
             .counted_by(Arc::clone(process.admin.metrics()));
-    let routes = service.add_to(Routes::default());
-    let routes = registry::server::add_to(routes, &manager.registry, &process.shutdown);
+    let services = SERVICES.iter().fold(Services::new(), |services, name| services.named(*name));
+    let services = services
+        .with(|routes| service.add_to(routes))
+        .with(|routes| registry::server::add_to(routes, &manager.registry, &process.shutdown));
+    let (routes, health) = services.routes().await;
     process.admin.report(Arc::new(manager));
+    let shutdown = process.shutdown.clone();
+    tokio::spawn(async move {
+        shutdown.cancelled().await;
+        health.set(false).await;
+    });
     server.serve(process.identity.clone(), routes, process.shutdown.clone()).await?;
     Ok(())
 }
