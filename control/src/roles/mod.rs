@@ -2,6 +2,7 @@
 
 pub mod ca;
 pub mod forwarder;
+pub mod nsmgr;
 mod process;
 
 pub use process::{Process, ProcessError, begin};
