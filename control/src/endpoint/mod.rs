@@ -1,1 +1,3 @@
-//! What endpoints need: addresses to give out, and an answer to pings.
+//! Endpoints: what a network service's end is made of. Elements for a chain, and what answers pings behind them.
+
+pub mod ipam;

@@ -1,0 +1,42 @@
+//! How a client treats its connections.
+
+use std::time::Duration;
+
+/// Times and limits of a client's sessions.
+#[derive(Debug, Clone)]
+pub struct ClientSettings {
+    /// How long a Request or Close may take.
+    pub request_timeout: Duration,
+    /// How often the data plane is asked whether it lives; `None`: never, and what it would say is then unknown.
+    pub liveness: Option<LivenessSettings>,
+    /// The first pause after a failure, doubled after each further one.
+    pub first_retry: Duration,
+    /// The longest pause after a failure. That the next hop can be reached again ends a pause early.
+    pub last_retry: Duration,
+}
+
+/// `NSM_LIVENESS_CHECK_INTERVAL`, `NSM_LIVENESS_CHECK_TIMEOUT`.
+#[derive(Debug, Clone, Copy)]
+pub struct LivenessSettings {
+    /// From one check's end to the next's start.
+    pub interval: Duration,
+    /// Without any answer for this long a connection is dead.
+    pub timeout: Duration,
+}
+
+impl Default for ClientSettings {
+    fn default() -> Self {
+        Self {
+            request_timeout: Duration::from_secs(15),
+            liveness: Some(LivenessSettings::default()),
+            first_retry: Duration::from_millis(50),
+            last_retry: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Default for LivenessSettings {
+    fn default() -> Self {
+        Self { interval: Duration::from_millis(200), timeout: Duration::from_secs(1) }
+    }
+}
