@@ -10,7 +10,8 @@ use tonic::service::Routes;
 use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
 
 use crate::identity::issuer::Authority;
-use crate::identity::{Identity, TokenSource, TrustDomain, jwt};
+use crate::identity::policy::Policies;
+use crate::identity::{Identity, TokenSource, TrustDomain};
 use crate::registry::authorize::{Authorize, Strict, TokenRules};
 use crate::registry::hops::Hops;
 use crate::registry::memory::{Settings, Store};
@@ -187,33 +188,5 @@ pub async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() ->
 }
 
 pub fn rules() -> Option<Arc<dyn TokenRules>> {
-    Some(Arc::new(Standin))
-}
-
-struct Standin;
-
-fn check(tokens: &[Arc<str>], signed: usize, peer: &crate::transport::Peer) -> Result<(), tonic::Status> {
-    let denied = |why: &str| tonic::Status::permission_denied(why.to_owned());
-    let read: Result<Vec<_>, _> = tokens.iter().map(|token| jwt::read(token)).collect();
-    let read = read.map_err(|_| denied("unreadable"))?;
-    if read.windows(2).any(|pair| !pair[0].aud.contains(&pair[1].sub)) {
-        return Err(denied("not chained"));
-    }
-    let token = tokens.get(signed).ok_or_else(|| denied("no token"))?;
-    jwt::verify(token, peer.leaf.as_ref().unwrap()).map(|_| ()).map_err(|_| denied("not signed by the peer"))
-}
-
-impl TokenRules for Standin {
-    fn caller(&self, tokens: &[Arc<str>], caller: &crate::transport::Peer) -> Result<(), tonic::Status> {
-        check(tokens, tokens.len().wrapping_sub(2), caller)
-    }
-
-    fn server(
-        &self,
-        tokens: &[Arc<str>],
-        index: u32,
-        server: &crate::transport::Peer,
-    ) -> Result<(), tonic::Status> {
-        check(tokens, index as usize + 1, server)
-    }
+    Some(Arc::new(Policies::standard()))
 }
