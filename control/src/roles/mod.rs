@@ -2,5 +2,6 @@
 
 pub mod ca;
 mod process;
+pub mod registry;
 
 pub use process::{Process, ProcessError, begin};

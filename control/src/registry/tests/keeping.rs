@@ -64,13 +64,10 @@ async fn a_kept_endpoint_comes_back_when_it_is_removed_and_when_the_registry_sta
     let tcp = registry.tcp.clone();
     drop(registry);
     // The port is free again when the former registry's sockets are closed.
-    let again = loop {
-        match tokio::net::TcpListener::bind(tcp.to_string().trim_start_matches("tcp://")).await {
-            Ok(listener) => break drop(listener),
-            Err(_) => tokio::task::yield_now().await,
-        }
-    };
-    let () = again;
+    let address = tcp.to_string().trim_start_matches("tcp://").to_owned();
+    while tokio::net::TcpListener::bind(&address).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let registry = start(Store::new(Settings::default()), tcp).await;
     let asking = mesh.member("nsc").client(&registry.tcp);
     until("registered with the new registry", || async {

@@ -1,10 +1,13 @@
 //! Registrations through a manager: tokens of three hops, local URLs, sockets beside the calls.
 
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 
 use tonic::Code;
 
 use super::support::*;
+use crate::registry::interdomain::Interdomain;
+use crate::registry::memory::{Settings, Store};
 use crate::registry::{Registry, find};
 use vwire_proto::nsm::registry::NetworkServiceEndpoint;
 
@@ -62,9 +65,6 @@ async fn sockets_come_and_go_as_descriptors() {
     let path = folder.path().join("nse.sock");
     let _listener = UnixListener::bind(&path).unwrap();
     let url = format!("unix://{}", path.display());
-    let inode =
-        vwire_dataplane::fdpass::identify(std::fs::File::options().read(true).open(folder.path()).unwrap());
-    assert!(inode.is_ok());
     let nse = mesh.member("nse").client(&manager.unix);
     let local = NetworkServiceEndpoint { url: url.clone(), ..endpoint("nse-1", "icmp") };
     for _ in 0..3 {
@@ -143,4 +143,30 @@ async fn a_local_endpoint_that_is_not_renewed_ends_everywhere() {
         find::endpoints(&nse, &mut call(), named("nse-1")).await.unwrap().is_empty()
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_panic_is_its_callers_error_and_nobody_elses() {
+    let mesh = Mesh::new();
+    let manager = mesh.nsmgr("nsmgr", None).await;
+    let nse = mesh.member("nse").client(&manager.unix);
+    let told = nse.register_endpoint(&mut call(), endpoint("panic", "icmp")).await.unwrap_err();
+    assert_eq!(told.code(), Code::Internal, "{told}");
+    nse.register_endpoint(&mut call(), endpoint("nse-1", "icmp")).await.unwrap();
+    assert!(find::endpoint(&nse, &mut call(), "panic").await.is_err());
+}
+
+#[tokio::test]
+async fn names_of_other_domains_go_to_the_proxy() {
+    let (own, beyond) =
+        (Arc::new(Store::new(Settings::default())), Arc::new(Store::new(Settings::default())));
+    let domains = Interdomain::new(Arc::clone(&own), Some(Arc::clone(&beyond) as _));
+    domains.register_service(&mut call(), service("icmp@far")).await.unwrap();
+    domains.register_endpoint(&mut call(), endpoint("nse-1", "icmp@far")).await.unwrap();
+    domains.register_endpoint(&mut call(), endpoint("nse-2@far", "icmp")).await.unwrap();
+    domains.register_endpoint(&mut call(), endpoint("nse-3", "icmp")).await.unwrap();
+    assert_eq!((own.counts(), beyond.counts()), ((0, 1), (1, 2)));
+    assert_eq!(find::endpoints(&domains, &mut call(), of_service("icmp@far")).await.unwrap().len(), 1);
+    domains.unregister_endpoint(&mut call(), named("nse-2@far")).await.unwrap();
+    assert_eq!(beyond.counts(), (1, 1));
 }

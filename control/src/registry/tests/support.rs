@@ -84,6 +84,7 @@ impl Mesh {
             registry: registry.cloned(),
             public_url: format!("tcp://{name}:5001"),
             edit: Some(Arc::new(|endpoint| {
+                assert_ne!(endpoint.name, "panic", "as the test asks");
                 for labels in endpoint.network_service_labels.values_mut() {
                     labels.labels.insert("nodeName".into(), "node-1".into());
                 }
