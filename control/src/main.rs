@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use vwire_control::config::Effective;
 use vwire_control::roles::{Process, begin, ca, nsmgr};
+use vwire_control::roles::{Process, begin, ca, registry};
 use vwire_control::{cli, config};
 
 /// Network Service Mesh: the roles of a mesh, and looks into a running one.
@@ -24,6 +25,8 @@ enum Command {
     Ca(Box<ca::Settings>),
     /// The manager of a node: clients, endpoints and forwarders of the node call it.
     Nsmgr(Box<nsmgr::Settings>),
+    /// A domain's registry: which services there are, and who offers them.
+    Registry(Box<registry::Settings>),
     /// Shows every role of this machine, and how it is.
     Status(cli::StatusArgs),
     /// Shows a connection hop by hop, or lists all.
@@ -66,6 +69,10 @@ async fn run(command: Command, effective: Effective) -> Result<(), String> {
             let name = settings.name.clone();
             let process = Process::start(&settings.common, "nsmgr", &name, effective).await.map_err(text)?;
             nsmgr::run(*settings, process).await.map_err(text)
+        Command::Registry(settings) => {
+            let process =
+                Process::start(&settings.common, "registry", "registry", effective).await.map_err(text)?;
+            registry::run(*settings, process).await.map_err(text)
         }
         Command::Status(args) => args.run().await.map_err(text),
         Command::Path(args) => args.run().await.map_err(text),

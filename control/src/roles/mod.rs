@@ -4,5 +4,6 @@ pub mod ca;
 pub mod forwarder;
 pub mod nsmgr;
 mod process;
+pub mod registry;
 
 pub use process::{Process, ProcessError, begin};
