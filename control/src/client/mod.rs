@@ -20,6 +20,7 @@
 
 mod datapath;
 mod excluded;
+mod manager;
 mod negotiate;
 mod netns;
 pub mod nsurl;
@@ -36,6 +37,7 @@ use tokio::sync::{mpsc, watch as tokio_watch};
 use tracing::Instrument;
 
 pub use datapath::{Alive, DataPath, Elsewhere};
+pub use manager::Manager;
 pub use netns::Namespace;
 pub use session::{Heal, Phase, Reason, Session, SessionStatus, Wanted};
 pub use settings::{ClientSettings, LivenessSettings};
