@@ -356,7 +356,7 @@ fn subject(error: &StateError) -> Option<String> {
         StateError::NoSuchPort { xconnect, .. } | StateError::Joined { second: xconnect, .. } => {
             Some(xconnect.to_string())
         }
-        StateError::Modes(xconnect) => Some(xconnect.to_string()),
+        StateError::Modes(xconnect) | StateError::Relay(xconnect, _) => Some(xconnect.to_string()),
         StateError::TooMany(_) | StateError::Notes(_) | StateError::NotFound(_) => None,
     }
 }
@@ -382,7 +382,7 @@ fn port(entry: Spanned<DeValue<'_>>) -> Result<(PortName, PortSpec), Refusal> {
             return Err(Refusal::at(kind_span, format!("kind is memif, kernel, vxlan or pipe, not {said}")));
         }
     };
-    if spec.needs().is_some() {
+    if spec.needs().next().is_some() {
         return Err(Refusal::at(
             span,
             "inode:// names a descriptor sent over the API; a file can't send one",

@@ -78,7 +78,7 @@ fn more_than_the_limits_is_refused() {
     run(async {
         let mut rig = Rig::new().await;
         let ports = (0..4001).map(|i| pipe(&format!("p{i}"), &format!("p{i}"))).collect();
-        let state = pb::State { ports, xconnects: vec![] };
+        let state = pb::State { ports, ..Default::default() };
         let status = rig.replace(state).await.unwrap_err();
         assert_eq!(status.message(), "state: 4001 ports are too many; the limit is 4000");
         let huge = pipe(&"x".repeat(41 << 20), "p");

@@ -22,7 +22,7 @@ fn thousands_of_ports_come_and_go_in_seconds() {
         let ports: Vec<_> = (0..4000).map(|i| server(format!("p{i}"), &socket, i)).collect();
         let xconnects =
             (0..2000).map(|i| xconnect(&format!("p{}", 2 * i), &format!("p{}", 2 * i + 1))).collect();
-        let state = pb::State { ports, xconnects };
+        let state = pb::State { ports, xconnects, ..Default::default() };
         let begin = Instant::now();
         assert_eq!(rig.replace(state.clone()).await.unwrap().changes.len(), 4001);
         assert!(rig.replace(state).await.unwrap().changes.is_empty());
@@ -41,7 +41,7 @@ fn slots_are_used_again_but_the_longest_unused_first() {
         // More ports than there are slots, in turn.
         for i in 0..6 {
             let ports = (0..1000).map(|p| server(format!("p{i}-{p}"), &socket, p)).collect();
-            rig.replace(pb::State { ports, xconnects: vec![] }).await.unwrap();
+            rig.replace(pb::State { ports, ..Default::default() }).await.unwrap();
         }
         assert_eq!(rig.snapshot().await.links.len(), 1000);
     });
@@ -121,7 +121,7 @@ fn a_watcher_that_does_not_read_is_sent_away_and_can_come_back() {
         let mut links = rig.client.watch_links(pb::WatchLinksRequest {}).await.unwrap().into_inner();
         let ports: Vec<_> = (0..2000).map(|i| server(format!("port-{i}"), &socket, i)).collect();
         for _ in 0..4 {
-            rig.replace(pb::State { ports: ports.clone(), xconnects: vec![] }).await.unwrap();
+            rig.replace(pb::State { ports: ports.clone(), ..Default::default() }).await.unwrap();
             rig.replace(pb::State::default()).await.unwrap();
         }
         let status = loop {

@@ -70,6 +70,16 @@ pub(crate) enum Received {
     Message(Result<Message, MessageError>, Attached<OwnedFd>),
 }
 
+/// What a receive found, before anybody looks into it.
+pub(crate) enum RawReceived<'b> {
+    /// Nothing now.
+    Nothing,
+    /// The peer has gone.
+    Closed,
+    /// A datagram, with whatever came beside it.
+    Bytes(&'b [u8], Attached<OwnedFd>),
+}
+
 /// A connected control socket.
 #[derive(Debug)]
 pub(crate) struct ControlSocket {
@@ -106,7 +116,11 @@ impl ControlSocket {
     /// Sends a message; a peer that does not make room for it counts as gone, as the protocol never has two
     /// outstanding.
     pub(crate) fn send(&self, message: &Message, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
-        let bytes = message.encode();
+        self.send_raw(&message.encode(), fd)
+    }
+
+    /// The same with bytes that are somebody else's.
+    pub(crate) fn send_raw(&self, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
         let fds = fd.as_slice();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -114,7 +128,7 @@ impl ControlSocket {
             control.push(SendAncillaryMessage::ScmRights(fds));
         }
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        rustix::net::sendmsg(&self.fd, &[IoSlice::new(&bytes)], &mut control, flags).map(drop)
+        rustix::net::sendmsg(&self.fd, &[IoSlice::new(bytes)], &mut control, flags).map(drop)
     }
 
     /// Tells the peer why it is left, if it still listens.
@@ -124,32 +138,48 @@ impl ControlSocket {
 
     /// Receives one message. Every descriptor that came with it is either returned or closed.
     pub(crate) fn receive(&self) -> Result<Received, Errno> {
-        match self.receive_once() {
-            // The peer closed without having read all we sent. What it said before is still there, a reason
-            // perhaps.
-            Err(Errno::CONNRESET) => self.receive_once(),
-            other => other,
-        }
-    }
-
-    fn receive_once(&self) -> Result<Received, Errno> {
         // One byte more than a message, so that a longer one shows.
         let mut bytes = [0; MESSAGE_SIZE + 1];
+        Ok(match self.receive_raw(&mut bytes)? {
+            RawReceived::Nothing => Received::Nothing,
+            RawReceived::Closed => Received::Closed,
+            RawReceived::Bytes(bytes, attached) => Received::Message(Message::decode(bytes), attached),
+        })
+    }
+
+    /// The same, without looking into it. What does not fit into `bytes` is lost.
+    pub(crate) fn receive_raw<'b>(&self, bytes: &'b mut [u8]) -> Result<RawReceived<'b>, Errno> {
+        let mut got = self.receive_once(bytes);
+        if matches!(got, Err(Errno::CONNRESET)) {
+            // The peer closed without having read all we sent. What it said before is still there, a reason
+            // perhaps.
+            got = self.receive_once(bytes);
+        }
+        Ok(match got? {
+            None => RawReceived::Nothing,
+            Some((0, _)) => RawReceived::Closed,
+            Some((len, attached)) => RawReceived::Bytes(&bytes[..len], attached),
+        })
+    }
+
+    /// How many bytes came, and what beside them.
+    fn receive_once(&self, bytes: &mut [u8]) -> Result<Option<(usize, Attached<OwnedFd>)>, Errno> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2), ScmCredentials(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let got =
-            match rustix::net::recvmsg(&self.fd, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
-                Ok(got) => got,
-                Err(Errno::AGAIN | Errno::INTR) => return Ok(Received::Nothing),
-                Err(other) => return Err(other),
-            };
+        let got = match rustix::net::recvmsg(&self.fd, &mut [IoSliceMut::new(bytes)], &mut control, flags) {
+            Ok(got) => got,
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            Err(other) => return Err(other),
+        };
         // Truncated control data: the kernel closed what did not fit, and what did is closed here.
         let attached = take_one(&mut control, got.flags.contains(ReturnFlags::CTRUNC));
-        if got.bytes == 0 {
-            return Ok(Received::Closed);
-        }
-        Ok(Received::Message(Message::decode(&bytes[..got.bytes]), attached))
+        Ok(Some((got.bytes, attached)))
+    }
+
+    /// The socket itself.
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.fd
     }
 }
 

@@ -5,13 +5,16 @@
 mod support;
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use memif::{
     Address, Dialer, DisconnectReason, Event, HandshakeError, InterfaceConfig, Lent, Link, Listener,
-    ListenerConfig, Mode, PeerLimits, RingCounts,
+    ListenerConfig, Mode, PeerLimits, Relay, RingCounts,
 };
 use support::*;
 
@@ -146,6 +149,36 @@ struct Rig {
 enum Control {
     Listener(Box<Listener>),
     Dialers(Vec<Dialer>),
+    /// DPDK and we meet by way of these, one for each port.
+    Relayed {
+        _relays: Running,
+        ours: Box<Control>,
+    },
+}
+
+/// Relays on a thread of their own, until dropped.
+struct Running(Arc<AtomicBool>, Option<JoinHandle<()>>);
+
+impl Running {
+    fn start(mut relays: Vec<Relay>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let fds: Vec<_> = relays.iter().map(AsFd::as_fd).collect();
+                wait_readable(&fds, Duration::from_millis(20));
+                relays.iter_mut().for_each(|relay| drop(relay.process()));
+            }
+        });
+        Self(stop, Some(thread))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        self.1.take().map(JoinHandle::join);
+    }
 }
 
 impl Control {
@@ -153,6 +186,7 @@ impl Control {
         match self {
             Self::Listener(listener) => listener.process(),
             Self::Dialers(dialers) => dialers.iter_mut().flat_map(Dialer::process).collect(),
+            Self::Relayed { ours, .. } => ours.process(),
         }
     }
 }
@@ -194,8 +228,25 @@ fn dpdk_is_server(log2_ring: u8, queues: u16, secret: Option<&'static str>) -> R
     Rig::start(shape, Control::Dialers(dialers), place)
 }
 
+/// Relays between two pairs of sockets.
+fn relays(place: &Place, fronts: [&str; 2], backs: [&str; 2]) -> Running {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let relay = |(front, back): (&str, &str)| {
+        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+        let fd = rustix::net::socket_with(family, SocketType::SEQPACKET, flags, None).expect("socket");
+        let at = SocketAddrUnix::new(place.path(front)).expect("short");
+        rustix::net::bind(&fd, &at).expect("bind");
+        rustix::net::listen(&fd, 8).expect("listen");
+        let to = Address::path(place.path(back)).expect("short");
+        let dial = move || memif::connect(&to).map_err(|error| error.to_string());
+        Relay::new(fd, Box::new(dial)).expect("a relay")
+    };
+    Running::start(fronts.into_iter().zip(backs).map(relay).collect())
+}
+
 /// Runs both connections until both are up.
 fn meet(testpmd: &mut Testpmd, control: &mut Control) -> [Link; 2] {
+    let relayed = matches!(control, Control::Relayed { .. });
     let mut ends = [None, None];
     until("both ports to connect", || {
         testpmd.assert_runs();
@@ -206,6 +257,8 @@ fn meet(testpmd: &mut Testpmd, control: &mut Control) -> [Link; 2] {
                 // Its sockets are not there yet, or have no interface yet; the dialer tries again.
                 Event::Refused { peer: None, .. } => {}
                 Event::Refused { reason: HandshakeError::PeerRefused(why), .. } if why == "ID not found" => {}
+                // The relay is there, but not yet who it leads to.
+                Event::Refused { reason: HandshakeError::PeerClosed, .. } if relayed => {}
                 Event::Refused { reason, .. } => panic!("refused: {reason}"),
             }
         }
@@ -215,7 +268,8 @@ fn meet(testpmd: &mut Testpmd, control: &mut Control) -> [Link; 2] {
     let ends = ends.map(|end| end.expect("both are there"));
     for end in &ends {
         assert!(end.peer_program.as_str().starts_with("DPDK "), "{}", end.peer_program);
-        assert_eq!(end.peer.pid, testpmd.child.id() as i32);
+        let connected_by = if relayed { std::process::id() } else { testpmd.child.id() };
+        assert_eq!(end.peer.pid, connected_by as i32);
     }
     ends
 }
@@ -350,6 +404,38 @@ fn a_killed_dpdk_client_is_replaced_by_the_next() {
 fn a_killed_dpdk_server_is_found_again() {
     let mut rig = dpdk_is_server(10, 1, None);
     rig.assert_forwards(&[32], &SIZES);
+    rig.restart().assert_forwards(&[32, 300], &SIZES);
+}
+
+#[test]
+fn dpdk_client_by_way_of_a_relay() {
+    let place = Place::new();
+    let fronts = ["0.sock", "1.sock"];
+    let relays = relays(&place, fronts, ["m.sock"; 2]);
+    let mut listener = Listener::bind(&place.socket(), ListenerConfig::default()).expect("bind");
+    for id in 0..2 {
+        listener.add_interface(id, interface());
+    }
+    let control = Control::Relayed { _relays: relays, ours: Box::new(Control::Listener(Box::new(listener))) };
+    let mut rig = Rig::start(Shape { sockets: fronts, ..PLAIN_CLIENT }, control, place);
+    rig.assert_forwards(&BURSTS, &SIZES);
+    rig.restart().assert_forwards(&[32, 300], &SIZES);
+}
+
+#[test]
+fn dpdk_server_by_way_of_a_relay() {
+    let place = Place::new();
+    let (fronts, backs) = (["0.front", "1.front"], ["0.sock", "1.sock"]);
+    let relays = relays(&place, fronts, backs);
+    let dialer = |(id, socket)| {
+        let config = memif::DialerConfig { id, log2_ring: 10, ..dialer_config() };
+        Dialer::new(Address::path(place.path(socket)).expect("short"), config).expect("a dialer")
+    };
+    let dialers = (0..).zip(fronts).map(dialer).collect();
+    let control = Control::Relayed { _relays: relays, ours: Box::new(Control::Dialers(dialers)) };
+    let shape = Shape { role: "server", sockets: backs, ..PLAIN_CLIENT };
+    let mut rig = Rig::start(shape, control, place);
+    rig.assert_forwards(&BURSTS, &SIZES);
     rig.restart().assert_forwards(&[32, 300], &SIZES);
 }
 

@@ -3,6 +3,7 @@
 pub mod issuer;
 pub mod jwt;
 mod leaf;
+pub mod policy;
 mod source;
 mod token;
 mod trust;

@@ -36,6 +36,7 @@ impl Ports {
         match event {
             MemifEvent::Up(port, link) => self.connect(&port, *link, state),
             MemifEvent::Down(port, reason) => self.down(&port, reason),
+            MemifEvent::Joined(relay, ends) => self.joined(&relay, &ends),
             MemifEvent::Refused(Some(port), reason) => {
                 self.explain(&port, reason);
             }
@@ -71,6 +72,15 @@ impl Ports {
         self.unpublished = true;
     }
 
+    /// A relay's ends are both there. No worker and no table has to do with it.
+    fn joined(&mut self, relay: &PortName, ends: &str) {
+        let Some(open) = self.open.get_mut(relay) else { return };
+        tracing::info!(%relay, %ends, "memif ends joined");
+        open.link = up(ends);
+        self.counters.port(open.index).set_state(PortState::Up);
+        self.touched.insert(relay.clone());
+    }
+
     /// The link is gone; the port stays, and waits for the next.
     fn down(&mut self, port: &PortName, reason: String) {
         let Some(open) = self.open.get_mut(port) else { return };
@@ -78,9 +88,12 @@ impl Ports {
         let index = open.index;
         open.link = Link { reason, ..Link::default() };
         self.counters.port(index).set_state(PortState::Down);
-        self.detach(index);
+        let relay = matches!(open.backing, Backing::Relay(_));
         self.touched.insert(port.clone());
-        self.unpublished = true;
+        if !relay {
+            self.detach(index);
+            self.unpublished = true;
+        }
     }
 
     /// Says why a port that is down stays down. False if it is up, or that was known.
@@ -164,7 +177,8 @@ impl Ports {
     fn take_death(&mut self, worker: WorkerId, message: &str) {
         tracing::error!(worker = worker.0, "worker died: {message}");
         self.dead_workers += 1;
-        for (port, open) in self.open.iter_mut().filter(|(_, open)| open.worker == worker) {
+        let on_it = |open: &OpenPort| open.worker == worker && !open.spec.is_relay();
+        for (port, open) in self.open.iter_mut().filter(|(_, open)| on_it(open)) {
             open.link = Link { reason: format!("worker {} died: {message}", worker.0), ..Link::default() };
             self.counters.port(open.index).set_state(PortState::Down);
             self.touched.insert(port.clone());

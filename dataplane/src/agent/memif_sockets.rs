@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use memif::{
-    Address, Dialer, DialerConfig, InterfaceConfig, Listener, ListenerConfig, Name, PeerLimits, RingCounts,
+    Address, Dialer, DialerConfig, InterfaceConfig, Listener, ListenerConfig, Name, PeerLimits, Relay,
+    RelayEvent, RingCounts,
 };
 
 use super::open_error::{Cause, OpenError};
 use super::{SentFds, sent};
-use crate::model::{ControlSocket, MemifSpec, Mode, PortName, Role};
+use crate::model::{ControlSocket, MemifSpec, Mode, Netns, PortName, RelaySpec, Role};
+use crate::netns::in_netns;
 
 /// What this engine calls itself to its peers.
 const PROGRAM: &str = "vwire-dataplane";
@@ -24,6 +26,8 @@ pub enum MemifEvent {
     /// One that came was refused, or a dialer found no server. If the port has a connection, that one is not
     /// touched.
     Refused(Option<PortName>, String),
+    /// A relay's two ends are connected; the text says who they are.
+    Joined(PortName, String),
     /// Nobody can connect to these ports for now: the process has no descriptor left for it.
     Closed(Vec<PortName>, String),
 }
@@ -35,6 +39,8 @@ pub enum Source {
     Listener(ControlSocket),
     /// The dialer of a port.
     Dialer(PortName),
+    /// A relay.
+    Relay(PortName),
 }
 
 struct Served {
@@ -47,6 +53,7 @@ struct Served {
 pub struct MemifSockets {
     listeners: HashMap<ControlSocket, Served>,
     dialers: HashMap<PortName, Dialer>,
+    relays: HashMap<PortName, Relay>,
 }
 
 impl MemifSockets {
@@ -91,6 +98,7 @@ impl MemifSockets {
         match source {
             Source::Listener(socket) => self.listeners.get(socket).map(|served| served.listener.as_fd()),
             Source::Dialer(port) => self.dialers.get(port).map(AsFd::as_fd),
+            Source::Relay(relay) => self.relays.get(relay).map(AsFd::as_fd),
         }
     }
 
@@ -110,6 +118,36 @@ impl MemifSockets {
             return Some(Source::Listener(spec.socket.clone()));
         }
         None
+    }
+
+    /// Begins to pass on what a relay's ends say.
+    pub fn open_relay(
+        &mut self,
+        name: &PortName,
+        spec: &RelaySpec,
+        fds: &SentFds,
+    ) -> Result<Source, OpenError> {
+        let listening = sent::copy(fds, spec.listen)?;
+        let netns = match &spec.netns {
+            None => None,
+            Some(Netns::Sent(inode)) => Some(sent::any_netns(fds, *inode)?),
+            Some(Netns::Path(path)) => Some(crate::netns::open(path.as_ref()).map_err(OpenError::system)?),
+        };
+        let to =
+            Address::abstract_name(&spec.socket).map_err(|error| OpenError::new(Cause::Request, error))?;
+        let dial = move || {
+            let connected = in_netns(netns.as_ref().map(AsFd::as_fd), || memif::connect(&to));
+            connected.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+        };
+        let relay = Relay::new(listening, Box::new(dial)).map_err(unsuitable)?;
+        self.relays.insert(name.clone(), relay);
+        Ok(Source::Relay(name.clone()))
+    }
+
+    /// Ends a relay and its connection. Returns the owner of a descriptor that is no longer watched.
+    pub fn close_relay(&mut self, name: &PortName) -> Source {
+        self.relays.remove(name);
+        Source::Relay(name.clone())
     }
 
     /// Ends a port's connection, telling the peer why. It may connect again.
@@ -145,6 +183,10 @@ impl MemifSockets {
                 let Some(dialer) = self.dialers.get_mut(port) else { return Vec::new() };
                 dialer.process().into_iter().map(|event| named(event, |_| Some(port.clone()))).collect()
             }
+            Source::Relay(name) => {
+                let Some(relay) = self.relays.get_mut(name) else { return Vec::new() };
+                relay.process().into_iter().map(|event| relayed(name, event)).collect()
+            }
         }
     }
 }
@@ -164,6 +206,16 @@ fn named(event: memif::Event, port: impl Fn(u32) -> Option<PortName>) -> MemifEv
             let who = peer.map(|peer| format!("process {}: ", peer.pid)).unwrap_or_default();
             MemifEvent::Refused(id.and_then(port), format!("{who}{reason}"))
         }
+    }
+}
+
+fn relayed(name: &PortName, event: RelayEvent) -> MemifEvent {
+    match event {
+        RelayEvent::Up { client, server } => {
+            MemifEvent::Joined(name.clone(), format!("process {} - process {}", client.pid, server.pid))
+        }
+        RelayEvent::Down(reason) => MemifEvent::Down(name.clone(), reason),
+        RelayEvent::Refused(reason) => MemifEvent::Refused(Some(name.clone()), reason),
     }
 }
 

@@ -194,7 +194,7 @@ impl Agent {
     pub fn needs(&self, wanted: &State) -> BTreeSet<Inode> {
         let open = |name: &PortName| self.ports.spec(name);
         let coming = wanted.ports().iter().filter(|(name, spec)| open(name) != Some(spec));
-        coming.filter_map(|(_, spec)| spec.needs()).collect()
+        coming.flat_map(|(_, spec)| spec.needs()).collect()
     }
 
     /// Goes to `wanted`, or stays. Returns what was done.
@@ -364,8 +364,8 @@ impl Agent {
 fn check_fds(actions: &[Action], wanted: &State, fds: &SentFds) -> Result<(), ChangeError> {
     for action in actions {
         let Action::Attach(port) = action else { continue };
-        let needed = wanted.ports().get(port).and_then(|spec| spec.needs());
-        if let Some(inode) = needed.filter(|inode| !fds.contains_key(inode)) {
+        let mut needed = wanted.ports().get(port).into_iter().flat_map(|spec| spec.needs());
+        if let Some(inode) = needed.find(|inode| !fds.contains_key(inode)) {
             return Err(ChangeError::Open { port: port.clone(), error: sent::missing(inode) });
         }
     }

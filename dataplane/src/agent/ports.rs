@@ -15,8 +15,8 @@ use super::placement::place;
 use super::{Link, PortReport, SentFds, sent};
 use crate::engine::{Engine, EngineError};
 use crate::model::{
-    ControlSocket, Inode, KernelSpec, MemifSpec, Mode, Netns, PipeSpec, PortName, PortSpec, State, VxlanSpec,
-    Xconnect,
+    ControlSocket, KernelSpec, MemifSpec, Mode, Netns, PipeSpec, PortName, PortSpec, RelaySpec, State,
+    VxlanSpec, Xconnect,
 };
 use crate::port::kernel::{self, InterfaceAddress, KernelDevice};
 use crate::port::pipe::{PipeEnd, pipe};
@@ -44,17 +44,21 @@ pub(super) enum Backing {
     Vxlan(Tunnel, SocketAddr),
     /// Nothing.
     Pipe,
+    /// The control sockets keep it; here is what it was made of.
+    Relay(SentFds),
 }
 
 impl Backing {
     /// What the port was made of, for making it again. Not kept longer than needed: a namespace that is held
     /// open does not end.
-    fn reserve(&self) -> Option<OwnedFd> {
-        match self {
-            Backing::Memif { handed_over, .. } => handed_over.as_ref()?.try_clone().ok(),
+    fn reserve(&mut self, spec: &PortSpec) -> SentFds {
+        let made_of = match self {
+            Backing::Memif { handed_over, .. } => handed_over.take(),
             Backing::Kernel(device) => sent::namespace_of(device.queue()).ok(),
             Backing::Vxlan(..) | Backing::Pipe => None,
-        }
+            Backing::Relay(fds) => return std::mem::take(fds),
+        };
+        spec.needs().zip(made_of).collect()
     }
 }
 
@@ -209,6 +213,7 @@ impl Ports {
             PortSpec::Kernel(spec) => self.open_kernel(spec, index, worker, fds),
             PortSpec::Vxlan(spec) => self.open_vxlan(spec, index, worker),
             PortSpec::Pipe(spec) => self.open_pipe(spec, index, worker),
+            PortSpec::Relay(spec) => self.open_relay(port, spec, fds),
         };
         let (backing, link) = made.inspect_err(|_| self.give_slot(index))?;
         self.counters.port(index).set_state(if link.up { PortState::Up } else { PortState::Down });
@@ -263,7 +268,7 @@ impl Ports {
     /// How many ports each worker has.
     fn load(&self) -> Vec<usize> {
         let mut load = vec![0; self.engine.workers()];
-        for open in self.open.values() {
+        for open in self.open.values().filter(|open| !open.spec.is_relay()) {
             if let Some(ports) = load.get_mut(usize::from(open.worker.0)) {
                 *ports += 1;
             }
@@ -290,6 +295,27 @@ impl Ports {
         }
         let link = Link { reason: "no peer yet".into(), ..Link::default() };
         Ok((Backing::Memif { spec: spec.clone(), handed_over }, link))
+    }
+
+    fn open_relay(
+        &mut self,
+        name: &PortName,
+        spec: &RelaySpec,
+        fds: &SentFds,
+    ) -> Result<(Backing, Link), OpenError> {
+        let made_of = PortSpec::Relay(spec.clone())
+            .needs()
+            .map(|inode| Ok((inode, sent::copy(fds, inode)?)))
+            .collect::<Result<_, OpenError>>()?;
+        let source = self.sockets.open_relay(name, spec, fds)?;
+        if let Some(fd) = self.sockets.fd(&source)
+            && let Err(error) = self.watched.add(fd, source)
+        {
+            self.sockets.close_relay(name);
+            return Err(error);
+        }
+        let link = Link { reason: "no client yet".into(), ..Link::default() };
+        Ok((Backing::Relay(made_of), link))
     }
 
     fn open_kernel(
@@ -383,11 +409,11 @@ impl Ports {
         }
     }
 
-    /// Closes a port. The tables in force must not name it any more. Returns the descriptor that would be
-    /// needed to make it again, if it was made of one that can be used twice.
-    pub fn close(&mut self, port: &PortName) -> Option<(Inode, OwnedFd)> {
-        let open = self.open.remove(port)?;
-        let reserve = open.spec.needs().zip(open.backing.reserve());
+    /// Closes a port. The tables in force must not name it any more. Returns the descriptors that would be
+    /// needed to make it again, if it was made of some that can be used twice.
+    pub fn close(&mut self, port: &PortName) -> SentFds {
+        let Some(mut open) = self.open.remove(port) else { return SentFds::new() };
+        let reserve = open.backing.reserve(&open.spec);
         self.detach(open.index);
         match open.backing {
             Backing::Memif { spec, .. } => {
@@ -397,6 +423,10 @@ impl Ports {
             }
             Backing::Vxlan(_, local) => self.leave_underlay(local),
             Backing::Pipe => self.drop_loose_end(&open.spec),
+            Backing::Relay(_) => {
+                let source = self.sockets.close_relay(port);
+                self.watched.forget(&source);
+            }
             Backing::Kernel(_) => {}
         }
         self.give_slot(open.index);

@@ -29,6 +29,17 @@ pub fn copy(fds: &SentFds, inode: Inode) -> Result<OwnedFd, OpenError> {
 /// components send them. The engine's own is refused: a client that hands that over would get an interface on
 /// the host.
 pub fn netns(fds: &SentFds, inode: Inode) -> Result<File, OpenError> {
+    let opened = any_netns(fds, inode)?;
+    let own = File::open("/proc/self/ns/net").and_then(identify).map_err(OpenError::system)?;
+    if own == identify(&opened).map_err(OpenError::system)? {
+        let reason = format!("netns {inode} is the engine's own; leave netns out to mean that one");
+        return Err(OpenError::new(Cause::Request, reason));
+    }
+    Ok(opened)
+}
+
+/// The network namespace that came for `inode`, also if it is the engine's own: for what leaves nothing in it.
+pub fn any_netns(fds: &SentFds, inode: Inode) -> Result<File, OpenError> {
     let sent = copy(fds, inode)?;
     let refused = |what: &str| OpenError::new(Cause::Request, format!("netns {inode} {what}"));
     // Asked first: opening a file of another kind may block or have effects.
@@ -39,10 +50,6 @@ pub fn netns(fds: &SentFds, inode: Inode) -> Result<File, OpenError> {
     let opened = File::open(format!("/proc/self/fd/{}", sent.as_raw_fd())).map_err(OpenError::system)?;
     if namespace_type(&opened).map_err(OpenError::system)? != libc::CLONE_NEWNET {
         return Err(refused("is a namespace, but not a network namespace"));
-    }
-    let own = File::open("/proc/self/ns/net").and_then(identify).map_err(OpenError::system)?;
-    if own == identify(&opened).map_err(OpenError::system)? {
-        return Err(refused("is the engine's own; leave netns out to mean that one"));
     }
     Ok(opened)
 }

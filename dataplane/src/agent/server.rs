@@ -93,7 +93,7 @@ impl Brought {
         connection: Option<Connection>,
         ports: impl Iterator<Item = &'a crate::model::PortSpec>,
     ) -> Self {
-        let mut named: Vec<Inode> = ports.filter_map(|port| port.needs()).collect();
+        let mut named: Vec<Inode> = ports.flat_map(|port| port.needs()).collect();
         named.sort();
         named.dedup();
         Self { connection, named }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::value::{
     BufferSize, ControlSocket, IfName, Inode, Invalid, Mtu, Netns, PortName, Prefix, Queues, RingSize,
-    Secret, UdpPort, UnderlayMtu, Vni, usable,
+    Secret, UdpPort, UnderlayMtu, Vni, shown, usable,
 };
 
 /// What a port's frames begin with.
@@ -203,6 +203,30 @@ impl VxlanSpec {
     /// IP, UDP and VXLAN headers, 36 bytes (IPv4) or 56 (IPv6).
     pub fn max_frame(&self, underlay_mtu: usize) -> usize {
         underlay_mtu.saturating_sub(if self.local.is_ipv4() { 36 } else { 56 })
+    }
+}
+
+/// A memif that is handed through: control messages are passed on between a client and a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelaySpec {
+    /// The listening socket that the client connects to.
+    pub listen: Inode,
+    /// Where the server's socket is; the engine's own namespace if `None`.
+    pub netns: Option<Netns>,
+    /// The server's abstract socket, without the leading `@`.
+    pub socket: String,
+}
+
+impl RelaySpec {
+    /// The relay to a socket that is written `@name`.
+    ///
+    /// # Errors
+    /// If it is no such name.
+    pub fn new(listen: Inode, netns: Option<Netns>, socket: &str) -> Result<Self, Invalid> {
+        match socket.parse()? {
+            ControlSocket::Abstract(socket) => Ok(Self { listen, netns, socket }),
+            _ => Err(Invalid(format!("{} is no abstract socket; write @name", shown(socket)))),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ mod note;
 mod proto;
 mod value;
 
-pub use kinds::{KernelSpec, MemifSpec, Mode, PipeSpec, Role, VxlanSpec};
+pub use kinds::{KernelSpec, MemifSpec, Mode, PipeSpec, RelaySpec, Role, VxlanSpec};
 pub use note::{Note, Notes};
 pub use proto::{FieldError, op_from_proto, state_from_proto, state_to_proto};
 pub(crate) use value::shown;
@@ -30,6 +30,8 @@ pub enum PortSpec {
     Vxlan(VxlanSpec),
     /// One end of an in-process pipe.
     Pipe(PipeSpec),
+    /// No port that frames come by, but otherwise kept like one: a memif that is handed through.
+    Relay(RelaySpec),
 }
 
 /// Two ports joined: frames that enter one leave by the other. The same two in any order are the same
@@ -84,6 +86,8 @@ pub enum Claim {
     Vxlan(SocketAddr, u32, IpAddr),
     /// A pipe, which has two ends.
     Pipe(PortName),
+    /// A relay's listening socket.
+    Relay(Inode),
 }
 
 impl Claim {
@@ -101,6 +105,7 @@ impl fmt::Display for Claim {
             Claim::Kernel(None, name) => write!(f, "interface {}", name.as_str()),
             Claim::Vxlan(local, vni, remote) => write!(f, "vni {vni} from {local} to {remote}"),
             Claim::Pipe(pipe) => write!(f, "pipe {pipe}"),
+            Claim::Relay(listen) => write!(f, "the clients of {listen}"),
         }
     }
 }
@@ -113,6 +118,7 @@ impl PortSpec {
             Self::Kernel(_) => "kernel",
             Self::Vxlan(_) => "vxlan",
             Self::Pipe(_) => "pipe",
+            Self::Relay(_) => "relay",
         }
     }
 
@@ -125,6 +131,7 @@ impl PortSpec {
             Self::Kernel(kernel) => Claim::Kernel(kernel.netns.clone(), kernel.ifname.clone()),
             Self::Vxlan(vxlan) => Claim::Vxlan(vxlan.underlay(), vxlan.vni.get(), vxlan.remote),
             Self::Pipe(pipe) => Claim::Pipe(pipe.pipe.clone()),
+            Self::Relay(relay) => Claim::Relay(relay.listen),
         })
     }
 
@@ -134,18 +141,28 @@ impl PortSpec {
             Self::Memif(memif) => Some(memif.mode),
             Self::Kernel(kernel) => Some(kernel.mode),
             Self::Vxlan(vxlan) => Some(vxlan.mode),
-            Self::Pipe(_) => None,
+            Self::Pipe(_) | Self::Relay(_) => None,
         }
     }
 
-    /// The descriptor that must come with a request that makes this port.
-    pub fn needs(&self) -> Option<Inode> {
-        match self {
+    /// The descriptors that must come with a request that makes this port.
+    pub fn needs(&self) -> impl Iterator<Item = Inode> + use<> {
+        let (first, second) = match self {
             Self::Memif(MemifSpec { socket: ControlSocket::Sent(inode), .. })
             | Self::Kernel(KernelSpec { netns: Some(Netns::Sent(inode)), .. })
-            | Self::Kernel(KernelSpec { device: Some(inode), .. }) => Some(*inode),
-            _ => None,
-        }
+            | Self::Kernel(KernelSpec { device: Some(inode), .. }) => (Some(*inode), None),
+            Self::Relay(RelaySpec { listen, netns: Some(Netns::Sent(netns)), .. }) => {
+                (Some(*listen), Some(*netns))
+            }
+            Self::Relay(RelaySpec { listen, .. }) => (Some(*listen), None),
+            _ => (None, None),
+        };
+        first.into_iter().chain(second)
+    }
+
+    /// True for what is no port: a [`RelaySpec`].
+    pub fn is_relay(&self) -> bool {
+        matches!(self, Self::Relay(_))
     }
 }
 
@@ -194,6 +211,9 @@ pub enum StateError {
     /// More than the engine keeps.
     #[error("{0} bytes of notes are too many; the limit is {max} for all ports together", max = Notes::MAX_BYTES)]
     Notes(usize),
+    /// Relays have no frames to exchange.
+    #[error("xconnect {0}: port {1} is a relay, which has no frames")]
+    Relay(Xconnect, PortName),
     /// Something to be removed is not there.
     #[error("there is no {0}")]
     NotFound(String),
@@ -206,6 +226,8 @@ pub enum Op {
     SetPort(PortName, PortSpec, Note),
     /// Removes a port.
     RemovePort(PortName),
+    /// Removes a relay.
+    RemoveRelay(PortName),
     /// Joins two ports.
     AddXconnect(Xconnect),
     /// Separates them.
@@ -294,10 +316,8 @@ impl State {
                 self.ports.insert(name, spec);
                 Ok(())
             }
-            Op::RemovePort(name) => {
-                self.notes.set(&name, Note::default());
-                self.ports.remove(&name).map(drop).ok_or(format!("port {name}"))
-            }
+            Op::RemovePort(name) => self.remove(&name, false).ok_or(format!("port {name}")),
+            Op::RemoveRelay(name) => self.remove(&name, true).ok_or(format!("relay {name}")),
             Op::SetNote(name, note) if self.ports.contains_key(&name) => {
                 self.notes.set(&name, note);
                 Ok(())
@@ -312,6 +332,13 @@ impl State {
             }
         };
         found.map_err(StateError::NotFound)
+    }
+
+    /// Removes a relay, or a port that is none. `None` if there is none of this name.
+    fn remove(&mut self, name: &PortName, relay: bool) -> Option<()> {
+        self.ports.get(name).filter(|spec| spec.is_relay() == relay)?;
+        self.notes.set(name, Note::default());
+        self.ports.remove(name).map(drop)
     }
 
     fn check(&self) -> Result<(), StateError> {
@@ -342,9 +369,15 @@ impl State {
         let mut joined: BTreeMap<&PortName, &Xconnect> = BTreeMap::new();
         for xconnect in &self.xconnects {
             for port in xconnect.ends() {
-                if !self.ports.contains_key(port) {
-                    let (xconnect, missing) = (xconnect.clone(), port.clone());
-                    return Err(StateError::NoSuchPort { xconnect, missing });
+                match self.ports.get(port) {
+                    None => {
+                        let (xconnect, missing) = (xconnect.clone(), port.clone());
+                        return Err(StateError::NoSuchPort { xconnect, missing });
+                    }
+                    Some(PortSpec::Relay(_)) => {
+                        return Err(StateError::Relay(xconnect.clone(), port.clone()));
+                    }
+                    Some(_) => {}
                 }
                 if let Some(first) = joined.insert(port, xconnect) {
                     let (port, first, second) = (port.clone(), first.clone(), xconnect.clone());

@@ -6,8 +6,8 @@ use vwire_proto::dataplane::v1 as pb;
 
 use super::value::{Invalid, shown};
 use super::{
-    KernelSpec, MemifSpec, Mode, Note, Op, PipeSpec, PortName, PortSpec, Role, State, StateError, VxlanSpec,
-    Xconnect,
+    KernelSpec, MemifSpec, Mode, Note, Op, PipeSpec, PortName, PortSpec, RelaySpec, Role, State, StateError,
+    VxlanSpec, Xconnect,
 };
 
 /// A field of a request that won't do.
@@ -129,6 +129,14 @@ fn port(raw: &pb::Port) -> Result<(PortName, PortSpec, Note), FieldError> {
     Ok((name, spec, Note::try_from(&raw.note[..]).field("note")?))
 }
 
+fn relay(raw: &pb::Relay) -> Result<(PortName, PortSpec, Note), FieldError> {
+    let name = raw.name.parse().field("name")?;
+    let listen = raw.listen.parse().field("listen")?;
+    let netns = if raw.netns.is_empty() { None } else { Some(raw.netns.parse().field("netns")?) };
+    let spec = RelaySpec::new(listen, netns, &raw.socket).field("socket")?;
+    Ok((name, PortSpec::Relay(spec), Note::try_from(&raw.note[..]).field("note")?))
+}
+
 fn note(raw: &pb::SetNote) -> Result<Op, FieldError> {
     Ok(Op::SetNote(raw.port.parse().field("port")?, Note::try_from(&raw.note[..]).field("note")?))
 }
@@ -153,6 +161,12 @@ pub fn op_from_proto(i: usize, raw: &pb::Op) -> Result<Op, FieldError> {
         Some(Raw::AddXconnect(raw)) => ("add_xconnect", xconnect(raw).map(Op::AddXconnect)),
         Some(Raw::RemoveXconnect(raw)) => ("remove_xconnect", xconnect(raw).map(Op::RemoveXconnect)),
         Some(Raw::SetNote(raw)) => ("set_note", note(raw)),
+        Some(Raw::SetRelay(raw)) => {
+            ("set_relay", relay(raw).map(|(name, spec, note)| Op::SetPort(name, spec, note)))
+        }
+        Some(Raw::RemoveRelay(raw)) => {
+            return raw.parse().map(Op::RemoveRelay).field(&format!("ops[{i}].remove_relay"));
+        }
         None => return Err(FieldError::new(format!("ops[{i}]"), "says nothing to do")),
     };
     op.map_err(|error| error.inside(format!("ops[{i}].{field}")))
@@ -170,6 +184,11 @@ pub fn state_from_proto(raw: &pb::State) -> Result<State, FieldError> {
         notes.push((name.clone(), note));
         ports.push((name, spec));
     }
+    for (i, raw) in raw.relays.iter().enumerate() {
+        let (name, spec, note) = relay(raw).map_err(|error| error.inside(format!("state.relays[{i}]")))?;
+        notes.push((name.clone(), note));
+        ports.push((name, spec));
+    }
     let mut xconnects = Vec::with_capacity(raw.xconnects.len().min(State::MAX_PORTS));
     for (i, raw) in raw.xconnects.iter().enumerate() {
         xconnects.push(xconnect(raw).map_err(|error| error.inside(format!("state.xconnects[{i}]")))?);
@@ -180,18 +199,28 @@ pub fn state_from_proto(raw: &pb::State) -> Result<State, FieldError> {
 
 /// The message that describes `state`. Secrets are left out.
 pub fn state_to_proto(state: &State) -> pb::State {
-    let port = |(name, spec): (&PortName, &PortSpec)| pb::Port {
-        name: name.to_string(),
-        kind: Some(kind_to_proto(spec)),
-        note: state.notes().get(name).bytes().to_vec(),
-    };
+    let note = |name: &PortName| state.notes().get(name).bytes().to_vec();
+    let (mut ports, mut relays) = (Vec::new(), Vec::new());
+    for (name, spec) in state.ports() {
+        match spec {
+            PortSpec::Relay(relay) => relays.push(relay_to_proto(name, relay, note(name))),
+            _ => ports.push(pb::Port { name: name.to_string(), kind: kind_to_proto(spec), note: note(name) }),
+        }
+    }
     let xconnect = |xconnect: &Xconnect| {
         let [a, b] = xconnect.ends().map(PortName::to_string);
         pb::Xconnect { a, b }
     };
-    pb::State {
-        ports: state.ports().iter().map(port).collect(),
-        xconnects: state.xconnects().iter().map(xconnect).collect(),
+    pb::State { ports, xconnects: state.xconnects().iter().map(xconnect).collect(), relays }
+}
+
+fn relay_to_proto(name: &PortName, relay: &RelaySpec, note: Vec<u8>) -> pb::Relay {
+    pb::Relay {
+        name: name.to_string(),
+        listen: relay.listen.to_string(),
+        netns: relay.netns.as_ref().map(ToString::to_string).unwrap_or_default(),
+        socket: format!("@{}", relay.socket),
+        note,
     }
 }
 
@@ -202,8 +231,9 @@ fn mode_to_proto(mode: Mode) -> i32 {
     }
 }
 
-fn kind_to_proto(spec: &PortSpec) -> pb::port::Kind {
-    match spec {
+/// What kind of port it is; `None` for a relay, which is none.
+fn kind_to_proto(spec: &PortSpec) -> Option<pb::port::Kind> {
+    Some(match spec {
         PortSpec::Memif(memif) => pb::port::Kind::Memif(pb::Memif {
             role: match memif.role {
                 Role::Server => pb::memif::Role::Server.into(),
@@ -235,5 +265,6 @@ fn kind_to_proto(spec: &PortSpec) -> pb::port::Kind {
             mode: mode_to_proto(vxlan.mode),
         }),
         PortSpec::Pipe(pipe) => pb::port::Kind::Pipe(pb::Pipe { pipe: pipe.pipe.to_string() }),
-    }
+        PortSpec::Relay(_) => return None,
+    })
 }

@@ -34,7 +34,7 @@ fn pb_kernel(name: &str, edit: impl FnOnce(&mut pb::Kernel)) -> pb::Port {
 
 fn refusal(ports: Vec<pb::Port>, xconnects: Vec<(&str, &str)>) -> String {
     let xconnects = xconnects.iter().map(|(a, b)| pb::Xconnect { a: (*a).into(), b: (*b).into() }).collect();
-    state_from_proto(&pb::State { ports, xconnects }).unwrap_err().to_string()
+    state_from_proto(&pb::State { ports, xconnects, ..Default::default() }).unwrap_err().to_string()
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn what_the_api_gives_back_is_what_it_was_given() {
         kind: Some(pb::port::Kind::Pipe(pb::Pipe { pipe: "x".into() })),
     };
     let xconnects = vec![pb::Xconnect { a: "k".into(), b: "t".into() }];
-    let given = pb::State { ports: vec![kernel, memif, pipe, vxlan], xconnects };
+    let given = pb::State { ports: vec![kernel, memif, pipe, vxlan], xconnects, ..Default::default() };
     assert_eq!(state_to_proto(&state_from_proto(&given).unwrap()), given);
 }
 
@@ -66,7 +66,7 @@ fn a_secret_is_taken_but_not_given_back() {
     if let Some(pb::port::Kind::Memif(memif)) = &mut port.kind {
         memif.secret = "open sesame".into();
     }
-    let state = state_from_proto(&pb::State { ports: vec![port], xconnects: vec![] }).unwrap();
+    let state = state_from_proto(&pb::State { ports: vec![port], ..Default::default() }).unwrap();
     assert!(matches!(&state.ports()[&name("m")], PortSpec::Memif(m) if m.secret.reveal() == "open sesame"));
     assert!(!format!("{:?}{state:?}", state_to_proto(&state)).contains("sesame"));
 }
@@ -170,7 +170,7 @@ fn operations_are_judged_by_where_they_lead() {
 fn a_tunnels_longest_frame_follows_from_the_underlays_mtu() {
     let spec = |local: &str, remote: &str| {
         let edit = |t: &mut pb::Vxlan| (t.local, t.remote) = (local.into(), remote.into());
-        let state = pb::State { ports: vec![pb_vxlan("t", edit)], xconnects: vec![] };
+        let state = pb::State { ports: vec![pb_vxlan("t", edit)], ..Default::default() };
         match &state_from_proto(&state).unwrap().ports()[&name("t")] {
             PortSpec::Vxlan(vxlan) => (vxlan.max_frame(1500), vxlan.underlay().to_string()),
             _ => unreachable!("a tunnel was asked for"),
@@ -217,7 +217,7 @@ fn only_ports_with_the_same_kind_of_frames_are_joined() {
     };
     let joined = |ports: Vec<pb::Port>, a: &str, b: &str| {
         let xconnects = vec![pb::Xconnect { a: a.into(), b: b.into() }];
-        state_from_proto(&pb::State { ports, xconnects })
+        state_from_proto(&pb::State { ports, xconnects, ..Default::default() })
     };
     for (a, b) in [("m", "k"), ("k", "t"), ("m", "t"), ("any", "m"), ("any", "k"), ("any", "t")] {
         for mode in [1, 2] {

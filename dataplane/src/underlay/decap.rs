@@ -87,19 +87,12 @@ impl Decap {
             run.next = end;
             match self.way(datagram, run.sender, context) {
                 Ok((way, frame)) => {
-                    // Datagrams that came together have been whole when they were put together.
                     let alone = datagram.len() == buffer.len();
-                    let offload = if alone { self.owed(frame, run.sender, context) } else { None };
-                    if way.link == Link::Ip {
-                        lend_packet(way.port, frame, offload, burst, context);
-                        continue;
-                    }
-                    burst.from_port(way.port);
-                    match offload {
-                        None => burst.push(Lent::from(frame)),
-                        Some(_) => {
-                            burst.push_with(&[Lent::from(frame)], offload);
-                        }
+                    if alone || way.link == Link::Ip {
+                        self.lend_other(way, frame, alone.then_some(run.sender), burst, context);
+                    } else {
+                        burst.from_port(way.port);
+                        burst.push(Lent::from(frame));
                     }
                 }
                 Err(reason) => context.counters.port(self.underlay).dropped(reason, 1),
@@ -108,6 +101,24 @@ impl Decap {
         if run.next >= buffer.len() {
             run.next = run.len;
         }
+    }
+
+    /// What is not simply lent: packets, and a frame that came `alone` from this sender. Datagrams that came together have been
+    /// whole when they were put together.
+    fn lend_other<'a>(
+        &self,
+        way: Way,
+        frame: &'a [u8],
+        alone: Option<IpAddr>,
+        burst: &mut Burst<'a>,
+        context: &RxContext<'_>,
+    ) {
+        let offload = alone.and_then(|sender| self.owed(frame, sender, context));
+        if way.link == Link::Ip {
+            return lend_packet(way.port, frame, offload, burst, context);
+        }
+        burst.from_port(way.port);
+        burst.push_with(&[Lent::from(frame)], offload);
     }
 
     /// A frame that came alone may be one that a kernel on this very machine left unfinished.

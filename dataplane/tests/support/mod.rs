@@ -159,7 +159,11 @@ pub fn kernel(name: &str, ifname: &str, netns: impl Into<String>) -> pb::Port {
 
 /// Ports a and b, joined.
 pub fn two_pipes() -> pb::State {
-    pb::State { ports: vec![pipe("a", "pa"), pipe("b", "pb")], xconnects: vec![xconnect("a", "b")] }
+    pb::State {
+        ports: vec![pipe("a", "pa"), pipe("b", "pb")],
+        xconnects: vec![xconnect("a", "b")],
+        ..Default::default()
+    }
 }
 
 pub fn set(port: pb::Port) -> pb::Op {

@@ -1,0 +1,134 @@
+//! NSM's policies: what the tokens of a path must satisfy before a call goes on, and before an answer is believed.
+//!
+//! The Go components' built-in policies are done natively, by their names; `.rego` files of an operator's own run beside them.
+//!
+//! | policy | asks | asked of |
+//! |---|---|---|
+//! | `tokens_valid` | each token of the path can be read | both |
+//! | `tokens_expired` | none has ended | both |
+//! | `tokens_chained` | each token is made for the one who made the next | both |
+//! | `prev_token_signed` | the caller's is signed by the key of the certificate that it showed, and names that certificate's ID | callers |
+//! | `next_token_signed` | likewise the next hop's | answers |
+//! | `client_allowed` | a name is registered by one identity only (decided where the record is) | registry |
+
+mod masks;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use tonic::Status;
+use vwire_proto::nsm::connection::Path;
+
+pub use masks::BadPolicies;
+use rules::{Denied, Rules, Tokens};
+
+use crate::api::path::PathExt;
+use crate::elements::authorize::PathPolicy;
+use crate::registry::authorize::TokenRules;
+use crate::transport::Peer;
+
+/// What is asked of calls that come in, and of answers that come back.
+#[derive(Debug, Clone)]
+pub struct Policies {
+    server: Rules,
+    client: Rules,
+}
+
+impl Policies {
+    /// The Go components' defaults.
+    pub fn standard() -> Self {
+        Self { server: Rules::standard(), client: Rules::standard() }
+    }
+
+    /// Nothing is asked: for processes that run without TLS, where there are no tokens.
+    pub fn off() -> Self {
+        Self { server: Rules::default(), client: Rules::default() }
+    }
+
+    /// What these lists select (`NSM_REGISTRY_SERVER_POLICIES`, `NSM_REGISTRY_CLIENT_POLICIES`): names of built-in policies, or
+    /// masks as the Go components read them, where `etc/nsm/opa/` leads to the built-in ones.
+    ///
+    /// # Errors
+    /// [`BadPolicies`] for a list that is empty, and an entry that selects nothing: nobody means to switch policies off by a slip.
+    pub fn of_masks(server: &[String], client: &[String]) -> Result<Self, BadPolicies> {
+        Ok(Self { server: masks::select(server)?, client: masks::select(client)? })
+    }
+
+    /// Whether a name that somebody registered is kept for them (`client_allowed`).
+    pub fn keeps_owners(&self) -> bool {
+        self.server.client_allowed
+    }
+
+    /// Whether a call may go on: its path up to our segment, which the index names and which holds our token already.
+    ///
+    /// # Errors
+    /// PERMISSION_DENIED with the policy's name; the log has the reason.
+    pub fn check_server(&self, path: &Path, peer: &Peer) -> Result<(), Status> {
+        let until = path.path_segments.len().min((path.index as usize).saturating_add(1));
+        let tokens: Tokens<'_> =
+            path.path_segments[..until].iter().map(|segment| segment.token.as_str()).collect();
+        let signed = (path.index as usize).checked_sub(1);
+        verdict(self.server.check(&tokens, Some((signed, "prev_token_signed")), peer), path.root_id(), peer)
+    }
+
+    /// Whether an answer may be believed: its whole path, in our coordinates.
+    ///
+    /// # Errors
+    /// As [`check_server`](Self::check_server).
+    pub fn check_client(&self, path: &Path, peer: &Peer) -> Result<(), Status> {
+        let tokens: Tokens<'_> = path.path_segments.iter().map(|segment| segment.token.as_str()).collect();
+        let signed = (path.index as usize).checked_add(1);
+        verdict(self.client.check(&tokens, Some((signed, "next_token_signed")), peer), path.root_id(), peer)
+    }
+
+    /// As [`check_server`](Self::check_server) for a registration: the tokens up to ours, the last but one is the caller's.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_registry_server(&self, tokens: &[Arc<str>], peer: &Peer) -> Result<(), Status> {
+        let all: Tokens<'_> = tokens.iter().map(AsRef::as_ref).collect();
+        let signed = tokens.len().checked_sub(2);
+        verdict(self.server.check(&all, Some((signed, "prev_token_signed")), peer), "", peer)
+    }
+
+    /// As [`check_client`](Self::check_client) for a registration: all tokens, the one after `index` is the server's.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_registry_client(&self, tokens: &[Arc<str>], index: u32, peer: &Peer) -> Result<(), Status> {
+        let all: Tokens<'_> = tokens.iter().map(AsRef::as_ref).collect();
+        let signed = (index as usize).checked_add(1);
+        verdict(self.client.check(&all, Some((signed, "next_token_signed")), peer), "", peer)
+    }
+}
+
+/// The peer learns which policy it was; the log has the rest.
+fn verdict(checked: Result<(), Denied>, connection: &str, peer: &Peer) -> Result<(), Status> {
+    checked.map_err(|denied| {
+        let peer = peer.id.as_ref().map(ToString::to_string);
+        tracing::warn!(connection, peer, policy = denied.policy, reason = %denied.reason, "denied by a policy");
+        Status::permission_denied(format!("no sufficient privileges: policy {}", denied.policy))
+    })
+}
+
+impl PathPolicy for Policies {
+    fn incoming(&self, path: &Path, peer: &Peer) -> Result<(), Status> {
+        self.check_server(path, peer)
+    }
+
+    fn returned(&self, path: &Path, peer: &Peer) -> Result<(), Status> {
+        self.check_client(path, peer)
+    }
+}
+
+impl TokenRules for Policies {
+    fn caller(&self, tokens: &[Arc<str>], caller: &Peer) -> Result<(), Status> {
+        self.check_registry_server(tokens, caller)
+    }
+
+    fn server(&self, tokens: &[Arc<str>], index: u32, server: &Peer) -> Result<(), Status> {
+        self.check_registry_client(tokens, index, server)
+    }
+}
