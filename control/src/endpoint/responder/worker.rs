@@ -16,8 +16,10 @@ use tokio::sync::{oneshot, watch};
 
 use super::host::{Heard, Host};
 
-/// Frames taken from one ring before the next has its turn.
+/// Frames taken out of a ring at a time.
 const BURST: usize = 64;
+/// Bursts taken from one ring before the other interfaces have their turn.
+const BURSTS: usize = 4;
 /// A peer's interrupt can be lost. So rings are looked at this often while packets come, and this often when none did for a while.
 const BUSY_NAP: Duration = Duration::from_millis(1);
 const IDLE_NAP: Duration = Duration::from_millis(20);
@@ -293,8 +295,8 @@ impl Interface {
         let Link { rx, tx, .. } = link;
         for queue in rx {
             queue.drain_event();
-            // One burst more than a ring is fair to the others; what is left is seen in the next round.
-            loop {
+            // What is left after these bursts waits for the others; being busy, this interface is looked at again within 1 ms.
+            for _ in 0..BURSTS {
                 let mut sink = Frames { frames: Vec::new() };
                 queue.receive(&mut sink).map_err(|fault| fault.to_string())?;
                 queue.release();
