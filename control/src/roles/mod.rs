@@ -1,5 +1,6 @@
 //! The roles: each a list of elements, and what keeps them running.
 
+pub mod ca;
 mod process;
 
-pub use process::{Process, ProcessError};
+pub use process::{Process, ProcessError, begin};
