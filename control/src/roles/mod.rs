@@ -1,6 +1,8 @@
 //! The roles: each a list of elements, and what keeps them running.
 
 pub mod ca;
+pub mod nsc;
+pub mod nse;
 mod process;
 
 pub use process::{Process, ProcessError, begin};
