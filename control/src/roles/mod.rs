@@ -1,8 +1,4 @@
 //! The roles: each a list of elements, and what keeps them running.
 
 pub mod ca;
-pub mod nsc;
-pub mod nse;
-mod process;
-
-pub use process::{Process, ProcessError, begin};
+pub mod forwarder;
