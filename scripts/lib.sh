@@ -99,6 +99,19 @@ need_rust() {
     fi
 }
 
+# The Go peers' module says which Go it needs (control/tests/go/go.mod).
+need_go() {
+    local wanted have
+    if ! command -v go >/dev/null && [ -x /usr/local/go/bin/go ]; then PATH="/usr/local/go/bin:$PATH"; fi
+    wanted=$(sed -n 's/^go //p' control/tests/go/go.mod)
+    have=$(go env GOVERSION 2>/dev/null | sed 's/^go//')
+    if [ -z "$have" ] || [ "$(printf '%s\n' "$wanted" "$have" | sort -V | head -n 1)" != "$wanted" ]; then
+        say "The tests against Go peers need Go $wanted or newer (found: ${have:-none}). Install it with:"
+        say "  curl -sSfL https://go.dev/dl/go1.26.0.linux-amd64.tar.gz | tar -C /usr/local -xz && export PATH=/usr/local/go/bin:\$PATH"
+        exit 1
+    fi
+}
+
 # need_packages PACKAGE...: installs the Debian packages that are missing, without starting the services that some bring.
 need_packages() {
     local missing=() package

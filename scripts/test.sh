@@ -1,19 +1,29 @@
 #!/usr/bin/env bash
-# Sets up what the tests need on a bare Debian 12 (root; rustup's stable toolchain is the only prerequisite) and runs them all:
+# Sets up what the tests need on a bare Debian 12 (root; rustup's stable toolchain and Go are the prerequisites) and runs them all:
 # formatting, lints, unit tests, tests against real peers in their own network namespaces, loom, and each fuzz target briefly.
 # Can be run twice; leaves no namespace, socket or huge page behind. VWIRE_LOGS=DIR keeps the logs there.
 . "$(dirname "$0")/lib.sh"
 
 need_root
 need_rust
+need_go
 # build-essential and libclang are for libFuzzer's runtime; the rest are peers and witnesses.
 need_packages build-essential iproute2 iputils-ping ethtool tcpdump iperf3 tshark dpdk-dev openvswitch-switch
 need_hugepages 128
 modprobe tun 2>/dev/null || true
 
+# The tests build them, too; here a failure says so by itself.
+build_go_peers() (
+    cd control/tests/go
+    test -z "$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }
+    go vet ./...
+    go build -buildvcs=false -o ../../../target/go-peers/gopeers .
+)
+
 step "formatting" cargo fmt --all --check
 step "lints (clippy, warnings are errors)" cargo clippy --workspace --all-targets --locked -- -D warnings
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+step "Go peers: vet and build" build_go_peers
 step "build of tests" cargo test --workspace --locked --no-run
 loud_step "tests" cargo test --workspace --locked -- --test-threads=2
 step "loom: hand-off rings and table swap, every interleaving" env RUSTFLAGS="--cfg loom" \

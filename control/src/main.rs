@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use vwire_control::config::Effective;
+use vwire_control::roles::{begin, ca};
 use vwire_control::{cli, config};
 
 /// Network Service Mesh: the roles of a mesh, and looks into a running one.
@@ -18,20 +20,26 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// The built-in issuer of SPIFFE identities, for labs and single hosts.
+    Ca(Box<ca::Settings>),
     /// Shows every role of this machine, and how it is.
     Status(cli::StatusArgs),
     /// Shows a connection hop by hop, or lists all.
     Path(cli::PathArgs),
+    /// Shows which endpoints would serve a client, and why not the others.
+    Explain(cli::ExplainArgs),
+    /// Brings up topologies on this machine, checks them, and takes them down.
+    Lab(cli::LabArgs),
 }
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    let (cli, _settings) = config::load::<Cli>(&args).unwrap_or_else(|error| error.exit());
+    let (cli, settings) = config::load::<Cli>(&args).unwrap_or_else(|error| error.exit());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("starting threads: {error}")),
     };
-    let done = runtime.block_on(run(cli.command));
+    let done = runtime.block_on(run(cli.command, settings));
     // Calls that are still under way must not hold up the end.
     runtime.shutdown_background();
     match done {
@@ -45,9 +53,20 @@ fn fail(reason: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-async fn run(command: Command) -> Result<(), String> {
+async fn run(command: Command, effective: Effective) -> Result<(), String> {
     match command {
-        Command::Status(args) => args.run().await.map_err(|error| error.to_string()),
-        Command::Path(args) => args.run().await.map_err(|error| error.to_string()),
+        Command::Ca(settings) => {
+            let name = settings.trust_domain.to_string();
+            let (_, shutdown) = begin(&settings.common, "ca", &name, effective).await.map_err(text)?;
+            ca::run(*settings, shutdown).await.map_err(text)
+        }
+        Command::Status(args) => args.run().await.map_err(text),
+        Command::Path(args) => args.run().await.map_err(text),
+        Command::Explain(args) => args.run().await.map_err(text),
+        Command::Lab(args) => args.run().await.map_err(text),
     }
+}
+
+fn text(error: impl std::error::Error) -> String {
+    error.to_string()
 }

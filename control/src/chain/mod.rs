@@ -120,3 +120,6 @@ impl Chain {
         Next(&self.elements).close(call, connection).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,15 @@
 //! The operator's verbs. Each prints a table, or JSON with `-o json`.
 
 mod admin;
+mod explain;
+mod lab;
 mod path;
 mod status;
 mod table;
 
 pub use admin::{AdminClient, AskError, Where};
+pub use explain::ExplainArgs;
+pub use lab::LabArgs;
 pub use path::PathArgs;
 pub use status::StatusArgs;
 
@@ -25,6 +29,9 @@ pub enum VerbError {
     /// A process did not answer.
     #[error(transparent)]
     Ask(#[from] AskError),
+    /// A lab.
+    #[error(transparent)]
+    Lab(#[from] crate::lab::LabError),
     /// Nothing by that name, or more than one thing.
     #[error("{0}")]
     Which(String),

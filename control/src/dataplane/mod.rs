@@ -10,5 +10,17 @@
 //! | addresses, routes, rules of an interface in it | [`kernel`] |
 //! | memif's control sockets in it | [`memif_socket`] |
 
+pub mod client;
+pub mod ends;
 pub mod kernel;
+pub mod launch;
+pub mod memif_socket;
 pub mod netns;
+pub mod note;
+pub mod reconcile;
+pub mod transact;
+pub mod tunnel;
+pub mod wanted;
+
+pub use client::{Change, Client};
+pub use transact::Dataplane;

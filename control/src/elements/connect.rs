@@ -57,7 +57,7 @@ impl Connect {
         self
     }
 
-    /// Asks the next hop; returns its answer, who it is, and the files whose descriptors it was sent.
+    /// Asks the next hop.
     async fn ask(
         &self,
         call: &mut Call,
@@ -68,7 +68,7 @@ impl Connect {
         let fds = call.state.get_or_default::<Fds>();
         let mechanisms =
             request.mechanism_preferences.iter().chain(request.connection.iter().flat_map(mechanism));
-        let sent = send(&hop, fds, mechanisms)?;
+        send(&hop, fds, mechanisms)?;
         let own =
             request.connection.as_ref().map(|own| (own.id.clone(), path::of(own).index)).unwrap_or_default();
         let peer = Arc::clone(hop.peer());
@@ -77,14 +77,12 @@ impl Connect {
         let answer = NetworkServiceClient::new(hop).request(message).await;
         let connection = answer.map_err(|status| from_hop(target, status))?.into_inner();
         check_answer(&connection, &own, target)?;
-        Ok(Answer { connection, peer, sent })
+        Ok(Answer { connection, peer })
     }
 
     /// Takes what belongs to an answer, and checks it where we are the client.
     async fn accept(&self, call: &mut Call, target: &Target, answer: &Answer) -> Result<(), Status> {
-        if let Some(inode) = mechanism(&answer.connection).and_then(inode)
-            && !answer.sent.contains(&inode)
-        {
+        if let Some(inode) = mechanism(&answer.connection).and_then(inode) {
             receive(call, &answer.peer, inode, target).await?;
         }
         let Some(policies) = &self.policies else { return Ok(()) };
@@ -110,7 +108,6 @@ impl Connect {
 struct Answer {
     connection: Connection,
     peer: Arc<Peer>,
-    sent: BTreeSet<Inode>,
 }
 
 #[async_trait]
@@ -208,12 +205,8 @@ pub(super) fn inode(mechanism: &Mechanism) -> Option<Inode> {
 }
 
 /// Sends the descriptors that these mechanisms name, once each, as far as we have them; what is written next carries them.
-fn send<'a>(
-    hop: &Hop,
-    fds: &Fds,
-    mechanisms: impl IntoIterator<Item = &'a Mechanism>,
-) -> Result<BTreeSet<Inode>, Status> {
-    let Some(FdLane { sender, .. }) = &hop.peer().fds else { return Ok(BTreeSet::new()) };
+fn send<'a>(hop: &Hop, fds: &Fds, mechanisms: impl IntoIterator<Item = &'a Mechanism>) -> Result<(), Status> {
+    let Some(FdLane { sender, .. }) = &hop.peer().fds else { return Ok(()) };
     let mut sent = BTreeSet::new();
     for inode in mechanisms.into_iter().filter_map(inode) {
         if let Some(fd) = fds.get(&inode)
@@ -224,16 +217,16 @@ fn send<'a>(
                 .map_err(|error| Status::internal(format!("{inode}: sending the descriptor: {error}")))?;
         }
     }
-    Ok(sent)
+    Ok(())
 }
 
-/// Waits for the descriptor that the next hop sent for its mechanism.
+/// Takes the descriptor that the next hop sent for its mechanism, and waits for it if we don't have the file: it comes ahead of the
+/// answer, or we have sent it ourselves, or it came with an earlier answer.
 async fn receive(call: &mut Call, peer: &Peer, inode: Inode, target: &Target) -> Result<(), Status> {
     let Some(lane) = &peer.fds else { return Ok(()) };
     let known = call.state.get_or_default::<Fds>().get(&inode).is_some();
     let fd = match lane.received.take(inode) {
         Some(fd) => fd,
-        // A refresh of a hop that sent it with an earlier answer.
         None if known => return Ok(()),
         None => {
             tokio::time::timeout_at(call.deadline.into(), lane.received.wait(inode)).await.map_err(|_| {

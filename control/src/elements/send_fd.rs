@@ -8,8 +8,8 @@ use crate::api::connection::Connection;
 use crate::api::networkservice::NetworkServiceRequest;
 use crate::chain::{Call, Element, Fds, Next};
 
-/// Sends the caller the descriptor of the file that the answer's mechanism names, ahead of the answer, unless the caller named that
-/// file itself.
+/// Sends the caller the descriptor of the file that the answer's mechanism names, ahead of the answer, unless the caller sent that
+/// descriptor itself with this call.
 pub struct SendFd;
 
 #[async_trait]
@@ -20,11 +20,10 @@ impl Element for SendFd {
         request: NetworkServiceRequest,
         next: Next<'_>,
     ) -> Result<Connection, Status> {
-        let own = request.connection.iter().flat_map(|connection| &connection.mechanism);
-        let callers: Vec<_> = request.mechanism_preferences.iter().chain(own).filter_map(inode).collect();
         let connection = next.request(call, request).await?;
         let lane = call.peer().and_then(|peer| peer.fds.clone());
-        let chosen = connection.mechanism.as_ref().and_then(inode).filter(|inode| !callers.contains(inode));
+        let chosen =
+            connection.mechanism.as_ref().and_then(inode).filter(|inode| !call.fds_taken.contains(inode));
         if let (Some(lane), Some(inode)) = (lane, chosen)
             && let Some(fd) = call.state.get::<Fds>().and_then(|fds| fds.get(&inode))
         {

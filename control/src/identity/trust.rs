@@ -33,7 +33,7 @@ pub enum Distrust {
     #[error("no bundle of trust domain {0}; federate with it")]
     NoBundle(String),
     /// Its chain leads to no authority, or is not valid now.
-    #[error("{id}: {reason}")]
+    #[error("{id}: not issued by an authority that we know of its trust domain, or not valid now ({reason})")]
     Chain {
         /// Who it says it is.
         id: String,

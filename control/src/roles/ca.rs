@@ -134,7 +134,8 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), 
     let federated = federate(settings.federate.clone(), &shutdown)?;
     let issuer = Arc::new(Issuer::new(authority, settings.svid_lifetime, settings.rules.clone(), federated));
     let common = settings.listen_on.0.clone().map(|socket| (socket, None));
-    let own = settings.workloads.iter().map(|workload| (workload.socket.clone(), Some(workload.name.clone())));
+    let own =
+        settings.workloads.iter().map(|workload| (workload.socket.clone(), Some(workload.name.clone())));
     let mut serving = JoinSet::new();
     for (socket, name) in common.into_iter().chain(own) {
         let (issuer, limits, shutdown) = (Arc::clone(&issuer), settings.limits.clone(), shutdown.clone());
@@ -151,13 +152,21 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), 
 fn check(settings: &Settings) -> Result<(), CaError> {
     let bad = |text: String| Err(CaError::Setting(text));
     if settings.workloads.is_empty() && settings.listen_on.0.is_none() {
-        return bad("nobody could ask: name a socket by VWIRE_CA_WORKLOADS (NAME=SOCKET) or VWIRE_CA_LISTEN_ON".to_owned());
+        return bad(
+            "nobody could ask: name a socket by VWIRE_CA_WORKLOADS (NAME=SOCKET) or VWIRE_CA_LISTEN_ON"
+                .to_owned(),
+        );
     }
     if !settings.listen_on.0.as_ref().is_none_or(|target| matches!(target, Target::Unix(_))) {
-        return bad("VWIRE_CA_LISTEN_ON: callers are told apart on unix sockets only; write unix:///path".to_owned());
+        return bad(
+            "VWIRE_CA_LISTEN_ON: callers are told apart on unix sockets only; write unix:///path".to_owned()
+        );
     }
     if settings.svid_lifetime < SHORTEST_LIFE {
-        return bad(format!("VWIRE_CA_SVID_LIFETIME: {:?} is below {SHORTEST_LIFE:?}", settings.svid_lifetime));
+        return bad(format!(
+            "VWIRE_CA_SVID_LIFETIME: {:?} is below {SHORTEST_LIFE:?}",
+            settings.svid_lifetime
+        ));
     }
     match settings.federate.iter().find(|with| with.domain == settings.trust_domain) {
         Some(own) => bad(format!("VWIRE_CA_FEDERATE: {} is our own trust domain", own.domain)),
@@ -166,7 +175,10 @@ fn check(settings: &Settings) -> Result<(), CaError> {
 }
 
 /// The federated bundles, and what becomes of their files.
-fn federate(with: Vec<Federation>, shutdown: &CancellationToken) -> Result<watch::Receiver<Bundles>, IssuerError> {
+fn federate(
+    with: Vec<Federation>,
+    shutdown: &CancellationToken,
+) -> Result<watch::Receiver<Bundles>, IssuerError> {
     let read = |with: &Federation| Ok((with.domain.clone(), read_bundle(&with.file)?));
     let bundles = with.iter().map(read).collect::<Result<Bundles, IssuerError>>()?;
     let (sender, receiver) = watch::channel(bundles);

@@ -38,6 +38,9 @@ pub enum ProcessError {
          with --insecure where everybody on the machine and the network is trusted"
     )]
     NoIdentity,
+    /// The Workload API can't be asked.
+    #[error(transparent)]
+    Workload(#[from] crate::identity::WorkloadError),
     /// The admin port can't be had where it was wanted.
     #[error("VWIRE_ADMIN: {0}")]
     Admin(#[from] crate::obs::AdminError),
@@ -60,12 +63,7 @@ impl Process {
         name: &str,
         settings: Effective,
     ) -> Result<Self, ProcessError> {
-        let logs = Logs::start(&common.log_level, common.log_format);
-        let shutdown = CancellationToken::new();
-        tokio::spawn(Signals::new().map_err(ProcessError::Signals)?.watch(logs, shutdown.clone()));
-        let admin = Admin::new(role, name);
-        admin.settings(settings);
-        start_admin(common, role, name, &admin, &shutdown).await?;
+        let (admin, shutdown) = begin(common, role, name, settings).await?;
         admin.wait("its SVID");
         let identity = tokio::select! {
             identity = identity(common) => identity?,
@@ -84,6 +82,25 @@ impl Process {
     pub fn for_role(&self, role: &str, name: &str) -> Self {
         Self { admin: self.admin.for_role(role, name), ..self.clone() }
     }
+}
+
+/// Starts what also a process without an identity needs: logs, signals and the admin port.
+///
+/// # Errors
+/// [`ProcessError`].
+pub async fn begin(
+    common: &Common,
+    role: &str,
+    name: &str,
+    settings: Effective,
+) -> Result<(Admin, CancellationToken), ProcessError> {
+    let logs = Logs::start(&common.log_level, common.log_format);
+    let shutdown = CancellationToken::new();
+    tokio::spawn(Signals::new().map_err(ProcessError::Signals)?.watch(logs, shutdown.clone()));
+    let admin = Admin::new(role, name);
+    admin.settings(settings);
+    start_admin(common, role, name, &admin, &shutdown).await?;
+    Ok((admin, shutdown))
 }
 
 /// Serves the admin port. Without one the process is of use all the same, unless it was asked for.
@@ -119,8 +136,8 @@ async fn identity(common: &Common) -> Result<Identity, ProcessError> {
         );
         return Ok(Identity::insecure());
     }
-    let _socket = common.spiffe_endpoint_socket.0.as_ref().ok_or(ProcessError::NoIdentity)?;
-    Err(ProcessError::NoIdentity)
+    let endpoint = common.spiffe_endpoint_socket.0.as_ref().ok_or(ProcessError::NoIdentity)?;
+    Ok(Identity::from_workload_api(endpoint).await?)
 }
 
 /// The signals that mean something to a role.

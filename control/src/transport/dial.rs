@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 
 use super::hop::{Hop, Link};
 use super::stream::{Stream, peer_of, unix_address, unproven};
-use super::tls::Tls;
+use super::tls::{Tls, in_words};
 use super::{PeerAddress, Target};
 use crate::identity::TokenSource;
 
@@ -31,7 +31,7 @@ pub(super) async fn dial(target: &Target, tls: &Tls, tokens: TokenSource) -> io:
     };
     // The name plays no part: SPIFFE IDs are verified, and SNI is off.
     let name = ServerName::try_from("peer.invalid").expect("a DNS name");
-    let stream = TlsConnector::from(session.client).connect(name, stream).await?;
+    let stream = TlsConnector::from(session.client).connect(name, stream).await.map_err(in_words)?;
     let peer = peer_of(stream.get_ref().1, session.svid, address, lane)?;
     Hop::start(stream, Link { peer: Arc::new(peer), target: target.clone(), tokens }).await
 }

@@ -15,13 +15,14 @@ use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::call::{TOKEN, TOKEN_EXPIRES, parse_timeout};
+use super::watched::Watched;
 use super::{Peer, Target};
 use crate::identity::{Leaf, TokenSource};
 
@@ -46,7 +47,7 @@ pub struct Hop(Arc<Session>);
 struct Session {
     link: Link,
     send: SendRequest<Body>,
-    /// Cancelled when the connection has ended.
+    /// Cancelled when the connection has ended, with its last stream.
     ended: CancellationToken,
     /// Ends the connection at once.
     cut: CancellationToken,
@@ -71,23 +72,19 @@ impl Hop {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (send, connection) = Builder::new(TokioExecutor::new())
+        let (ended, cut) = (CancellationToken::new(), CancellationToken::new());
+        let stream = Watched::new(stream, &cut, &ended);
+        let (send, calls) = Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_header_list_size(MAX_METADATA)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(io::Error::other)?;
-        let (ended, cut) = (CancellationToken::new(), CancellationToken::new());
-        let (ending, cutting): (DropGuard, _) = (ended.clone().drop_guard(), cut.clone());
         let target = link.target.to_string();
         tokio::spawn(async move {
-            let _ending = ending;
-            tokio::select! {
-                end = connection => match end {
-                    Ok(()) => tracing::debug!(%target, "the connection was closed"),
-                    Err(error) => tracing::info!(%target, error = %chain(&error), "the connection broke"),
-                },
-                () = cutting.cancelled() => {}
+            match calls.await {
+                Ok(()) => tracing::debug!(%target, "the connection takes no more calls"),
+                Err(error) => tracing::info!(%target, error = %chain(&error), "the connection broke"),
             }
         });
         let leaf = link.peer.leaf.as_ref().and_then(|leaf| Leaf::read(leaf).ok());
@@ -126,7 +123,7 @@ impl Hop {
 
     /// True if it takes new calls: it has not ended, and the peer has not asked to dial anew.
     pub fn is_open(&self) -> bool {
-        !self.0.ended.is_cancelled() && !self.0.send.is_closed() && self.0.send.is_ready()
+        !self.0.ended.is_cancelled() && !self.0.cut.is_cancelled() && !self.0.send.is_closed()
     }
 
     /// True for a clone.

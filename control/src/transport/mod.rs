@@ -11,9 +11,11 @@ mod listen;
 mod peer;
 mod pool;
 mod server;
+mod services;
 mod stream;
 mod target;
 mod tls;
+mod watched;
 
 pub use call::{DEFAULT_TIME, MAX_TIME, TOKEN, TOKEN_EXPIRES, origin, peer, time_left};
 pub use hop::Hop;
@@ -21,6 +23,7 @@ pub use limits::Limits;
 pub use peer::{FdLane, Peer, PeerAddress};
 pub use pool::{Dialling, Pool};
 pub use server::{ServeError, Server, serve};
+pub use services::{Health, Services};
 pub use target::{BadTarget, Target};
 
 /// A descriptor that several may hold.

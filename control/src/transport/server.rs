@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
+use futures::{FutureExt, TryFutureExt};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -24,7 +24,7 @@ use tower::Service;
 
 use super::listen::Listener;
 use super::stream::{Stream, peer_of, unproven};
-use super::tls::Tls;
+use super::tls::{Tls, in_words};
 use super::{Limits, Peer, PeerAddress, Target};
 use crate::identity::Identity;
 
@@ -205,7 +205,7 @@ async fn connection<P>(
         return calls(shared, stream, peer, std::future::pending()).await;
     };
     let mut rotation = shared.tls.identity().changes();
-    let shaking = TlsAcceptor::from(session.server).accept(stream);
+    let shaking = TlsAcceptor::from(session.server).accept(stream).map_err(in_words);
     let stream = tokio::time::timeout(shared.limits.handshake_time, shaking).await.map_err(|_| {
         io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake was not finished in time")
     })??;

@@ -59,6 +59,17 @@ impl Tls {
     }
 }
 
+/// The reason of a failed handshake in words: rustls prints the verifier's own errors as Rust.
+pub(super) fn in_words(error: io::Error) -> io::Error {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(reason)))) => {
+            io::Error::new(error.kind(), format!("the peer's certificate: {reason}"))
+        }
+        _ => error,
+    }
+}
+
 fn build(svid: Arc<Svid>, accepted: &Accepted) -> Result<Session, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Arc::new(Verifier::new(&svid, accepted.clone(), &provider));

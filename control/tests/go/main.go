@@ -20,6 +20,7 @@ var roles = map[string]func(ctx context.Context) error{
 	"nsc":       runClient,
 	"nse":       runEndpoint,
 	"nsmgr":     runManager,
+	"observe":   runObserver,
 	"probe":     runProbe,
 	"regclient": runRegistryClient,
 	"registry":  runRegistry,

@@ -20,6 +20,7 @@ import (
 	"github.com/networkservicemesh/sdk/pkg/networkservice/ipam/point2pointipam"
 	registryclient "github.com/networkservicemesh/sdk/pkg/registry/chains/client"
 	"github.com/networkservicemesh/sdk/pkg/registry/common/clientinfo"
+	"github.com/networkservicemesh/sdk/pkg/registry/common/retry"
 	registrysendfd "github.com/networkservicemesh/sdk/pkg/registry/common/sendfd"
 )
 
@@ -132,6 +133,9 @@ func (r *registration) register(ctx context.Context) error {
 		r.client = registryclient.NewNetworkServiceEndpointRegistryClient(ctx,
 			registryclient.WithClientURL(connectTo),
 			registryclient.WithDialOptions(r.self.dialOptions(true)...),
+			// A registration ends this much before its token: the time that its call may take.
+			registryclient.WithNSERetryClient(retry.NewNetworkServiceEndpointRegistryClient(ctx,
+				retry.WithTryTimeout(duration("NSM_TRY_TIMEOUT", "15s")))),
 			registryclient.WithNSEAdditionalFunctionality(
 				clientinfo.NewNetworkServiceEndpointRegistryClient(),
 				registrysendfd.NewNetworkServiceEndpointRegistryClient()),

@@ -9,21 +9,34 @@ import (
 	registryapi "github.com/networkservicemesh/api/pkg/api/registry"
 	registryclient "github.com/networkservicemesh/sdk/pkg/registry/chains/client"
 	"github.com/networkservicemesh/sdk/pkg/registry/common/null"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 )
 
 // runRegistryClient uses a registry (NSM_CONNECT_TO) as told. Commands: "VERB KIND MESSAGE", with VERB one of register,
-// unregister, find, watch, KIND one of ns, nse, and MESSAGE the protobuf JSON without blanks. One that is "kept" is refreshed and
-// registered anew; the others are done once. Answers: "answer", "failed"; a watch tells "found" for each message.
+// unregister, find, watch, KIND one of ns, nse, and MESSAGE the protobuf JSON without blanks. What is registered is refreshed, and
+// registered anew when the registry has lost it. With GOPEERS_RAW=true there is no chain: each call reaches the server. Answers: "answer", "failed"; a watch tells "found" for each message.
 func runRegistryClient(ctx context.Context) error {
 	self, err := newProcess(ctx)
 	if err != nil {
 		return err
 	}
-	emit("ready", nil)
 	clients := newRegistryClients(ctx, self, flag("GOPEERS_RETRY", "false"))
+	if flag("GOPEERS_RAW", "false") {
+		connection, err := self.dial(ctx, address("NSM_CONNECT_TO", ""))
+		if err != nil {
+			return err
+		}
+		clients = &registryClients{
+			services:  registryapi.NewNetworkServiceRegistryClient(connection),
+			endpoints: registryapi.NewNetworkServiceEndpointRegistryClient(connection),
+		}
+		// What the chains send with each call: a path that has no segment yet.
+		ctx = metadata.AppendToOutgoingContext(ctx, "path", `{"Index":0,"PathSegments":null}`)
+	}
+	emit("ready", nil)
 	commands(ctx, func(verb string, args []string) {
 		if len(args) != 2 {
 			report(verb, errors.New("write: VERB KIND MESSAGE"))

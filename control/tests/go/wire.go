@@ -14,6 +14,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/reflection"
 )
@@ -58,7 +59,10 @@ func (p *process) dialOptions(patient bool) []grpc.DialOption {
 func (p *process) dial(ctx context.Context, to *url.URL) (*grpc.ClientConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	return grpc.DialContext(ctx, grpcutils.URLToTarget(to), p.dialOptions(true)...)
+	soon := backoff.DefaultConfig
+	soon.BaseDelay, soon.MaxDelay = 20*time.Millisecond, 100*time.Millisecond
+	options := append(p.dialOptions(true), grpc.WithConnectParams(grpc.ConnectParams{Backoff: soon, MinConnectTimeout: time.Second}))
+	return grpc.DialContext(ctx, grpcutils.URLToTarget(to), options...)
 }
 
 // server is a gRPC server as the Go components start it, with reflection for tools.

@@ -1,4 +1,7 @@
 //! Both sides against each other, in one process.
 
 mod calls;
+mod life;
+mod services;
+mod strangers;
 mod support;

@@ -1,0 +1,6 @@
+//! Chains against each other in one process, over TLS on unix sockets: a client, a manager, forwarders, endpoints.
+
+mod descriptors;
+mod mesh;
+mod monitors;
+mod requests;

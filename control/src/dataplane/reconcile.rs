@@ -1,0 +1,278 @@
+//! After a restart, ours or the engine's, and when links break.
+//!
+//! *We* restart: the records are read from the notes at the engine, and nothing is touched. *The engine* restarts: what can be made
+//! again of what is held is made again; interfaces can't be, as their namespaces are not held, so their connections are reported down
+//! and their clients, who have the namespaces, ask again. A connection that nobody refreshes ends.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tonic::Status;
+use vwire_proto::dataplane::v1 as pb;
+use vwire_proto::dataplane::v1::op::Op;
+
+use super::client::{Change, Event, Events};
+use super::kernel::Side;
+use super::memif_socket;
+use super::note::Note;
+use super::transact::Dataplane;
+use super::wanted::{End, Record};
+use crate::api::connection::Connection;
+use crate::chain::{Call, ChainHandle};
+use vwire_dataplane::fdpass::identify;
+
+/// How long a memif's listener is looked for after its connection broke.
+const DIAL_TIME: Duration = Duration::from_secs(3);
+/// Longer than `timeout` waits: what is still there then has no timer any more.
+const GRACE: i64 = 5;
+/// Between looks for what has expired.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a Close that an expiry started may take.
+const CLOSE_TIME: Duration = Duration::from_secs(15);
+
+/// Who is told that a connection is down, by its id, and why.
+pub type OnDown = Box<dyn Fn(&str, &str) + Send + Sync>;
+
+impl Dataplane {
+    /// Takes over what an earlier forwarder of our name left at the engine. Returns the records' notes.
+    pub fn adopt(&self, snapshot: &pb::GetSnapshotResponse) -> Vec<Note> {
+        let Some(state) = &snapshot.state else { return Vec::new() };
+        let ports: HashMap<&str, &pb::Port> =
+            state.ports.iter().map(|port| (port.name.as_str(), port)).collect();
+        let relays: HashMap<&str, &pb::Relay> =
+            state.relays.iter().map(|relay| (relay.name.as_str(), relay)).collect();
+        let mut notes = Vec::new();
+        for note in Note::all(state, &self.owner) {
+            let Some(id) = note.id().map(str::to_owned) else { continue };
+            let end = |name: &str, key: &str| {
+                let relay = relays.get(name).map(|relay| pb::Relay { note: Vec::new(), ..(*relay).clone() });
+                let port = match (ports.get(name), &relay) {
+                    (Some(port), _) => pb::Port { note: Vec::new(), ..(*port).clone() },
+                    (None, Some(_)) => pb::Port { name: name.to_owned(), ..Default::default() },
+                    (None, None) => return None,
+                };
+                Some(End { key: key.to_owned(), port, relay, fds: Vec::new(), redial: None, interface: None })
+            };
+            let record = Record {
+                server: end(&note.server_port, &note.server_key),
+                client: end(&note.client_port, &note.client_key),
+                note: note.clone(),
+                rules_in: None,
+                adopted: true,
+            };
+            for (peer, vni) in record.tunnels() {
+                self.wanted.vnis.take(peer, vni, &id);
+            }
+            self.wanted.put(&id, record);
+            notes.push(note);
+        }
+        notes
+    }
+}
+
+/// Follows the engine's events, and ends what has expired.
+pub struct Keeper {
+    dataplane: Arc<Dataplane>,
+    chain: ChainHandle,
+    down: OnDown,
+    instance: u64,
+    up: HashSet<String>,
+}
+
+impl Keeper {
+    /// Of connections made by `chain`. `snapshot` is the engine's state that was adopted.
+    pub fn new(
+        dataplane: Arc<Dataplane>,
+        chain: ChainHandle,
+        down: OnDown,
+        snapshot: &pb::GetSnapshotResponse,
+    ) -> Self {
+        let up = snapshot.links.iter().filter(|link| link.up).map(|link| link.port.clone()).collect();
+        Self { dataplane, chain, down, instance: snapshot.instance, up }
+    }
+
+    /// Runs until the engine's client is gone.
+    pub async fn run(mut self, mut events: Events) {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (done, mut repaired) = tokio::sync::mpsc::unbounded_channel::<(String, Status)>();
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.hear(event, &done).await,
+                    None => return,
+                },
+                Some((id, status)) = repaired.recv() => (self.down)(&id, status.message()),
+                _ = look.tick() => self.expire(),
+            }
+        }
+    }
+
+    async fn hear(&mut self, event: Event, done: &tokio::sync::mpsc::UnboundedSender<(String, Status)>) {
+        match event {
+            Event::Lost => {
+                tracing::warn!("the packet engine does not answer; what it forwards, it may still forward")
+            }
+            Event::Engine(snapshot) => {
+                self.dataplane.remove_orphans().await;
+                if snapshot.instance != self.instance {
+                    tracing::warn!("the packet engine is another one; making again what can be made");
+                    self.instance = snapshot.instance;
+                }
+                let there: HashSet<&str> = snapshot.links.iter().map(|link| link.port.as_str()).collect();
+                for id in self.dataplane.wanted.ids() {
+                    let Some(record) = self.dataplane.wanted.get(&id) else { continue };
+                    let missing = record
+                        .server
+                        .iter()
+                        .chain(&record.client)
+                        .any(|end| !there.contains(end.port.name.as_str()));
+                    if missing {
+                        self.repair(id, None, done);
+                    }
+                }
+                self.up = snapshot.links.into_iter().filter(|link| link.up).map(|link| link.port).collect();
+            }
+            Event::Link(link) if link.up => {
+                self.up.insert(link.port);
+            }
+            Event::Link(link) => {
+                // A memif that has never been up is waiting for its peer.
+                if self.up.remove(&link.port)
+                    && let Some((id, side)) = self.dataplane.wanted.owner(&link.port)
+                {
+                    tracing::info!(connection = id, port = link.port, reason = link.reason, "a link is down");
+                    self.repair(id, Some((side, link.reason)), done);
+                }
+            }
+        }
+    }
+
+    /// Makes again what is missing of a connection, beside the rest of the work; who can't be helped is reported.
+    fn repair(
+        &self,
+        id: String,
+        broken: Option<(Side, String)>,
+        done: &tokio::sync::mpsc::UnboundedSender<(String, Status)>,
+    ) {
+        let (dataplane, done) = (Arc::clone(&self.dataplane), done.clone());
+        tokio::spawn(async move {
+            let repaired = match broken {
+                Some((side, reason)) => dataplane.redial(&id, side, &reason).await,
+                None => dataplane.remake(&id).await,
+            };
+            if let Err(status) = repaired {
+                // Nobody listens when the forwarder is stopping.
+                let _ = done.send((id, status));
+            }
+        });
+    }
+
+    /// Ends connections whose clients are gone, and that no element has a timer for: we have restarted since.
+    fn expire(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
+        for id in self.dataplane.wanted.ids() {
+            let Some(record) = self.dataplane.wanted.get(&id) else { continue };
+            let grace = if record.adopted { 0 } else { GRACE };
+            if record.note.expires + grace > now {
+                continue;
+            }
+            tracing::info!(connection = id, "nobody has refreshed it; it ends");
+            let (dataplane, chain) = (Arc::clone(&self.dataplane), self.chain.clone());
+            tokio::spawn(async move {
+                let mut call = Call::internal("expiry", CLOSE_TIME);
+                if let Some(chain) = chain.upgrade() {
+                    let connection = Connection { id: id.clone(), ..Default::default() };
+                    let _ = chain.close(&mut call, connection).await;
+                }
+                // Unknown to the chain, or refused by one of its elements.
+                if let Err(status) = dataplane.remove(&id).await {
+                    tracing::warn!(connection = id, %status, "removing what has expired");
+                }
+            });
+        }
+    }
+}
+
+impl Dataplane {
+    /// Makes both ports of a connection again at an engine that does not know them.
+    async fn remake(&self, id: &str) -> Result<(), Status> {
+        let _turn = self.turn(id).await;
+        let Some(mut record) = self.wanted.get(id) else { return Ok(()) };
+        let note = record.note.encoded();
+        let relayed = record.server.as_ref().is_some_and(|end| end.relay.is_some());
+        if record.server.is_none() || record.client.is_none() && !relayed {
+            return Err(Status::unavailable("an end of it could not be made"));
+        }
+        let mut change = Change::default();
+        for (at, end) in record.server.iter_mut().chain(&mut record.client).enumerate() {
+            if self.client.link(&end.port.name).is_none() {
+                revive(end, &mut change).await?;
+                change.push(end.set(if at == 0 { note.clone() } else { Vec::new() }));
+            }
+        }
+        if change.ops.is_empty() {
+            return Ok(());
+        }
+        if let (Some(server), Some(client)) = (&record.server, &record.client) {
+            let (a, b) = (server.port.name.clone(), client.port.name.clone());
+            change.push(Op::AddXconnect(pb::Xconnect { a, b }));
+        }
+        self.client.apply(change).await?;
+        tracing::info!(connection = id, "made again at the new packet engine");
+        self.wanted.put(id, record);
+        Ok(())
+    }
+
+    /// Dials a memif again whose connection broke.
+    async fn redial(&self, id: &str, side: Side, reason: &str) -> Result<(), Status> {
+        let _turn = self.turn(id).await;
+        let Some(mut record) = self.wanted.get(id) else { return Ok(()) };
+        let end = if side == Side::Server { &mut record.server } else { &mut record.client };
+        let Some(end) = end.as_mut().filter(|end| end.redial.is_some()) else {
+            return Err(Status::unavailable(format!(
+                "the link on the {} side is down: {reason}",
+                side.name()
+            )));
+        };
+        if self.client.link(&end.port.name).is_some_and(|link| link.up) {
+            return Ok(());
+        }
+        let mut change = Change::default();
+        revive(end, &mut change).await?;
+        change.push(Op::SetPort(end.port.clone()));
+        let name = end.port.name.clone();
+        self.client.apply(change).await?;
+        self.wanted.put(id, record);
+        self.client.wait_up(&name, Instant::now() + DIAL_TIME).await
+    }
+}
+
+/// What an end's port needs to be made again.
+async fn revive(end: &mut End, change: &mut Change) -> Result<(), Status> {
+    if end.relay.is_some() {
+        change.fds.extend(end.fds.iter().cloned());
+        let lost = || Status::unavailable("its memif sockets are not held here");
+        return if end.fds.is_empty() { Err(lost()) } else { Ok(()) };
+    }
+    match &mut end.port.kind {
+        Some(pb::port::Kind::Vxlan(_)) => Ok(()),
+        Some(pb::port::Kind::Memif(memif)) => {
+            let socket = match (&end.redial, end.fds.first()) {
+                (Some(redial), _) => {
+                    memif_socket::connect(&redial.namespace, &redial.socket, Instant::now() + DIAL_TIME)
+                        .await?
+                }
+                (None, Some(listening)) => listening.clone(),
+                (None, None) => return Err(Status::unavailable("its memif socket is not held here")),
+            };
+            memif.socket = identify(&socket)?.to_string();
+            change.fds.push(socket);
+            Ok(())
+        }
+        _ => Err(Status::unavailable(
+            "its interface is gone with the packet engine; its owner has to ask again",
+        )),
+    }
+}

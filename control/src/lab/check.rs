@@ -1,0 +1,193 @@
+//! `lab check`: whether what the file says is so.
+
+use std::fs;
+
+use super::process;
+use super::spec::{Check, Client, Leg};
+use super::{Lab, LabError, roles};
+use crate::cli::AdminClient;
+use crate::obs::ConnectionView;
+
+/// Port of the TCP transfer.
+const TRANSFER_PORT: u16 = 5201;
+
+/// What a check found.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Outcome {
+    /// What was looked at.
+    pub check: String,
+    /// Why it is not so; None if it is.
+    pub failed: Option<String>,
+    /// Figures.
+    pub seen: String,
+}
+
+/// Runs one check of a lab.
+///
+/// # Errors
+/// [`LabError::Failed`] if it could not be run.
+pub async fn check(lab: &Lab, check: &Check) -> Result<Vec<Outcome>, LabError> {
+    match check {
+        Check::Ping { from, service, count, sizes } => {
+            let mut outcomes = Vec::new();
+            for view in connections(lab, from, service.as_deref()).await? {
+                for size in sizes {
+                    outcomes.push(ping(lab, from, &view, *count, *size).await?);
+                }
+            }
+            Ok(outcomes)
+        }
+        Check::Path { from, service, hops } => {
+            let views = connections(lab, from, service.as_deref()).await?;
+            Ok(views.iter().map(|view| path(from, view, *hops)).collect())
+        }
+        Check::Counters { from, service, rx_packets_at_least } => {
+            let views = connections(lab, from, service.as_deref()).await?;
+            Ok(views.iter().map(|view| counters(from, view, *rx_packets_at_least)).collect())
+        }
+        Check::Transfer { from, service, megabytes } => transfer(lab, from, service, *megabytes).await,
+        Check::NoSecretsInLogs {} => Ok(vec![no_secrets(lab)?]),
+    }
+}
+
+/// A client's connections, to one service or to all.
+async fn connections(
+    lab: &Lab,
+    client: &str,
+    service: Option<&str>,
+) -> Result<Vec<ConnectionView>, LabError> {
+    let admin = AdminClient(lab.layout().admin(&roles::client(client)));
+    let all: Result<Vec<ConnectionView>, _> = admin.get("/connections").await;
+    let mut all = all.map_err(|error| LabError::failed(format!("connections of {client}"), error))?;
+    all.retain(|view| service.is_none_or(|service| view.service == service));
+    if all.is_empty() {
+        let what = service.map_or_else(String::new, |service| format!(" to {service}"));
+        return Err(LabError::failed(format!("connections of {client}"), format!("none{what}")));
+    }
+    Ok(all)
+}
+
+/// How a client's leg to a service is carried, by what the file says.
+fn leg(lab: &Lab, client: &str, service: &str) -> Option<Leg> {
+    let (_, client) = lab.spec().clients().find(|(_, one)| one.name == client)?;
+    let asked = |url: &&String| url::Url::parse(url).is_ok_and(|url| url.host_str() == Some(service));
+    Client::leg(client.services.iter().find(asked)?)
+}
+
+/// An address without its prefix length.
+fn bare(address: &str) -> String {
+    address.split('/').next().unwrap_or_default().to_owned()
+}
+
+async fn ping(
+    lab: &Lab,
+    from: &str,
+    view: &ConnectionView,
+    count: u32,
+    size: u16,
+) -> Result<Outcome, LabError> {
+    let check = format!("{from} → {}: {count} pings of {size} bytes, none lost", view.service);
+    let Some(address) = view.endpoint_addresses.first().map(|address| bare(address)) else {
+        return Ok(Outcome {
+            check,
+            failed: Some("the endpoint has no address".into()),
+            seen: String::new(),
+        });
+    };
+    if leg(lab, from, &view.service) == Some(Leg::Memif) {
+        return Ok(Outcome { check, failed: Some("memif".into()), seen: String::new() });
+    }
+    let words =
+        ["-c", &count.to_string(), "-s", &size.to_string(), "-i", "0.02", "-W", "2", "-M", "do", &address];
+    let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+    let (_, said) = process::run(lab.layout(), from, "ping", &words).await?;
+    let line = said.lines().find(|line| line.contains("packets transmitted")).unwrap_or(said.trim());
+    let ok = line.contains(&format!("{count} packets transmitted, {count} received"))
+        && line.contains(" 0% packet loss");
+    Ok(Outcome { check, failed: (!ok).then(|| line.to_owned()), seen: line.to_owned() })
+}
+
+fn path(from: &str, view: &ConnectionView, hops: usize) -> Outcome {
+    let names: Vec<&str> = view.hops.iter().map(|hop| hop.name.as_str()).collect();
+    let seen = names.join(" → ");
+    let failed = (names.len() != hops).then(|| format!("{} hops: {seen}", names.len()));
+    Outcome { check: format!("{from} → {}: {hops} hops", view.service), failed, seen }
+}
+
+fn counters(from: &str, view: &ConnectionView, at_least: u64) -> Outcome {
+    let figure = |metrics: &std::collections::BTreeMap<String, String>| {
+        metrics.get("client_rx_packets").and_then(|text| text.parse::<u64>().ok())
+    };
+    let counted = view.hops.iter().find_map(|hop| figure(&hop.metrics));
+    let seen =
+        counted.map_or_else(|| "no counters in the path".to_owned(), |count| format!("{count} packets"));
+    let failed = (counted.unwrap_or(0) < at_least).then(|| seen.clone());
+    Outcome {
+        check: format!("{from} → {}: at least {at_least} packets counted", view.service), failed, seen
+    }
+}
+
+async fn transfer(lab: &Lab, from: &str, service: &str, megabytes: u32) -> Result<Vec<Outcome>, LabError> {
+    let check = format!("{from} → {service}: {megabytes} MB by TCP");
+    let outcome =
+        |failed: Option<String>, seen: String| Ok(vec![Outcome { check: check.clone(), failed, seen }]);
+    let view = connections(lab, from, Some(service)).await?.remove(0);
+    let Some((_, endpoint)) = lab.spec().endpoints().find(|(_, endpoint)| endpoint.service == service) else {
+        return outcome(Some("no endpoint of this service in the file".into()), String::new());
+    };
+    let Some(address) = view.endpoint_addresses.first().map(|address| bare(address)) else {
+        return outcome(Some("the endpoint has no address".into()), String::new());
+    };
+    if std::process::Command::new("iperf3").arg("--version").output().is_err() {
+        return outcome(None, "skipped: iperf3 is not installed".into());
+    }
+    let port = TRANSFER_PORT.to_string();
+    let server: Vec<String> = ["-s", "-1", "-p", &port].map(str::to_owned).into();
+    let layout = lab.layout().clone();
+    let part = endpoint.name.clone();
+    let server = tokio::spawn(async move { process::run(&layout, &part, "iperf3", &server).await });
+    let client =
+        ["-c", &address, "-p", &port, "-n", &format!("{megabytes}M"), "-J", "--connect-timeout", "2000"];
+    let client: Vec<String> = client.map(str::to_owned).into();
+    let mut result = process::run(lab.layout(), from, "iperf3", &client).await?;
+    for _ in 0..50 {
+        // The server may not listen yet.
+        if result.0 || !result.1.contains("refused") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        result = process::run(lab.layout(), from, "iperf3", &client).await?;
+    }
+    if !result.0 {
+        server.abort();
+        return outcome(Some(result.1), String::new());
+    }
+    let _ = server.await;
+    let report: serde_json::Value = serde_json::from_str(&result.1).unwrap_or_default();
+    let bits = report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or_default();
+    let bytes = report["end"]["sum_received"]["bytes"].as_f64().unwrap_or_default();
+    let seen = format!("{:.1} MB at {:.0} Mbit/s", bytes / 1e6, bits / 1e6);
+    // What the kernel still held when the sender closed is not in the report.
+    let enough = bytes >= f64::from(megabytes) * 0.9e6;
+    outcome((!enough).then(|| seen.clone()), seen)
+}
+
+fn no_secrets(lab: &Lab) -> Result<Outcome, LabError> {
+    let check = "no token and no key in any log".to_owned();
+    let directory = lab.layout().directory().join("log");
+    let failed = |error| LabError::failed(directory.display().to_string(), error);
+    let (mut files, mut bytes) = (0, 0);
+    for entry in fs::read_dir(&directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let text = fs::read(&path).map_err(failed)?;
+        files += 1;
+        bytes += text.len();
+        for secret in ["eyJ", "PRIVATE KEY"] {
+            if text.windows(secret.len()).any(|window| window == secret.as_bytes()) {
+                let reason = format!("{} holds {secret:?}", path.display());
+                return Ok(Outcome { check, failed: Some(reason), seen: String::new() });
+            }
+        }
+    }
+    Ok(Outcome { check, failed: None, seen: format!("{bytes} bytes in {files} logs") })
+}

@@ -1,0 +1,251 @@
+//! Which processes a lab has, and what each is told: by NSM's variables, as in Kubernetes.
+
+use super::layout::address;
+use super::process::Start;
+use super::spec::{Client, Domain, Endpoint, Leg, Node, Spec};
+use super::{LabError, Layout, Programs};
+
+/// The variable that says where a process gets its identity.
+const WORKLOAD_API: &str = "SPIFFE_ENDPOINT_SOCKET";
+
+/// What a lab's process is told.
+type Env = Vec<(String, String)>;
+
+/// The name of a client's process.
+pub fn client(name: &str) -> String {
+    format!("nsc-{name}")
+}
+
+/// True of an engine's process, which has a gRPC socket instead of an admin port.
+pub fn is_engine(name: &str) -> bool {
+    name.ends_with(".engine")
+}
+
+fn env<const N: usize>(pairs: [(&str, String); N]) -> Env {
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// All processes, in waves: each needs what is before it.
+pub fn waves(layout: &Layout, spec: &Spec, programs: &Programs) -> Vec<(&'static str, Vec<Start>)> {
+    let make = Make { layout, spec, programs };
+    let mut waves = vec![
+        (
+            "registries",
+            spec.domains
+                .iter()
+                .filter(|domain| domain.registry)
+                .map(|domain| make.registry(domain))
+                .collect(),
+        ),
+        ("nodes", spec.nodes().flat_map(|(domain, node)| make.node(domain, node)).collect()),
+        ("endpoints", make.endpoints()),
+        ("clients", make.clients()),
+    ];
+    let all: Vec<Start> = waves.iter().flat_map(|(_, starts): &(_, Vec<Start>)| starts.clone()).collect();
+    let secure = spec.domains.iter().filter(|domain| !domain.insecure);
+    waves.insert(0, ("issuers", secure.map(|domain| make.issuer(domain, &all)).collect()));
+    waves.insert(0, ("engines", spec.nodes().map(|(_, node)| make.engine(node)).collect()));
+    let number = |(wave, (what, mut starts)): (u8, (&'static str, Vec<Start>))| {
+        starts.iter_mut().for_each(|start| start.wave = wave);
+        (what, starts)
+    };
+    (0..).zip(waves).map(number).collect()
+}
+
+/// Writes what each engine reads at its start: nothing but where it is to be found.
+pub fn write_engine_configs(layout: &Layout, spec: &Spec) -> Result<(), LabError> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    for (index, (_, node)) in spec.nodes().enumerate() {
+        let text = format!(
+            "[workers]\ncores = [{}]\nmode = \"adaptive\"\n[api]\nsocket = {:?}\n[stats]\npath = {:?}\n",
+            index % cores,
+            layout.engine(node),
+            layout.stats(node),
+        );
+        let file = layout.engine_config(node);
+        std::fs::write(&file, text).map_err(|error| LabError::failed(file.display().to_string(), error))?;
+    }
+    Ok(())
+}
+
+struct Make<'a> {
+    layout: &'a Layout,
+    spec: &'a Spec,
+    programs: &'a Programs,
+}
+
+impl Make<'_> {
+    fn engine(&self, node: &Node) -> Start {
+        let config = self.layout.engine_config(node).display().to_string();
+        Start {
+            name: format!("{}.engine", node.name),
+            wave: 0,
+            part: node.name.clone(),
+            domain: None,
+            program: self.programs.dataplane.clone(),
+            args: vec!["--config".to_owned(), config],
+            env: Vec::new(),
+        }
+    }
+
+    /// A role, with what every role is told.
+    fn role(&self, role: &str, name: &str, part: &str, domain: Option<&Domain>, more: Env) -> Start {
+        let process = format!("{role}-{name}");
+        // In a path two hops of one name can't be told apart: a node's manager and forwarder have its name with their role's before it.
+        let in_paths = if part == name && ["nsmgr", "forwarder"].contains(&role) { &process } else { name };
+        let mut all = env([
+            ("NSM_NAME", in_paths.to_owned()),
+            ("NSM_LOG_LEVEL", self.spec.log_level.clone()),
+            ("VWIRE_ADMIN", self.layout.admin(&process).to_string()),
+        ]);
+        match domain {
+            Some(domain) if domain.insecure => all.extend(env([("VWIRE_INSECURE", "true".to_owned())])),
+            Some(_) => all.extend(env([(WORKLOAD_API, self.layout.workload_api(&process).to_string())])),
+            None => {}
+        }
+        all.extend(more);
+        Start {
+            name: process,
+            wave: 0,
+            part: part.to_owned(),
+            domain: domain.map(|domain| domain.name.clone()),
+            program: self.programs.vwire.clone(),
+            args: vec![role.to_owned()],
+            env: all,
+        }
+    }
+
+    /// The issuer gives each process of its domain a socket of its own, and by that a name.
+    fn issuer(&self, domain: &Domain, starts: &[Start]) -> Start {
+        let trust_domain = domain.trust_domain.clone().unwrap_or_else(|| format!("{}.lab", domain.name));
+        let api = |start: &Start| {
+            let api = start.env.iter().find(|(name, _)| name == WORKLOAD_API).map(|(_, url)| url.clone())?;
+            start.domain.as_ref().filter(|name| **name == domain.name)?;
+            Some(format!("/lab/{}/{}={api}", self.spec.name, start.name))
+        };
+        let workloads: Vec<String> = starts.iter().filter_map(api).collect();
+        let state = self.layout.scratch(&format!("ca-{}", domain.name));
+        let more = env([
+            ("VWIRE_CA_TRUST_DOMAIN", trust_domain),
+            ("VWIRE_CA_WORKLOADS", workloads.join(",")),
+            ("VWIRE_CA_STATE", state.display().to_string()),
+        ]);
+        self.role("ca", &domain.name, &domain.name, None, more)
+    }
+
+    fn registry(&self, domain: &Domain) -> Start {
+        let more = env([("NSM_LISTEN_ON", self.layout.registry(self.spec, domain).to_string())]);
+        self.role("registry", &domain.name, &domain.name, Some(domain), more)
+    }
+
+    fn node(&self, domain: &Domain, node: &Node) -> Vec<Start> {
+        let manager = self.layout.manager(node);
+        let listen = format!("{manager},{}", self.layout.manager_tcp(self.spec, node));
+        let registry =
+            if domain.registry { self.layout.registry(self.spec, domain).to_string() } else { String::new() };
+        let nsmgr = env([("NSM_LISTEN_ON", listen), ("NSM_REGISTRY_URL", registry)]);
+        let forwarder = env([
+            ("NSM_TUNNEL_IP", address(self.spec, &node.name).to_string()),
+            ("VWIRE_DATAPLANE", format!("unix://{}", self.layout.engine(node).display())),
+        ]);
+        let role = |role: &str, more: Env| {
+            let own = node.env.clone().into_iter().collect();
+            self.role(role, &node.name, &node.name, Some(domain), [more, own].concat())
+        };
+        if !node.split {
+            return vec![role("node", [nsmgr, forwarder].concat())];
+        }
+        let socket = self.layout.directory().join(format!("{}.fwd.sock", node.name));
+        let own = env([
+            ("NSM_CONNECT_TO", manager.to_string()),
+            ("NSM_LISTEN_ON", format!("unix://{}", socket.display())),
+        ]);
+        vec![role("nsmgr", nsmgr), role("forwarder", [own, forwarder].concat())]
+    }
+
+    fn endpoints(&self) -> Vec<Start> {
+        let of = |(domain, node): (&Domain, &Node)| -> Vec<Start> {
+            node.endpoints.iter().map(|endpoint| self.endpoint(domain, node, endpoint)).collect()
+        };
+        self.spec.nodes().flat_map(of).collect()
+    }
+
+    fn endpoint(&self, domain: &Domain, node: &Node, endpoint: &Endpoint) -> Start {
+        let labels: Vec<String> =
+            endpoint.labels.iter().map(|(key, value)| format!("{key}:{value}")).collect();
+        let mechanism = match endpoint.mechanism {
+            Leg::Kernel => "KERNEL",
+            Leg::Memif => "MEMIF",
+        };
+        let more = env([
+            ("NSM_CONNECT_TO", self.layout.manager(node).to_string()),
+            ("NSM_SERVICE_NAMES", endpoint.service.clone()),
+            ("NSM_PAYLOAD", endpoint.payload.clone()),
+            ("NSM_LABELS", labels.join(",")),
+            ("NSM_CIDR_PREFIX", endpoint.cidr.to_string()),
+            ("VWIRE_MECHANISMS", mechanism.to_owned()),
+            ("NSM_UNREGISTER_ITSELF", "true".to_owned()),
+        ]);
+        let own = endpoint.env.clone().into_iter().collect();
+        self.role("nse", &endpoint.name, &endpoint.name, Some(domain), [more, own].concat())
+    }
+
+    fn clients(&self) -> Vec<Start> {
+        let of = |(domain, node): (&Domain, &Node)| -> Vec<Start> {
+            node.clients.iter().map(|client| self.client(domain, node, client)).collect()
+        };
+        self.spec.nodes().flat_map(of).collect()
+    }
+
+    fn client(&self, domain: &Domain, node: &Node, client: &Client) -> Start {
+        let more = env([
+            ("NSM_CONNECT_TO", self.layout.manager(node).to_string()),
+            ("NSM_NETWORK_SERVICES", client.services.join(",")),
+            ("NSM_LOCAL_DNS_SERVER_ENABLED", "false".to_owned()),
+        ]);
+        let own = client.env.clone().into_iter().collect();
+        self.role("nsc", &client.name, &client.name, Some(domain), [more, own].concat())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_shipped_topology_becomes_processes_in_the_order_of_their_needs() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/lab/two-nodes.yaml");
+        let spec = Spec::load(&file).unwrap();
+        let layout = Layout::new(Path::new("/run/vwire/lab"), &spec.name);
+        let programs = Programs { vwire: "/bin/vwire".into(), dataplane: "/bin/vwire-dataplane".into() };
+        let waves = waves(&layout, &spec, &programs);
+        let names: Vec<Vec<&str>> = waves
+            .iter()
+            .map(|(_, starts)| starts.iter().map(|start| start.name.as_str()).collect())
+            .collect();
+        let expected: [&[&str]; 6] = [
+            &["node-1.engine", "node-2.engine"],
+            &["ca-cluster"],
+            &["registry-cluster"],
+            &["node-node-1", "nsmgr-node-2", "forwarder-node-2"],
+            &["nse-near-kernel", "nse-near-memif", "nse-far-kernel", "nse-far-memif"],
+            &["nsc-nsc-kernel", "nsc-nsc-memif"],
+        ];
+        assert_eq!(names, expected);
+        let told = |wave: usize, index: usize, name: &str| {
+            let env: &Env = &waves[wave].1[index].env;
+            env.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
+        };
+        assert_eq!(told(3, 0, "NSM_REGISTRY_URL").as_deref(), Some("tcp://10.200.1.1:5002"));
+        assert_eq!(told(3, 2, "NSM_CONNECT_TO"), Some(layout.manager(&spec.domains[0].nodes[1]).to_string()));
+        assert_eq!(told(3, 2, "NSM_TUNNEL_IP").as_deref(), Some("10.200.1.11"));
+        assert_eq!(told(4, 3, "VWIRE_MECHANISMS").as_deref(), Some("MEMIF"));
+        let api = layout.workload_api("registry-cluster").to_string();
+        assert_eq!(told(2, 0, "SPIFFE_ENDPOINT_SOCKET"), Some(api.clone()));
+        let workloads = told(1, 0, "VWIRE_CA_WORKLOADS").unwrap();
+        assert!(workloads.starts_with(&format!("/lab/two-nodes/registry-cluster={api},")), "{workloads}");
+        assert_eq!(workloads.split(',').count(), 10);
+    }
+}

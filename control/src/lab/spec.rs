@@ -1,0 +1,406 @@
+//! What a topology file may say.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+/// Longest file that is read.
+const MAX_BYTES: u64 = 1 << 20;
+/// Longest name: the paths of sockets have 107 bytes in all.
+const MAX_NAME: usize = 24;
+/// Most nodes of a domain, and most domains: what the underlay's addresses have room for.
+const MAX_NODES: usize = 200;
+/// The name of the namespace that has the underlay's bridge.
+pub const UNDERLAY: &str = "net";
+
+/// Why a file describes no lab.
+#[derive(Debug, thiserror::Error)]
+#[error("{}{field}: {reason}", file.as_ref().map(|file| format!("{}: ", file.display())).unwrap_or_default())]
+pub struct BadSpec {
+    /// The file, if it came from one.
+    pub file: Option<PathBuf>,
+    /// What of it.
+    pub field: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// A lab.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// Of the lab; part of every name that it makes.
+    pub name: String,
+    /// Each with an issuer and a registry of its own.
+    pub domains: Vec<Domain>,
+    /// What `lab check` looks at, in this order.
+    #[serde(default, with = "serde_yaml_ng::with::singleton_map_recursive")]
+    pub checks: Vec<Check>,
+    /// What all roles log: NSM_LOG_LEVEL.
+    #[serde(default = "info")]
+    pub log_level: String,
+}
+
+fn info() -> String {
+    "INFO".to_owned()
+}
+
+/// What trusts one issuer and asks one registry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Domain {
+    /// Of the domain.
+    pub name: String,
+    /// Of its SPIFFE IDs; NAME.lab if it is left out.
+    pub trust_domain: Option<String>,
+    /// Without TLS and without an issuer.
+    #[serde(default)]
+    pub insecure: bool,
+    /// False: its node's manager has the registry. Then there can be one node only.
+    #[serde(default = "yes")]
+    pub registry: bool,
+    /// Its nodes.
+    pub nodes: Vec<Node>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Of the node.
+    pub name: String,
+    /// True: manager and forwarder are processes of their own, as in Kubernetes. False: one `vwire node`.
+    #[serde(default)]
+    pub split: bool,
+    /// Endpoints on it.
+    #[serde(default)]
+    pub endpoints: Vec<Endpoint>,
+    /// Clients on it.
+    #[serde(default)]
+    pub clients: Vec<Client>,
+    /// Further variables for its roles.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+/// How a workload's leg is carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Leg {
+    /// A kernel interface.
+    Kernel,
+    /// Shared memory.
+    Memif,
+}
+
+/// An icmp responder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoint {
+    /// Of the endpoint: `NSM_NAME`.
+    pub name: String,
+    /// The network service that it serves.
+    pub service: String,
+    /// How its leg is carried.
+    pub mechanism: Leg,
+    /// Whence clients get addresses.
+    pub cidr: IpNet,
+    /// What it can be found by.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// ETHERNET or IP.
+    #[serde(default = "ethernet")]
+    pub payload: String,
+    /// Further variables.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+fn ethernet() -> String {
+    "ETHERNET".to_owned()
+}
+
+/// A client.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Client {
+    /// Of the client: `NSM_NAME`.
+    pub name: String,
+    /// What it asks for, as in `NSM_NETWORK_SERVICES`: `kernel://SERVICE/INTERFACE?LABEL=VALUE`, `memif://SERVICE`.
+    pub services: Vec<String>,
+    /// Further variables.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+/// Something that must be so.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Check {
+    /// No ping is lost.
+    Ping {
+        /// The client.
+        from: String,
+        /// Only the connection to this service.
+        service: Option<String>,
+        /// How many of each size, to each of its endpoints.
+        #[serde(default = "ten")]
+        count: u32,
+        /// Bytes of payload.
+        #[serde(default = "sizes")]
+        sizes: Vec<u16>,
+    },
+    /// The client's connections have so many hops.
+    Path {
+        /// The client.
+        from: String,
+        /// Only the connection to this service.
+        service: Option<String>,
+        /// Segments of the path.
+        hops: usize,
+    },
+    /// The forwarder beside the client counted its packets.
+    Counters {
+        /// The client.
+        from: String,
+        /// Only the connection to this service.
+        service: Option<String>,
+        /// At least so many came from the client.
+        rx_packets_at_least: u64,
+    },
+    /// TCP carries something to the endpoint (with iperf3, where it is installed).
+    Transfer {
+        /// The client, with a kernel interface.
+        from: String,
+        /// The service, whose endpoint has a kernel interface, too.
+        service: String,
+        /// At least so many megabytes.
+        megabytes: u32,
+    },
+    /// No log of the lab holds a token or a key.
+    NoSecretsInLogs {},
+}
+
+fn ten() -> u32 {
+    10
+}
+
+fn sizes() -> Vec<u16> {
+    vec![56]
+}
+
+impl Client {
+    /// The kind of leg of one of its services.
+    pub fn leg(service: &str) -> Option<Leg> {
+        match Url::parse(service).ok()?.scheme() {
+            "kernel" => Some(Leg::Kernel),
+            "memif" => Some(Leg::Memif),
+            _ => None,
+        }
+    }
+}
+
+impl FromStr for Spec {
+    type Err = BadSpec;
+
+    fn from_str(text: &str) -> Result<Self, BadSpec> {
+        let bad = |reason: String| BadSpec { file: None, field: "lab".to_owned(), reason };
+        let spec: Self = serde_yaml_ng::from_str(text).map_err(|error| bad(error.to_string()))?;
+        spec.validate().map_err(|(field, reason)| BadSpec { file: None, field, reason })?;
+        Ok(spec)
+    }
+}
+
+impl Spec {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`BadSpec`], with the file and what of it is wrong.
+    pub fn load(path: &Path) -> Result<Self, BadSpec> {
+        let bad = |reason: String| BadSpec { file: Some(path.to_owned()), field: "lab".to_owned(), reason };
+        let meta = std::fs::metadata(path).map_err(|error| bad(error.to_string()))?;
+        if !meta.is_file() || meta.len() > MAX_BYTES {
+            return Err(bad(format!("not a file of at most {MAX_BYTES} bytes")));
+        }
+        let text = std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
+        text.parse().map_err(|error| BadSpec { file: Some(path.to_owned()), ..error })
+    }
+
+    /// All nodes, with their domains.
+    pub fn nodes(&self) -> impl Iterator<Item = (&Domain, &Node)> {
+        self.domains.iter().flat_map(|domain| domain.nodes.iter().map(move |node| (domain, node)))
+    }
+
+    /// All endpoints, with their nodes.
+    pub fn endpoints(&self) -> impl Iterator<Item = (&Node, &Endpoint)> {
+        self.nodes().flat_map(|(_, node)| node.endpoints.iter().map(move |endpoint| (node, endpoint)))
+    }
+
+    /// All clients, with their nodes.
+    pub fn clients(&self) -> impl Iterator<Item = (&Node, &Client)> {
+        self.nodes().flat_map(|(_, node)| node.clients.iter().map(move |client| (node, client)))
+    }
+
+    fn validate(&self) -> Result<(), (String, String)> {
+        let bad = |field: &str, reason: &str| Err((field.to_owned(), reason.to_owned()));
+        name("name", &self.name)?;
+        if self.domains.is_empty() || self.domains.len() > MAX_NODES {
+            return bad("domains", "a lab has 1 to 200");
+        }
+        let mut all = Vec::new();
+        for domain in &self.domains {
+            all.push(("domains", &domain.name));
+            all.extend(domain.nodes.iter().map(|node| ("nodes", &node.name)));
+        }
+        all.extend(self.endpoints().map(|(_, endpoint)| ("endpoints", &endpoint.name)));
+        all.extend(self.clients().map(|(_, client)| ("clients", &client.name)));
+        let mut taken = BTreeSet::from([UNDERLAY]);
+        for (kind, wanted) in all {
+            name(&format!("{kind}.name"), wanted)?;
+            if !taken.insert(wanted) {
+                return bad(
+                    &format!("{kind}.name"),
+                    &format!("{wanted:?} is taken; all names in a lab differ"),
+                );
+            }
+        }
+        for domain in &self.domains {
+            let field = format!("domains.{}", domain.name);
+            if domain.nodes.is_empty() || domain.nodes.len() > MAX_NODES {
+                return bad(&format!("{field}.nodes"), "a domain has 1 to 200");
+            }
+            if !domain.registry && domain.nodes.len() > 1 {
+                return bad(&format!("{field}.registry"), "without one there can be one node only");
+            }
+        }
+        for (_, endpoint) in self.endpoints() {
+            if !["ETHERNET", "IP"].contains(&endpoint.payload.as_str()) {
+                return bad(&format!("endpoints.{}.payload", endpoint.name), "ETHERNET or IP");
+            }
+        }
+        self.validate_clients()
+    }
+
+    fn validate_clients(&self) -> Result<(), (String, String)> {
+        for (_, client) in self.clients() {
+            let field = format!("clients.{}.services", client.name);
+            if client.services.is_empty() {
+                return Err((field, "none".to_owned()));
+            }
+            for service in &client.services {
+                if Client::leg(service).is_none() {
+                    return Err((
+                        field,
+                        format!("{service:?}: write kernel://SERVICE/INTERFACE or memif://SERVICE"),
+                    ));
+                }
+            }
+        }
+        let names: BTreeSet<&str> = self.clients().map(|(_, client)| client.name.as_str()).collect();
+        for check in &self.checks {
+            let from = match check {
+                Check::Ping { from, .. }
+                | Check::Path { from, .. }
+                | Check::Counters { from, .. }
+                | Check::Transfer { from, .. } => from,
+                Check::NoSecretsInLogs {} => continue,
+            };
+            if !names.contains(from.as_str()) {
+                return Err(("checks".to_owned(), format!("from: {from:?} is no client of this lab")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Names become parts of file names and of namespaces.
+fn name(field: &str, name: &str) -> Result<(), (String, String)> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let ends = name.starts_with('-') || name.ends_with('-');
+    if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(fits) || ends {
+        let reason = format!("{name:?}: a name has 1 to {MAX_NAME} of a-z, 0-9 and -, and no - at its ends");
+        return Err((field.to_owned(), reason));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "
+name: l
+domains:
+  - name: d
+    nodes:
+      - name: n
+        endpoints: [{name: e, service: s, mechanism: kernel, cidr: 10.0.0.0/24}]
+        clients: [{name: c, services: ['kernel://s/nsm-1']}]
+checks:
+  - ping: {from: c}
+  - path: {from: c, hops: 4}
+  - no_secrets_in_logs: {}
+";
+
+    #[test]
+    fn defaults_are_filled_in() {
+        let spec: Spec = GOOD.parse().unwrap();
+        assert_eq!(
+            spec.checks[0],
+            Check::Ping { from: "c".into(), service: None, count: 10, sizes: vec![56] }
+        );
+        assert!(spec.domains[0].registry && !spec.domains[0].insecure);
+        assert_eq!(spec.endpoints().next().unwrap().1.payload, "ETHERNET");
+        let again: Spec = serde_yaml_ng::to_string(&spec).unwrap().parse().unwrap();
+        assert_eq!(again, spec);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let long = "x".repeat(25);
+        let cases = [
+            ("name: l", "name: L", "name: \"L\": a name has"),
+            ("name: l", &format!("name: {long}"), "24"),
+            ("name: l", "name: ../l", "a name has"),
+            ("name: d", "name: n", "\"n\" is taken"),
+            ("name: d", "name: net", "\"net\" is taken"),
+            ("name: d", "nane: d", "unknown field `nane`"),
+            ("mechanism: kernel", "mechanism: vxlan", "unknown variant `vxlan`"),
+            ("kernel://s/nsm-1", "http://s", "clients.c.services: \"http://s\""),
+            ("ping: {from: c}", "ping: {from: x}", "\"x\" is no client"),
+            ("ping: {from: c}", "pong: {from: c}", "unknown variant `pong`"),
+            ("cidr: 10.0.0.0/24", "cidr: 10.0.0.0/33", "cidr"),
+            ("cidr: 10.0.0.0/24", "cidr: 10.0.0.0/24, payload: ARP", "endpoints.e.payload: ETHERNET or IP"),
+            ("nodes:\n", "registry: false\n    nodes:\n      - name: m\n", "one node only"),
+        ];
+        for (from, to, reason) in cases {
+            let text = GOOD.replace(from, to);
+            assert_ne!(text, GOOD, "{from}");
+            let error = text.parse::<Spec>().unwrap_err().to_string();
+            assert!(error.contains(reason), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_shipped_topology_loads() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/lab");
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let spec = Spec::load(&path).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(path.file_stem().unwrap().to_str(), Some(spec.name.as_str()), "{}", path.display());
+            assert!(!spec.checks.is_empty());
+            names.push(spec.name);
+        }
+        names.sort();
+        assert_eq!(names, ["one-node", "two-nodes"]);
+    }
+}

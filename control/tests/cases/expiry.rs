@@ -1,0 +1,70 @@
+//! What ends by time, and what ends while something else is dead.
+
+use super::{SERVICE, far_address};
+use crate::peers::mesh::{Mesh, Plan, set};
+use crate::peers::{Kind, until};
+
+/// The endpoint is killed: a refresh fails by its deadline, other calls go on, and it can be unregistered.
+pub fn c06_endpoint_killed_refresh_fails(plan: Plan) {
+    let mut mesh = Mesh::start("c06", plan);
+    let endpoint = mesh.endpoint(0, "nse-1", &[]);
+    let _other = mesh.endpoint(0, "nse-2", &[set("NSM_SERVICE_NAMES", "other")]);
+    let mark = mesh.observer.mark();
+    // This one's refresh is to be seen to fail: a Go client without healing tells it.
+    let settings = [set("NSM_REQUEST_TIMEOUT", "5s"), set("NSM_HEAL", "false")];
+    let mut client = mesh.client_of(Kind::Go, 0, "nsc", SERVICE, &settings);
+    client.connected(&mut mesh, mark);
+    let _space = endpoint.kill();
+    let answer = client.process.ask("refresh 0", &["connected", "request-failed"]);
+    assert_eq!(answer["event"], "request-failed", "{answer}");
+    let mark = mesh.observer.mark();
+    let mut second = mesh.client(0, "second", "kernel://other/nsm-1", &[]);
+    let connection = second.connected(&mut mesh, mark);
+    assert!(second.space.pings(&far_address(&connection)));
+    let mut owner = mesh.registry_client_as("owner", "nse-1", Vec::new());
+    owner.call("unregister", "nse", &serde_json::json!({"name": "nse-1"})).unwrap();
+    mesh.wait_gone("nse-1");
+    drop(client);
+}
+
+/// A client dies: when its token ends, each hop closes, and its interface is gone from the endpoint.
+pub fn c17_client_dies_tokens_end(plan: Plan) {
+    let mut mesh = Mesh::start("c17", plan);
+    let endpoint = mesh.endpoint(0, "nse-1", &[]);
+    let mark = mesh.observer.mark();
+    let settings = [set("NSM_MAX_TOKEN_LIFETIME", "6s"), set("NSM_REQUEST_TIMEOUT", "3s")];
+    let mut client = mesh.client(0, "nsc", SERVICE, &settings);
+    client.connected(&mut mesh, mark);
+    client.process.kill();
+    mesh.observer.wait("the Close", mark, "nse-1", "nsc", |event| event.kind == "DELETE");
+    until("the interfaces are gone", || {
+        (client.space.interfaces().is_empty() && endpoint.space.interfaces().is_empty()).then_some(())
+    });
+    assert_eq!(mesh.observer.counts(mark, "nse-1", "nsc").1, 1);
+}
+
+/// An endpoint dies: its registration ends with its token.
+pub fn c18_endpoint_dies_registration_ends(plan: Plan) {
+    let mut mesh = Mesh::start("c18", plan);
+    let endpoint =
+        mesh.endpoint(0, "nse-1", &[set("NSM_MAX_TOKEN_LIFETIME", "6s"), set("NSM_TRY_TIMEOUT", "2s")]);
+    let _space = endpoint.kill();
+    mesh.wait_gone("nse-1");
+}
+
+/// The registry is dead: a Close still reaches the endpoint, once, and the interfaces go.
+pub fn c33_registry_dead_close_arrives(plan: Plan) {
+    let mut mesh = Mesh::start("c33", plan);
+    let endpoint = mesh.endpoint(0, "nse-1", &[]);
+    let mark = mesh.observer.mark();
+    let mut client = mesh.client(0, "nsc", SERVICE, &[]);
+    let connection = client.connected(&mut mesh, mark);
+    mesh.registry.take().unwrap().kill();
+    assert!(client.space.pings(&far_address(&connection)));
+    let space = client.close();
+    mesh.observer.wait("the Close", mark, "nse-1", "nsc", |event| event.kind == "DELETE");
+    until("the interfaces are gone", || {
+        (space.interfaces().is_empty() && endpoint.space.interfaces().is_empty()).then_some(())
+    });
+    assert_eq!(mesh.observer.counts(mark, "nse-1", "nsc").1, 1);
+}

@@ -1,0 +1,9 @@
+//! The cases of conformance in meshes where every role is `vwire`.
+
+mod cases;
+mod peers;
+
+use peers::Kind;
+use peers::mesh::Plan;
+
+conformance!([] Plan::of(Kind::Vwire));
