@@ -26,6 +26,8 @@ enum Command {
     Status(cli::StatusArgs),
     /// Shows a connection hop by hop, or lists all.
     Path(cli::PathArgs),
+    /// Shows which endpoints would serve a client, and why not the others.
+    Explain(cli::ExplainArgs),
     /// Brings up topologies on this machine, checks them, and takes them down.
     Lab(cli::LabArgs),
 }
@@ -60,6 +62,7 @@ async fn run(command: Command, effective: Effective) -> Result<(), String> {
         }
         Command::Status(args) => args.run().await.map_err(text),
         Command::Path(args) => args.run().await.map_err(text),
+        Command::Explain(args) => args.run().await.map_err(text),
         Command::Lab(args) => args.run().await.map_err(text),
     }
 }

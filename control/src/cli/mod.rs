@@ -1,12 +1,14 @@
 //! The operator's verbs. Each prints a table, or JSON with `-o json`.
 
 mod admin;
+mod explain;
 mod lab;
 mod path;
 mod status;
 mod table;
 
 pub use admin::{AdminClient, AskError, Where};
+pub use explain::ExplainArgs;
 pub use lab::LabArgs;
 pub use path::PathArgs;
 pub use status::StatusArgs;

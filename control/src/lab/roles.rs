@@ -91,8 +91,10 @@ impl Make<'_> {
     /// A role, with what every role is told.
     fn role(&self, role: &str, name: &str, part: &str, domain: Option<&Domain>, more: Env) -> Start {
         let process = format!("{role}-{name}");
+        // In a path two hops of one name can't be told apart: a node's manager and forwarder have its name with their role's before it.
+        let in_paths = if part == name && ["nsmgr", "forwarder"].contains(&role) { &process } else { name };
         let mut all = env([
-            ("NSM_NAME", name.to_owned()),
+            ("NSM_NAME", in_paths.to_owned()),
             ("NSM_LOG_LEVEL", self.spec.log_level.clone()),
             ("VWIRE_ADMIN", self.layout.admin(&process).to_string()),
         ]);
