@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use vwire_control::config::Effective;
-use vwire_control::roles::{begin, ca};
+use vwire_control::roles::{Process, begin, ca, forwarder};
 use vwire_control::{cli, config};
 
 /// Network Service Mesh: the roles of a mesh, and looks into a running one.
@@ -22,6 +22,8 @@ struct Cli {
 enum Command {
     /// The built-in issuer of SPIFFE identities, for labs and single hosts.
     Ca(Box<ca::Settings>),
+    /// Makes vWires on its machine, and tunnels to other machines' forwarders.
+    Forwarder(Box<forwarder::Settings>),
     /// Shows every role of this machine, and how it is.
     Status(cli::StatusArgs),
     /// Shows a connection hop by hop, or lists all.
@@ -59,6 +61,12 @@ async fn run(command: Command, effective: Effective) -> Result<(), String> {
             let name = settings.trust_domain.to_string();
             let (_, shutdown) = begin(&settings.common, "ca", &name, effective).await.map_err(text)?;
             ca::run(*settings, shutdown).await.map_err(text)
+        }
+        Command::Forwarder(settings) => {
+            let name = settings.name.clone();
+            let process =
+                Process::start(&settings.common, "forwarder", &name, effective).await.map_err(text)?;
+            forwarder::run(*settings, process).await.map_err(text)
         }
         Command::Status(args) => args.run().await.map_err(text),
         Command::Path(args) => args.run().await.map_err(text),
