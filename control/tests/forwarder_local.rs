@@ -7,6 +7,7 @@ use engine_support::*;
 use netns_support::Netns;
 use tonic::Code;
 use vwire_control::api::connection::{Connection, Mechanism};
+use vwire_control::api::connectioncontext::PolicyRoute;
 
 /// One end's program or interface, once the connection is made.
 fn memif_args<'a>(
@@ -31,11 +32,15 @@ fn socket(connection: &Mechanism) -> String {
 
 /// Makes one pair, pings through it, closes it, and compares everything with what was before.
 async fn pair(client_memif: bool, endpoint_memif: bool, payload: &str) {
+    pair_at(client_memif, endpoint_memif, payload, false).await;
+}
+
+async fn pair_at(client_memif: bool, endpoint_memif: bool, payload: &str, direct: bool) {
     let home = Home::new();
-    let rig = Rig::new(&home).await;
+    let rig = if direct { Rig::direct(&home).await } else { Rig::new(&home).await };
     let (nsc, nse) = (Netns::new("nsc"), Netns::new("nse"));
     let before = (nsc.state(), nse.state(), rig.ports().await);
-    let open_before = open_files();
+    let open_before = open_files([&nsc, &nse]);
     let there = "@/tmp/memif/nse/memif.socket";
     let responder = endpoint_memif.then(|| {
         let args = memif_args("server", there, payload, "10.60.1.2/30", "10.60.1.1");
@@ -47,7 +52,10 @@ async fn pair(client_memif: bool, endpoint_memif: bool, payload: &str) {
     }
     *rig.endpoint.mechanism.lock().unwrap() = chosen;
     *rig.endpoint.fd.lock().unwrap() = Some(nse.sent());
-    *rig.endpoint.context.lock().unwrap() = addresses(false);
+    let mut context = addresses(false);
+    context.ip_context.as_mut().unwrap().policies =
+        vec![PolicyRoute { from: "10.60.1.1/32".into(), dst_port: "80".into(), ..Default::default() }];
+    *rig.endpoint.context.lock().unwrap() = context;
     let preference = if client_memif { memif(&nsc) } else { kernel(&nsc, "nsm-1") };
 
     let made = rig.request(asking("id-1", payload, vec![preference]), Some(&nsc)).await.unwrap();
@@ -69,18 +77,19 @@ async fn pair(client_memif: bool, endpoint_memif: bool, payload: &str) {
     } else {
         let links = nsc.ip("-o link show nsm-1");
         assert!(links.contains("mtu 1500") && links.contains("alias server-root-id-1"), "{links}");
+        assert!(nsc.ip("rule").contains("from 10.60.1.1 dport 80 lookup 5001"), "{}", nsc.ip("rule"));
         ping(&nsc, "10.60.1.2", &[]).unwrap();
     }
     let metrics = refresh(&rig, &made, &nsc).await;
-    let count = |key: &str| metrics[key].parse::<u64>().unwrap();
-    assert!(count("server_rx_packets") >= 3 && count("client_tx_packets") >= 3, "{metrics:?}");
+    let count = |key: &str| metrics.get(key).map_or(0, |value| value.parse::<u64>().unwrap());
+    assert!(direct || count("server_rx_packets") >= 3 && count("client_tx_packets") >= 3, "{metrics:?}");
 
     rig.close(&made).await.unwrap();
     drop(responder);
     assert_eq!(rig.endpoint.closed.lock().unwrap().len(), 1, "the next hop heard of it");
     assert_eq!((nsc.state(), nse.state(), rig.ports().await), before);
     *rig.endpoint.fd.lock().unwrap() = None;
-    assert_eq!(open_files(), open_before, "no descriptor is left");
+    assert_eq!(open_files([&nsc, &nse]), open_before, "no descriptor is left");
 }
 
 fn offers(rig: &Rig) -> Vec<Mechanism> {
@@ -100,15 +109,16 @@ async fn refresh(rig: &Rig, made: &Connection, nsc: &Netns) -> std::collections:
     refreshed.path.unwrap().path_segments[1].metrics.clone().into_iter().collect()
 }
 
-/// Our open descriptors, without those of the engine's connections, which come and go with their calls.
-fn open_files() -> usize {
+/// Our open descriptors of these namespaces; other tests of this process have their own.
+fn open_files(namespaces: [&Netns; 2]) -> usize {
+    let ours = |link: &str| {
+        let by_number =
+            |netns: &&Netns| link == format!("net:[{}]", netns.sent().0.ino) || link.ends_with(&netns.path());
+        namespaces.iter().any(by_number)
+    };
     let open = std::fs::read_dir("/proc/self/fd").unwrap();
-    open.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
-        .filter(|link| {
-            let link = link.to_string_lossy();
-            link.starts_with("net:") || link.contains("/netns/")
-        })
-        .count()
+    let links = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    links.filter(|link| ours(&link.to_string_lossy())).count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -149,6 +159,12 @@ async fn memif_to_memif_ethernet() {
 #[tokio::test(flavor = "multi_thread")]
 async fn memif_to_memif_ip() {
     pair(true, true, "IP").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memif_to_memif_handed_through() {
+    pair_at(true, true, "ETHERNET", true).await;
+    pair_at(true, true, "IP", true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -56,6 +56,15 @@ pub enum Make {
     },
     /// A tunnel.
     Vxlan(pb::Vxlan),
+    /// A memif that is handed through, both ends at once.
+    Relay {
+        /// The abstract socket that we serve.
+        socket: String,
+        /// The endpoint's namespace.
+        endpoint: Option<(Inode, Option<Namespace>)>,
+        /// Its abstract socket there.
+        to: String,
+    },
 }
 
 /// One end as it shall be.
@@ -77,8 +86,6 @@ pub struct Prepared {
     pub end: End,
     /// True if its port has to be made.
     pub fresh: bool,
-    /// The port that it takes the place of.
-    pub replaces: Option<String>,
     /// Descriptors that the engine needs to make it.
     pub fds: Vec<SharedFd>,
     /// True if it is up only when its peer has answered, and the Request has to wait for that.
@@ -95,6 +102,10 @@ impl EndSpec {
             Make::MemifClient { socket } => format!("MEMIF client {socket}"),
             Make::Vxlan(tunnel) => {
                 format!("VXLAN {} {}:{} {}", tunnel.local, tunnel.remote, tunnel.port, tunnel.vni)
+            }
+            Make::Relay { socket, endpoint, to } => {
+                let there = endpoint.as_ref().map(|(inode, _)| inode.to_string()).unwrap_or_default();
+                format!("MEMIF relay {socket} {there} {to}")
             }
         };
         format!("{what} {place} {:?}", self.payload)
@@ -113,35 +124,66 @@ impl EndSpec {
         deadline: Instant,
     ) -> Result<Prepared, Status> {
         let key = self.key();
-        let replaces = before.map(|end| end.port.name.clone());
         if let Some(before) = before.filter(|before| before.key == key && self.works(engine, before)) {
             let mut end = before.clone();
             end.interface = self.interface.map(|(_, ifname, wanted)| (ifname, wanted)).or(end.interface);
-            return Ok(Prepared { end, fresh: false, replaces: None, fds: Vec::new(), must_come_up: false });
+            return Ok(Prepared { end, fresh: false, fds: Vec::new(), must_come_up: false });
         }
         let held =
             before.filter(|before| before.key == key).map(|before| before.fds.clone()).unwrap_or_default();
-        let name = port_name(id, side, replaces.as_deref());
+        let name = port_name(id, side, before.map(|end| end.port.name.as_str()));
         let mut prepared = Prepared {
             end: End {
                 key,
                 port: pb::Port { name, ..Default::default() },
+                relay: None,
                 fds: Vec::new(),
                 redial: None,
                 interface: self.interface.clone().map(|(_, ifname, wanted)| (ifname, wanted)),
             },
             fresh: true,
-            replaces,
             fds: Vec::new(),
             must_come_up: false,
         };
-        prepared.end.port.kind = Some(self.kind(&mut prepared, held, deadline).await?);
+        match &self.make {
+            Make::Relay { socket, endpoint, to } => {
+                self.relay(&mut prepared, held, (socket, endpoint.as_ref(), to), deadline).await?;
+            }
+            _ => prepared.end.port.kind = Some(self.kind(&mut prepared, held, deadline).await?),
+        }
         Ok(prepared)
+    }
+
+    /// A memif that is handed through. That the endpoint listens is tried first: the client learns it from the Request, then.
+    async fn relay(
+        &self,
+        prepared: &mut Prepared,
+        held: Vec<SharedFd>,
+        (socket, endpoint, to): (&str, Option<&(Inode, Option<Namespace>)>, &str),
+        deadline: Instant,
+    ) -> Result<(), Status> {
+        let endpoint = open(endpoint)?;
+        drop(memif_socket::connect(endpoint, to, deadline.min(Instant::now() + DIAL_TIME)).await?);
+        let listening = match held.into_iter().next() {
+            Some(held) => held,
+            None => memif_socket::listen(open(self.namespace.as_ref())?, socket).await?,
+        };
+        prepared.end.relay = Some(pb::Relay {
+            name: prepared.end.port.name.clone(),
+            listen: identify(&listening)?.to_string(),
+            netns: endpoint.inode().to_string(),
+            socket: to.to_owned(),
+            note: Vec::new(),
+        });
+        // The engine holds the endpoint's namespace, too.
+        prepared.end.fds = vec![listening, endpoint.fd().clone()];
+        prepared.fds.clone_from(&prepared.end.fds);
+        Ok(())
     }
 
     /// True if the port is there and in order. A memif that we serve is in order without a peer.
     fn works(&self, engine: &Client, before: &End) -> bool {
-        let waits = matches!(self.make, Make::MemifServer { .. });
+        let waits = matches!(self.make, Make::MemifServer { .. } | Make::Relay { .. });
         engine.link(&before.port.name).is_some_and(|link| link.up || waits)
     }
 
@@ -154,6 +196,7 @@ impl EndSpec {
         let mode = self.payload.mode();
         Ok(match &self.make {
             Make::Vxlan(tunnel) => pb::port::Kind::Vxlan(pb::Vxlan { mode, ..tunnel.clone() }),
+            Make::Relay { .. } => return Err(Status::internal("a relay is no port")),
             Make::Kernel { ifname, mtu } => {
                 let namespace = self.namespace()?;
                 prepared.fds.push(namespace.fd().clone());
@@ -179,13 +222,18 @@ impl EndSpec {
     }
 
     fn namespace(&self) -> Result<&Namespace, Status> {
-        match &self.namespace {
-            Some((_, Some(namespace))) => Ok(namespace),
-            Some((inode, None)) => Err(Status::failed_precondition(format!(
-                "the descriptor of inodeURL {inode} did not come with the Request; send it on the same connection"
-            ))),
-            None => Err(Status::invalid_argument("mechanism parameter `inodeURL`: missing")),
-        }
+        open(self.namespace.as_ref())
+    }
+}
+
+/// A namespace that came along.
+fn open(namespace: Option<&(Inode, Option<Namespace>)>) -> Result<&Namespace, Status> {
+    match namespace {
+        Some((_, Some(namespace))) => Ok(namespace),
+        Some((inode, None)) => Err(Status::failed_precondition(format!(
+            "the descriptor of inodeURL {inode} did not come with the Request; send it on the same connection"
+        ))),
+        None => Err(Status::invalid_argument("mechanism parameter `inodeURL`: missing")),
     }
 }
 

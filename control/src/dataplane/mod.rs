@@ -19,6 +19,7 @@ pub mod netns;
 pub mod note;
 pub mod reconcile;
 pub mod transact;
+pub mod tunnel;
 pub mod wanted;
 
 pub use client::{Change, Client};

@@ -81,10 +81,17 @@ impl Note {
         short.encode_to_vec()
     }
 
-    /// The note of a port, if it has one of `owner`.
-    pub fn of(port: &pb::Port, owner: &str) -> Option<Self> {
-        let note = Self::decode(port.note.as_slice()).ok()?;
-        (note.version == VERSION && note.owner == owner && note.server_port == port.name).then_some(note)
+    /// All notes of `owner` in the engine's state.
+    pub fn all(state: &pb::State, owner: &str) -> Vec<Self> {
+        let ports = state.ports.iter().map(|port| (&port.name, &port.note));
+        let relays = state.relays.iter().map(|relay| (&relay.name, &relay.note));
+        ports.chain(relays).filter_map(|(name, note)| Self::of(name, note, owner)).collect()
+    }
+
+    /// The note of what is called `name`, if it has one of `owner`.
+    fn of(name: &str, note: &[u8], owner: &str) -> Option<Self> {
+        let note = Self::decode(note).ok()?;
+        (note.version == VERSION && note.owner == owner && note.server_port == name).then_some(note)
     }
 
     /// The connection's id in our coordinates.
@@ -112,11 +119,10 @@ mod tests {
         note.server_port = "b.s0".into();
         let encoded = note.encoded();
         assert!(encoded.len() < MAX && !String::from_utf8_lossy(&encoded).contains("secret"));
-        let port = pb::Port { name: "b.s0".into(), note: encoded, ..Default::default() };
-        let back = Note::of(&port, "fwd").unwrap();
+        let back = Note::of("b.s0", &encoded, "fwd").unwrap();
         assert_eq!(back.id(), Some("b"));
-        assert_eq!(Note::of(&port, "other"), None);
-        assert_eq!(Note::of(&pb::Port { name: "copy".into(), ..port }, "fwd"), None);
-        assert_eq!(Note::of(&pb::Port { note: vec![0xff], ..Default::default() }, "fwd"), None);
+        assert_eq!(Note::of("b.s0", &encoded, "other"), None);
+        assert_eq!(Note::of("copy", &encoded, "fwd"), None);
+        assert_eq!(Note::of("b.s0", &[0xff], "fwd"), None);
     }
 }

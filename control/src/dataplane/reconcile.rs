@@ -40,12 +40,19 @@ impl Dataplane {
         let Some(state) = &snapshot.state else { return Vec::new() };
         let ports: HashMap<&str, &pb::Port> =
             state.ports.iter().map(|port| (port.name.as_str(), port)).collect();
+        let relays: HashMap<&str, &pb::Relay> =
+            state.relays.iter().map(|relay| (relay.name.as_str(), relay)).collect();
         let mut notes = Vec::new();
-        for note in state.ports.iter().filter_map(|port| Note::of(port, &self.owner)) {
+        for note in Note::all(state, &self.owner) {
             let Some(id) = note.id().map(str::to_owned) else { continue };
             let end = |name: &str, key: &str| {
-                let port = pb::Port { note: Vec::new(), ..(*ports.get(name)?).clone() };
-                Some(End { key: key.to_owned(), port, fds: Vec::new(), redial: None, interface: None })
+                let relay = relays.get(name).map(|relay| pb::Relay { note: Vec::new(), ..(*relay).clone() });
+                let port = match (ports.get(name), &relay) {
+                    (Some(port), _) => pb::Port { note: Vec::new(), ..(*port).clone() },
+                    (None, Some(_)) => pb::Port { name: name.to_owned(), ..Default::default() },
+                    (None, None) => return None,
+                };
+                Some(End { key: key.to_owned(), port, relay, fds: Vec::new(), redial: None, interface: None })
             };
             let record = Record {
                 server: end(&note.server_port, &note.server_key),
@@ -193,27 +200,25 @@ impl Dataplane {
     async fn remake(&self, id: &str) -> Result<(), Status> {
         let _turn = self.turn(id).await;
         let Some(mut record) = self.wanted.get(id) else { return Ok(()) };
-        let (Some(server), Some(client)) = (&mut record.server, &mut record.client) else {
+        let note = record.note.encoded();
+        let relayed = record.server.as_ref().is_some_and(|end| end.relay.is_some());
+        if record.server.is_none() || record.client.is_none() && !relayed {
             return Err(Status::unavailable("an end of it could not be made"));
-        };
-        let mut change = Change::default();
-        for end in [&mut *server, &mut *client] {
-            if self.client.link(&end.port.name).is_some() {
-                continue;
-            }
-            revive(end, &mut change).await?;
-            change.push(Op::SetPort(end.port.clone()));
         }
-        if let Some(Op::SetPort(port)) = change.ops.first_mut().and_then(|op| op.op.as_mut())
-            && port.name == server.port.name
-        {
-            port.note = record.note.encoded();
+        let mut change = Change::default();
+        for (at, end) in record.server.iter_mut().chain(&mut record.client).enumerate() {
+            if self.client.link(&end.port.name).is_none() {
+                revive(end, &mut change).await?;
+                change.push(end.set(if at == 0 { note.clone() } else { Vec::new() }));
+            }
         }
         if change.ops.is_empty() {
             return Ok(());
         }
-        let (a, b) = (server.port.name.clone(), client.port.name.clone());
-        change.push(Op::AddXconnect(pb::Xconnect { a, b }));
+        if let (Some(server), Some(client)) = (&record.server, &record.client) {
+            let (a, b) = (server.port.name.clone(), client.port.name.clone());
+            change.push(Op::AddXconnect(pb::Xconnect { a, b }));
+        }
         self.client.apply(change).await?;
         tracing::info!(connection = id, "made again at the new packet engine");
         self.wanted.put(id, record);
@@ -246,6 +251,11 @@ impl Dataplane {
 
 /// What an end's port needs to be made again.
 async fn revive(end: &mut End, change: &mut Change) -> Result<(), Status> {
+    if end.relay.is_some() {
+        change.fds.extend(end.fds.iter().cloned());
+        let lost = || Status::unavailable("its memif sockets are not held here");
+        return if end.fds.is_empty() { Err(lost()) } else { Ok(()) };
+    }
     match &mut end.port.kind {
         Some(pb::port::Kind::Vxlan(_)) => Ok(()),
         Some(pb::port::Kind::Memif(memif)) => {

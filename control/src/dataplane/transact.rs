@@ -10,7 +10,7 @@ use vwire_proto::dataplane::v1 as pb;
 use vwire_proto::dataplane::v1::op::Op;
 
 use super::client::{Change, Client};
-use super::ends::{EndSpec, Prepared};
+use super::ends::{EndSpec, Make, Prepared};
 use super::kernel::{self, Interface, Side};
 use super::netns::Namespace;
 use super::note::Note;
@@ -27,6 +27,8 @@ pub struct Dataplane {
     pub wanted: Wanted,
     /// Our name in notes.
     pub owner: String,
+    /// True if two memifs on this machine are handed through: their packets never meet the engine, and are not counted.
+    direct: bool,
     /// Ports whose removal failed, because there was no engine.
     orphans: Mutex<BTreeSet<String>>,
     /// Requests of one connection wait for each other in `begin`; here they wait for repairs, too.
@@ -52,9 +54,16 @@ impl Dataplane {
             client,
             wanted: Wanted::default(),
             owner: owner.into(),
+            direct: false,
             orphans: Mutex::default(),
             turns: std::iter::repeat_with(Default::default).take(TURNS).collect(),
         }
+    }
+
+    /// Hands two memifs on this machine through to each other, or not.
+    #[must_use]
+    pub fn direct_memif(self, direct: bool) -> Self {
+        Self { direct, ..self }
     }
 
     /// Waits until nobody else changes the connection.
@@ -77,46 +86,49 @@ impl Dataplane {
     ) -> Result<(), Status> {
         let _turn = self.turn(id).await;
         let before = self.wanted.get(id);
+        let mut ends = Vec::new();
         let mut configuring = Vec::new();
-        for (side, spec) in [(Side::Server, &server), (Side::Client, &client)] {
-            configuring.extend(spec.interface.clone().map(|(namespace, ifname, wanted)| Configuring {
+        for (side, spec) in self.specs(server, client) {
+            let interface = spec.interface.clone();
+            let end = before.as_ref().and_then(|record| record.end(side));
+            let prepared = spec.prepare(&self.client, id, side, end, deadline).await?;
+            configuring.extend(interface.map(|(namespace, ifname, wanted)| Configuring {
                 side,
                 namespace,
                 ifname,
                 wanted,
-                fresh: false,
+                fresh: prepared.fresh,
             }));
+            ends.push(prepared);
         }
-        let end = |side| before.as_ref().and_then(|record| record.end(side));
-        let server = server.prepare(&self.client, id, Side::Server, end(Side::Server), deadline).await?;
-        let client = client.prepare(&self.client, id, Side::Client, end(Side::Client), deadline).await?;
-        for interface in &mut configuring {
-            interface.fresh = if interface.side == Side::Server { server.fresh } else { client.fresh };
-        }
-        note.server_port.clone_from(&server.end.port.name);
-        note.client_port.clone_from(&client.end.port.name);
-        note.server_key.clone_from(&server.end.key);
-        note.client_key.clone_from(&client.end.key);
+        let named = |at: usize| ends.get(at).map(|end| (end.end.port.name.clone(), end.end.key.clone()));
+        (note.server_port, note.server_key) = named(0).unwrap_or_default();
+        (note.client_port, note.client_key) = named(1).unwrap_or_default();
         note.tables = before.as_ref().map(|record| record.note.tables.clone()).unwrap_or_default();
 
-        self.apply(before.as_ref(), &server, &client, &note, &configuring).await?;
-        let done = self.finish(before.as_ref(), &client, &mut note, configuring, deadline).await;
-        match done {
+        self.apply(before.as_ref(), &ends, &note, &configuring).await?;
+        match self.finish(before.as_ref(), &ends, &mut note, configuring, deadline).await {
             Ok(rules_in) => {
-                let record = Record {
-                    note,
-                    server: Some(server.end),
-                    client: Some(client.end),
-                    rules_in,
-                    adopted: false,
-                };
-                self.wanted.put(id, record);
+                let mut ends = ends.into_iter().map(|prepared| prepared.end);
+                let (server, client) = (ends.next(), ends.next());
+                self.wanted.put(id, Record { note, server, client, rules_in, adopted: false });
                 Ok(())
             }
             Err(status) => {
-                self.undo(id, before, &server, &client).await;
+                self.undo(id, before, &ends).await;
                 Err(status)
             }
+        }
+    }
+
+    /// Two memifs are handed through if that is wanted; else each end has a port.
+    fn specs(&self, server: EndSpec, client: EndSpec) -> Vec<(Side, EndSpec)> {
+        match (&server.make, &client.make) {
+            (Make::MemifServer { socket }, Make::MemifClient { socket: to }) if self.direct => {
+                let (socket, to, endpoint) = (socket.clone(), to.clone(), client.namespace);
+                vec![(Side::Server, EndSpec { make: Make::Relay { socket, endpoint, to }, ..server })]
+            }
+            _ => vec![(Side::Server, server), (Side::Client, client)],
         }
     }
 
@@ -124,12 +136,11 @@ impl Dataplane {
     async fn apply(
         &self,
         before: Option<&Record>,
-        server: &Prepared,
-        client: &Prepared,
+        ends: &[Prepared],
         note: &Note,
         interfaces: &[Configuring],
     ) -> Result<(), Status> {
-        let change = || self.change(before, server, client, note);
+        let change = || self.change(before, ends, note);
         let refused = match self.client.apply(change()).await {
             Err(refused)
                 if refused.code() == Code::FailedPrecondition && refused.message().contains("exist") =>
@@ -148,32 +159,32 @@ impl Dataplane {
     }
 
     /// From what there was to what there shall be.
-    fn change(&self, before: Option<&Record>, server: &Prepared, client: &Prepared, note: &Note) -> Change {
+    fn change(&self, before: Option<&Record>, ends: &[Prepared], note: &Note) -> Change {
         let mut change = Change::default();
         let joined = before.and_then(|record| self.joined(record));
-        let kept = !server.fresh && !client.fresh;
-        if let Some((a, b)) = joined.clone().filter(|_| !kept) {
-            change.push(Op::RemoveXconnect(pb::Xconnect { a, b }));
+        let join = match ends {
+            [a, b] => Some((a.end.port.name.clone(), b.end.port.name.clone())),
+            _ => None,
+        };
+        if joined != join {
+            change.ops.extend(joined.clone().map(|(a, b)| op(Op::RemoveXconnect(pb::Xconnect { a, b }))));
         }
-        for prepared in [server, client] {
-            if let Some(port) = prepared.replaces.clone().filter(|port| self.client.link(port).is_some()) {
-                change.push(Op::RemovePort(port));
+        let stays = |end: &End| ends.iter().any(|new| new.end.port.name == end.port.name);
+        let there = |end: &&End| self.client.link(&end.port.name).is_some();
+        let leaving = before.into_iter().flat_map(Record::ends).filter(|end| !stays(end)).filter(there);
+        leaving.for_each(|end| change.push(end.remove()));
+        for (at, prepared) in ends.iter().enumerate() {
+            let note = if at == 0 { note.encoded() } else { Vec::new() };
+            if prepared.fresh {
+                change.push(prepared.end.set(note));
+            } else if at == 0 {
+                change.push(Op::SetNote(pb::SetNote { port: prepared.end.port.name.clone(), note }));
             }
+            change.fds.extend(prepared.fds.iter().cloned());
         }
-        let note = note.encoded();
-        if server.fresh {
-            change.push(Op::SetPort(pb::Port { note, ..server.end.port.clone() }));
-        } else {
-            change.push(Op::SetNote(pb::SetNote { port: server.end.port.name.clone(), note }));
+        if joined != join {
+            change.ops.extend(join.map(|(a, b)| op(Op::AddXconnect(pb::Xconnect { a, b }))));
         }
-        if client.fresh {
-            change.push(Op::SetPort(client.end.port.clone()));
-        }
-        if !kept || joined.is_none() {
-            let (a, b) = (server.end.port.name.clone(), client.end.port.name.clone());
-            change.push(Op::AddXconnect(pb::Xconnect { a, b }));
-        }
-        change.fds.extend(server.fds.iter().chain(&client.fds).cloned());
         change
     }
 
@@ -189,7 +200,7 @@ impl Dataplane {
     async fn finish(
         &self,
         before: Option<&Record>,
-        client: &Prepared,
+        ends: &[Prepared],
         note: &mut Note,
         interfaces: Vec<Configuring>,
         deadline: Instant,
@@ -216,9 +227,11 @@ impl Dataplane {
             change.push(Op::SetNote(pb::SetNote { port: note.server_port.clone(), note: note.encoded() }));
             failed = self.client.apply(change).await.err();
         }
-        if client.must_come_up && failed.is_none() {
+        for dialled in ends.iter().filter(|end| end.must_come_up) {
             let deadline = deadline.min(Instant::now() + LINK_TIME);
-            failed = self.client.wait_up(&client.end.port.name, deadline).await.err();
+            if failed.is_none() {
+                failed = self.client.wait_up(&dialled.end.port.name, deadline).await.err();
+            }
         }
         match failed {
             None => Ok(rules_in),
@@ -236,24 +249,20 @@ impl Dataplane {
     }
 
     /// Removes what a failed Request added. What it had replaced can't be had back; the next Request makes it anew.
-    async fn undo(&self, id: &str, before: Option<Record>, server: &Prepared, client: &Prepared) {
-        let mut change = Change::default();
-        if !server.fresh && !client.fresh {
+    async fn undo(&self, id: &str, before: Option<Record>, ends: &[Prepared]) {
+        let added: BTreeSet<String> =
+            ends.iter().filter(|end| end.fresh).map(|end| end.end.port.name.clone()).collect();
+        if added.is_empty() {
             return;
         }
-        let (a, b) = (server.end.port.name.clone(), client.end.port.name.clone());
-        change.push(Op::RemoveXconnect(pb::Xconnect { a, b }));
-        for prepared in [server, client].into_iter().filter(|prepared| prepared.fresh) {
-            change.push(Op::RemovePort(prepared.end.port.name.clone()));
-        }
-        if let Err(status) = self.client.apply(change).await {
+        if let Err(status) = self.remove_ports(&added).await {
             tracing::warn!(connection = id, %status, "undoing a Request that failed");
-            let ports = [server, client].map(|prepared| prepared.end.port.name.clone());
-            self.orphans.lock().unwrap_or_else(PoisonError::into_inner).extend(ports);
+            self.orphans.lock().unwrap_or_else(PoisonError::into_inner).extend(added);
         }
         if let Some(mut record) = before {
-            record.server = record.server.filter(|_| !server.fresh);
-            record.client = record.client.filter(|_| !client.fresh);
+            let kept = |end: &End| ends.iter().any(|new| !new.fresh && new.end.port.name == end.port.name);
+            record.server = record.server.filter(kept);
+            record.client = record.client.filter(kept);
             self.wanted.put(id, record);
         }
     }
@@ -266,14 +275,13 @@ impl Dataplane {
         let _turn = self.turn(id).await;
         self.wanted.vnis.release(id, &[]);
         let Some(record) = self.wanted.remove(id) else { return Ok(()) };
-        let ports: Vec<String> =
-            record.server.iter().chain(&record.client).map(|end| end.port.name.clone()).collect();
+        let ports: Vec<String> = record.ends().map(|end| end.port.name.clone()).collect();
         let mut change = Change::default();
         if let Some((a, b)) = self.joined(&record) {
             change.push(Op::RemoveXconnect(pb::Xconnect { a, b }));
         }
-        for port in ports.iter().filter(|port| self.client.link(port).is_some()) {
-            change.push(Op::RemovePort(port.clone()));
+        for end in record.ends().filter(|end| self.client.link(&end.port.name).is_some()) {
+            change.push(end.remove());
         }
         let removed = match self.client.apply(change).await {
             Err(status) if status.code() == Code::Unavailable => {
@@ -311,6 +319,9 @@ impl Dataplane {
         for port in state.ports.into_iter().filter(|port| ports.contains(&port.name)) {
             change.push(Op::RemovePort(port.name));
         }
+        for relay in state.relays.into_iter().filter(|relay| ports.contains(&relay.name)) {
+            change.push(Op::RemoveRelay(relay.name));
+        }
         self.client.apply(change).await
     }
 
@@ -325,6 +336,10 @@ impl Dataplane {
             self.orphans.lock().unwrap_or_else(PoisonError::into_inner).extend(orphans);
         }
     }
+}
+
+fn op(op: Op) -> pb::Op {
+    pb::Op { op: Some(op) }
 }
 
 impl Configuring {

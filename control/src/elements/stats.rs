@@ -61,8 +61,13 @@ pub fn metrics<'a>(
     let mut metrics = HashMap::new();
     for side in [Side::Server, Side::Client] {
         let Some(end) = record.end(side) else { continue };
+        let direct = end.relay.is_some();
         let side = side.name();
         metrics.insert(format!("{side}_interface"), interface(end));
+        if direct {
+            // Its packets never meet the engine.
+            continue;
+        }
         let zero = pb::PortStats::default();
         let stats = counted(&end.port.name).unwrap_or(&zero);
         let figures = [
@@ -83,6 +88,7 @@ pub fn interface(end: &End) -> String {
         Some(pb::port::Kind::Kernel(kernel)) => format!("KERNEL/{}", kernel.ifname),
         Some(pb::port::Kind::Memif(_)) => format!("MEMIF/{}", end.port.name),
         Some(pb::port::Kind::Vxlan(tunnel)) => format!("VXLAN/{}", tunnel.vni),
+        _ if end.relay.is_some() => format!("MEMIF/{}", end.port.name),
         _ => format!("unknown/{}", end.port.name),
     }
 }

@@ -1,6 +1,7 @@
 //! The roles: each a list of elements, and what keeps them running.
 
 pub mod ca;
+pub mod forwarder;
 mod process;
 
 pub use process::{Process, ProcessError, begin};

@@ -17,7 +17,7 @@ use vwire_control::dataplane::Dataplane;
 use vwire_control::dataplane::client::{Client, Event, Events};
 use vwire_control::dataplane::launch::Launcher;
 use vwire_control::dataplane::reconcile::Keeper;
-use vwire_control::elements::mechanisms::{Kernel, Kind, Memif, Tunnel, Vxlan};
+use vwire_control::elements::mechanisms::{Kernel, Kind, Memif, TowardEndpoint, Tunnel, Vxlan};
 use vwire_control::elements::{Begin, Binding, Commit, ForgetFds, Mechanisms, Stats};
 use vwire_control::transport::{Inode, SharedFd, Target};
 
@@ -113,6 +113,8 @@ pub struct Endpoint {
     pub closed: Mutex<Vec<Connection>>,
     /// Where the next hop is.
     pub remote: bool,
+    /// A forwarder that is the next hop.
+    pub other: Mutex<Option<Arc<Chain>>>,
 }
 
 /// Says where the next hop is, as discover does.
@@ -168,6 +170,10 @@ impl Element for Hop {
         if let Some(status) = endpoint.refuse.lock().unwrap().clone() {
             return Err(status);
         }
+        let other = endpoint.other.lock().unwrap().clone();
+        if let Some(other) = other {
+            return other.request(&mut Call::internal("test", PATIENCE), request).await;
+        }
         let mut connection = request.connection.unwrap();
         let chosen = endpoint.mechanism.lock().unwrap().clone();
         let agreed = connection.mechanism.take();
@@ -189,8 +195,12 @@ impl Element for Hop {
     }
 
     async fn close(&self, _: &mut Call, connection: Connection, _: Next<'_>) -> Result<(), Status> {
-        self.0.closed.lock().unwrap().push(connection);
-        Ok(())
+        self.0.closed.lock().unwrap().push(connection.clone());
+        let other = self.0.other.lock().unwrap().clone();
+        match other {
+            Some(other) => other.close(&mut Call::internal("test", PATIENCE), connection).await,
+            None => Ok(()),
+        }
     }
 }
 
@@ -227,6 +237,12 @@ impl Rig {
         Self::at(&launcher.socket(), Some(launcher), tunnel, endpoint, priority).await
     }
 
+    /// Where memifs are handed through.
+    pub async fn direct(home: &Home) -> Self {
+        let launcher = home.launcher.clone();
+        Self::made(&launcher.socket(), Some(launcher), None, Endpoint::default(), &[], true).await
+    }
+
     pub async fn at(
         socket: &Path,
         launcher: Option<Launcher>,
@@ -234,17 +250,33 @@ impl Rig {
         endpoint: Endpoint,
         priority: &[String],
     ) -> Self {
+        Self::made(socket, launcher, tunnel, endpoint, priority, false).await
+    }
+
+    async fn made(
+        socket: &Path,
+        launcher: Option<Launcher>,
+        tunnel: Option<Tunnel>,
+        endpoint: Endpoint,
+        priority: &[String],
+        direct: bool,
+    ) -> Self {
         let (client, mut events) = Client::new(socket, launcher);
         let snapshot = first(&mut events).await;
-        let dataplane = Arc::new(Dataplane::new(client, "fwd"));
-        dataplane.adopt(&snapshot);
+        let dataplane = Arc::new(Dataplane::new(client, "fwd").direct_memif(direct));
+        let begin = Arc::new(Begin::new(Binding::Off));
+        for note in dataplane.adopt(&snapshot) {
+            let mut state = vwire_control::chain::State::default();
+            state.insert(TowardEndpoint(note.toward_endpoint.unwrap_or_default()));
+            begin.adopt(note.connection.unwrap(), None, None, state);
+        }
         let endpoint = Arc::new(endpoint);
         let mut kinds: Vec<Box<dyn Kind>> = vec![Box::new(Memif), Box::new(Kernel)];
         kinds.extend(tunnel.map(|tunnel| Box::new(Vxlan(tunnel)) as Box<dyn Kind>));
         let callers = Callers::default();
         let chain = Chain::new("fwd", |_| {
             vec![
-                Arc::new(Begin::new(Binding::Off)) as Arc<dyn Element>,
+                begin as Arc<dyn Element>,
                 Arc::new(ForgetFds),
                 Arc::new(Receive(Arc::clone(&callers))),
                 Arc::new(Discover(endpoint.remote)),
@@ -291,7 +323,49 @@ impl Rig {
     pub async fn ports(&self) -> Vec<String> {
         let state = self.dataplane.client.snapshot().await.unwrap().state.unwrap();
         let joins = state.xconnects.into_iter().map(|join| format!("{} - {}", join.a, join.b));
-        state.ports.into_iter().map(|port| port.name).chain(joins).collect()
+        let relays = state.relays.into_iter().map(|relay| relay.name);
+        state.ports.into_iter().map(|port| port.name).chain(joins).chain(relays).collect()
+    }
+}
+
+/// A machine: a namespace with an address on a wire to another, and an engine in it.
+pub struct Node {
+    pub netns: Netns,
+    pub dir: tempfile::TempDir,
+    pub ip: std::net::IpAddr,
+    engine: Option<Process>,
+}
+
+impl Node {
+    /// Two of them, with a wire in between.
+    pub fn two(v6: bool) -> [Self; 2] {
+        let nodes = [Netns::new("node1"), Netns::new("node2")];
+        nodes[0].ip(&format!("link add up0 type veth peer name up0 netns {}", nodes[1].0));
+        let mut made = nodes.into_iter().enumerate().map(|(at, netns)| {
+            let (address, prefix) =
+                if v6 { (format!("fd09::{}", at + 1), 64) } else { (format!("10.9.0.{}", at + 1), 24) };
+            netns.ip(&format!("address add {address}/{prefix} dev up0 {}", if v6 { "nodad" } else { "" }));
+            netns.ip("link set up0 up");
+            let node =
+                Self { netns, dir: tempfile::tempdir().unwrap(), ip: address.parse().unwrap(), engine: None };
+            node.start()
+        });
+        [made.next().unwrap(), made.next().unwrap()]
+    }
+
+    fn start(mut self) -> Self {
+        let dir = self.dir.path().display().to_string();
+        let config = format!("[stats]\npath = \"{dir}/stats\"\n[api]\nsocket = \"{dir}/api.sock\"\n");
+        let file = self.dir.path().join("engine.toml");
+        std::fs::write(&file, config).unwrap();
+        let args = ["--config", file.to_str().unwrap()];
+        self.engine = Some(Process::inside(&self.netns, &program("vwire-dataplane"), &args));
+        self
+    }
+
+    pub async fn rig(&self, endpoint: Endpoint) -> Rig {
+        let tunnel = Tunnel { ip: self.ip, port: 0, interface_mtu: 1500 };
+        Rig::at(&self.dir.path().join("api.sock"), None, Some(tunnel), endpoint, &[]).await
     }
 }
 

@@ -277,7 +277,7 @@ fn halves(route: &Route) -> [Option<Route>; 2] {
 }
 
 /// The main routing table.
-pub(super) const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+pub(in crate::dataplane) const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
 pub(super) fn message(route: &Route, index: u32, table: u32) -> RouteMessage {
     let mut message = RouteMessage::default();
@@ -299,7 +299,7 @@ pub(super) fn message(route: &Route, index: u32, table: u32) -> RouteMessage {
 }
 
 /// All routes of all tables, both families.
-pub(super) fn list_routes(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, Status> {
+pub(in crate::dataplane) fn list_routes(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, Status> {
     let mut routes = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut listing = RouteMessage::default();
@@ -314,7 +314,7 @@ pub(super) fn list_routes(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, St
     Ok(routes)
 }
 
-pub(super) fn table_of(route: &RouteMessage) -> u32 {
+pub(in crate::dataplane) fn table_of(route: &RouteMessage) -> u32 {
     let attribute = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Table(table) => Some(*table),
         _ => None,
@@ -329,7 +329,7 @@ fn out_of(route: &RouteMessage) -> Option<u32> {
     })
 }
 
-pub(super) fn route_of(entry: &RouteMessage) -> Route {
+pub(in crate::dataplane) fn route_of(entry: &RouteMessage) -> Route {
     let address = |wanted: &RouteAddress| match wanted {
         RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
         RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),

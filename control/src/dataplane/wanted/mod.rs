@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vwire_proto::dataplane::v1 as pb;
+use vwire_proto::dataplane::v1::op::Op;
 
 use super::kernel::{Interface, Side};
 use super::netns::Namespace;
@@ -19,8 +20,10 @@ pub use vni::{Half, Vnis};
 pub struct End {
     /// What makes it the same end after a refresh or a restart: type, namespace, name.
     pub key: String,
-    /// As the engine was told, without note.
+    /// As the engine was told, without note; of a relay only the name.
     pub port: pb::Port,
+    /// The relay that it is instead of a port: both ends at once.
+    pub relay: Option<pb::Relay>,
     /// What the port was made of, where holding it costs its owner nothing: memif's listening socket. A namespace of an interface is
     /// not held: it would live on after its workload, and nobody would hear of the end.
     pub fds: Vec<SharedFd>,
@@ -28,6 +31,22 @@ pub struct End {
     pub redial: Option<Redial>,
     /// The interface's name and configuration, if it is one.
     pub interface: Option<(String, Interface)>,
+}
+
+impl End {
+    /// The operation that makes it.
+    pub fn set(&self, note: Vec<u8>) -> Op {
+        match &self.relay {
+            Some(relay) => Op::SetRelay(pb::Relay { note, ..relay.clone() }),
+            None => Op::SetPort(pb::Port { note, ..self.port.clone() }),
+        }
+    }
+
+    /// The operation that removes it.
+    pub fn remove(&self) -> Op {
+        let name = self.port.name.clone();
+        if self.relay.is_some() { Op::RemoveRelay(name) } else { Op::RemovePort(name) }
+    }
 }
 
 /// How to reach a memif's listener.
@@ -69,11 +88,16 @@ impl Record {
             pb::port::Kind::Vxlan(tunnel) => Some((tunnel.remote.parse().ok()?, tunnel.vni)),
             _ => None,
         };
-        self.server.iter().chain(&self.client).filter_map(tunnel).collect()
+        self.ends().filter_map(tunnel).collect()
+    }
+
+    /// Both ends; one if it is a relay.
+    pub fn ends(&self) -> impl Iterator<Item = &End> {
+        self.server.iter().chain(&self.client)
     }
 
     fn ports(&self) -> impl Iterator<Item = &str> {
-        self.server.iter().chain(&self.client).map(|end| end.port.name.as_str())
+        self.ends().map(|end| end.port.name.as_str())
     }
 }
 

@@ -10,6 +10,7 @@ use tonic::Status;
 use crate::api::connection::{Connection, Mechanism, State as ConnectionState};
 use crate::api::networkservice::NetworkServiceRequest;
 use crate::chain::{Call, Element, Next, Origin, State};
+use crate::identity::SpiffeId;
 
 mod owner;
 mod slots;
@@ -46,6 +47,20 @@ impl Begin {
     /// With this rule about who may go on with a connection that someone else began.
     pub fn new(binding: Binding) -> Self {
         Self { slots: Slots::default(), binding }
+    }
+
+    /// Takes over a connection that an earlier process of this role had established: in our coordinates, with what elements would
+    /// remember of it. `caller` and `client` are the SPIFFE IDs of who asked for it last, and of whom the path's first token named.
+    pub fn adopt(
+        &self,
+        connection: Connection,
+        caller: Option<SpiffeId>,
+        client: Option<String>,
+        state: State,
+    ) {
+        let Ok(id) = known_id(&connection) else { return };
+        let owner = Owner::recorded(&connection, caller, client);
+        self.slots.fill(id, Established { connection, preferences: Vec::new(), state, owner, revision: 1 });
     }
 
     /// How many connections there are, and those being made.

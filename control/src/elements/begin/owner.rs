@@ -44,6 +44,16 @@ impl Owner {
         }
     }
 
+    /// As an earlier process wrote it down.
+    pub(super) fn recorded(
+        connection: &Connection,
+        caller: Option<SpiffeId>,
+        client: Option<String>,
+    ) -> Self {
+        let root = path::of(connection).root_id().to_owned();
+        Self { caller, previous: previous(connection).to_owned(), root, client }
+    }
+
     /// Whether this call may change the connection.
     pub(super) fn admit(&self, call: &Call, asked: &Connection, binding: Binding) -> Result<(), Status> {
         if call.peer().is_none() || binding == Binding::Off || self.is_same(call, asked) {

@@ -32,6 +32,14 @@ impl<T> Slots<T> {
         self.lock().len()
     }
 
+    /// Puts something into the place of `id`, unless it is in use.
+    pub(super) fn fill(&self, id: Arc<str>, value: T) {
+        let lease = self.lease(id);
+        if let Ok(mut place) = lease.place.try_lock() {
+            *place = Some(value);
+        };
+    }
+
     /// A share in the place of `id`.
     pub(super) fn lease(&self, id: Arc<str>) -> Lease<'_, T> {
         let mut slots = self.lock();

@@ -187,6 +187,13 @@ fn lower_mtu(connection: &mut Connection, mtu: u32) {
     }
 }
 
+/// A mechanism as the next hop is reminded of it: its namespace it knows itself, and we don't hold the descriptor that would have to go
+/// along.
+fn without_place(mut mechanism: Mechanism) -> Mechanism {
+    mechanism.parameters.remove(INODE_URL);
+    mechanism
+}
+
 fn payload(connection: &Connection) -> Result<Payload, Status> {
     match connection.payload.as_str() {
         PAYLOAD_ETHERNET => Ok(Payload::Ethernet),
@@ -238,7 +245,7 @@ impl Element for Mechanisms {
         let known = self.dataplane.wanted.get(&id).and_then(|record| record.note.toward_endpoint);
         let connection = request.connection.get_or_insert_default();
         // What was agreed with a next hop of the other kind is of no use to this one.
-        connection.mechanism = known.filter(|known| known.cls == class);
+        connection.mechanism = known.filter(|known| known.cls == class).map(without_place);
         if let Some(kind) = self.kind(&toward_client) {
             lower_mtu(connection, kind.mtu(&toward_client));
         }
@@ -254,7 +261,7 @@ impl Element for Mechanisms {
 
     async fn close(&self, call: &mut Call, mut connection: Connection, next: Next<'_>) -> Result<(), Status> {
         if let Some(agreed) = call.state.remove::<TowardEndpoint>() {
-            connection.mechanism = Some(agreed.0);
+            connection.mechanism = Some(without_place(agreed.0));
         }
         next.close(call, connection).await
     }
