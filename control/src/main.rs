@@ -22,7 +22,7 @@ struct Cli {
 enum Command {
     /// The built-in issuer of SPIFFE identities, for labs and single hosts.
     Ca(Box<ca::Settings>),
-    /// Makes a node's vWires, by the packet engine.
+    /// Makes vWires on its machine, and tunnels to other machines' forwarders.
     Forwarder(Box<forwarder::Settings>),
     /// The manager of a node: clients, endpoints and forwarders of the node call it.
     Nsmgr(Box<nsmgr::Settings>),
