@@ -20,9 +20,13 @@
 
 mod datapath;
 mod excluded;
+mod kernel;
+mod manager;
+mod memif;
 mod negotiate;
 mod netns;
 pub mod nsurl;
+mod ping;
 mod session;
 mod settings;
 mod task;
@@ -36,6 +40,9 @@ use tokio::sync::{mpsc, watch as tokio_watch};
 use tracing::Instrument;
 
 pub use datapath::{Alive, DataPath, Elsewhere};
+pub use kernel::KernelPath;
+pub use manager::Manager;
+pub use memif::MemifPath;
 pub use netns::Namespace;
 pub use session::{Heal, Phase, Reason, Session, SessionStatus, Wanted};
 pub use settings::{ClientSettings, LivenessSettings};

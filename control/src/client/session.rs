@@ -159,6 +159,12 @@ impl Session {
         let _ = self.commands.send(Command::Change(Box::new(change)));
     }
 
+    /// Ends this process's part in the connection and leaves it as it is, for another process with the same name and id to go on
+    /// with.
+    pub fn leave(self) {
+        self.task.abort();
+    }
+
     /// Closes the connection, whatever it is at. Afterwards nothing of the session is left in this process.
     ///
     /// # Errors

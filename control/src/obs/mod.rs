@@ -12,4 +12,4 @@ pub use log::{BadLevel, LogFormat, LogLevel, Logs};
 pub use metrics::{Metrics, Operation};
 pub use redact::Redacted;
 pub use serve::{AdminError, AdminSocket, default_socket, serve};
-pub use view::{ConnectionView, Heal, HopView, MechanismView, Status};
+pub use view::{ConnectionView, Heal, HopView, MechanismView, Status, seconds};

@@ -2,6 +2,10 @@
 
 pub mod ca;
 pub mod forwarder;
+pub mod nsc;
+pub mod nse;
+pub mod nsmgr;
 mod process;
+pub mod registry;
 
 pub use process::{Process, ProcessError, begin};

@@ -1,0 +1,314 @@
+//! `vwire nse`: an endpoint that assigns addresses and answers pings, on kernel interfaces and memifs.
+//!
+//! It takes the settings of the Go components' `nse-icmp-responder` and `nse-icmp-responder-vpp`, and is both at once.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::{Map, Value};
+use vwire_proto::nsm::connectioncontext::DnsConfig;
+use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint, NetworkServiceLabels};
+
+use super::Process;
+use crate::api::mechanism::{PAYLOAD_ETHERNET, PAYLOAD_IP};
+use crate::chain::service::Service;
+use crate::chain::{Chain, Element};
+use crate::client::Namespace;
+use crate::config::{self, Labels, List, Maybe};
+use crate::elements::authorize::PathPolicy;
+use crate::elements::monitor::Strictness;
+use crate::elements::{
+    Authorize, Begin, Binding, Hub, Monitor, SendFd, Timeout, TrimPath, UpdatePath, UpdateToken,
+};
+use crate::endpoint::context::{DnsContext, PolicyRoutes, dns_configs};
+use crate::endpoint::ipam::{Groups, Ipam, Policy};
+use crate::endpoint::responder::Responder;
+use crate::endpoint::{Idle, Kernel, Mechanisms, Memif, Noop};
+use crate::identity::policy::Policies;
+use crate::obs::{ConnectionView, Reporter};
+use crate::registry::Registry;
+use crate::registry::keeper::Keeper;
+use crate::registry::remote::Remote;
+use crate::transport::{Limits, ServeError, Server, Services, Target};
+
+/// How long unregistering may take.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// The endpoint's settings.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Settings {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub common: config::Common,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub limits: Limits,
+
+    /// Our name in paths and in the registry.
+    #[arg(long, env = "NSM_NAME", value_name = "NAME", default_value = "icmp-server")]
+    pub name: String,
+
+    /// The node's manager.
+    #[arg(
+        long,
+        env = "NSM_CONNECT_TO",
+        value_name = "URL",
+        default_value = "unix:///var/lib/networkservicemesh/nsm.io.sock"
+    )]
+    pub connect_to: Target,
+
+    /// The services that we are an endpoint of.
+    #[arg(long, env = "NSM_SERVICE_NAMES", value_name = "NAMES", default_value = "icmp-responder")]
+    pub service_names: List<String>,
+
+    /// What the services carry: ETHERNET or IP.
+    #[arg(long, env = "NSM_PAYLOAD", value_name = "PAYLOAD", default_value = PAYLOAD_ETHERNET, value_parser = [PAYLOAD_ETHERNET, PAYLOAD_IP])]
+    pub payload: String,
+
+    /// Our labels; services may ask for some.
+    #[arg(long, env = "NSM_LABELS", value_name = "LABELS", default_value = "")]
+    pub labels: Labels,
+
+    /// Prefixes to assign from; a connection gets two addresses of each group: [a,b],c has two groups.
+    #[arg(long, env = "NSM_CIDR_PREFIX", value_name = "GROUPS", default_value = "169.254.0.0/16")]
+    pub cidr_prefix: Groups,
+
+    /// What happens to addresses of other endpoints that a connection brings: `polite` leaves them, `strict` removes them.
+    #[arg(long, env = "NSM_IPAM_POLICY", value_enum, default_value_t = Policy::Polite)]
+    pub ipam_policy: Policy,
+
+    /// Name servers for clients, JSON: [{"dns_server_ips": ["10.0.0.1"], "search_domains": ["my.domain"]}].
+    #[arg(long, env = "NSM_DNS_CONFIGS", value_name = "JSON", default_value = "[]")]
+    pub dns_configs: DnsConfigs,
+
+    /// Policy routes for clients: a YAML list with the keys from, proto, dstport, srcport, routes. Need not exist.
+    #[arg(
+        long,
+        env = "NSM_PBR_CONFIG_PATH",
+        value_name = "FILE",
+        default_value = "/etc/policy-based-routing/config.yaml"
+    )]
+    pub pbr_config_path: PathBuf,
+
+    /// Ends when there was no connection for this long; 0: never.
+    #[arg(long, env = "NSM_IDLE_TIMEOUT", value_name = "DURATION", default_value = "0s", value_parser = config::duration)]
+    pub idle_timeout: Duration,
+
+    /// Registers the services, too.
+    #[arg(long, env = "NSM_REGISTER_SERVICE", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
+          action = clap::ArgAction::Set)]
+    pub register_service: bool,
+
+    /// Takes the endpoint out of the registry at the end. Otherwise it expires there, and a restart finds its connections again.
+    #[arg(long, env = "NSM_UNREGISTER_ITSELF", value_name = "BOOL", default_value = "false", value_parser = config::boolean,
+          action = clap::ArgAction::Set)]
+    pub unregister_itself: bool,
+
+    /// Where we listen; a socket in a new folder below the temporary one if left out, or if it is a plain name.
+    #[arg(long, env = "NSM_LISTEN_ON", value_name = "URL", default_value = "")]
+    pub listen_on: String,
+
+    /// Threads that serve memif interfaces.
+    #[arg(long, env = "VWIRE_MEMIF_THREADS", value_name = "N", default_value_t = 1)]
+    pub memif_threads: usize,
+
+    /// The network namespace of our interfaces; our own if left out.
+    #[arg(long, env = "VWIRE_NETNS", value_name = "FILE", default_value = "")]
+    pub netns: Maybe<PathBuf>,
+
+    /// Who may go on with a connection that another began: `off` as in Go, `healing` or `exact`.
+    #[arg(long, env = "VWIRE_BINDING", value_enum, default_value_t = Binding::Healing)]
+    pub binding: Binding,
+}
+
+/// `NSM_DNS_CONFIGS`.
+#[derive(Debug, Clone, Default)]
+pub struct DnsConfigs(pub Vec<DnsConfig>);
+
+impl FromStr for DnsConfigs {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        dns_configs(text).map(Self)
+    }
+}
+
+/// Why an endpoint does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum NseError {
+    /// A setting will not do.
+    #[error("{name}: {reason}")]
+    Setting {
+        /// Its variable.
+        name: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A socket can't be opened.
+    #[error("NSM_LISTEN_ON: {0}")]
+    Serve(#[from] ServeError),
+    /// The kernel gave no descriptor or thread.
+    #[error("{0}")]
+    Kernel(#[from] std::io::Error),
+}
+
+/// Serves until the process shall end, or nobody has used us for the idle timeout.
+///
+/// # Errors
+/// [`NseError`].
+pub async fn run(settings: Settings, process: Process) -> Result<(), NseError> {
+    let place = Place::choose(&settings.listen_on)?;
+    let server = Server::bind(&[place.target.clone()], settings.limits.clone()).await?;
+    let policies = Arc::new(if settings.common.insecure { Policies::off() } else { Policies::standard() });
+    let hub = Hub::new(Strictness::Strict);
+    let chain = chain(&settings, &process, policies.clone(), &hub)?;
+    process.admin.report(Arc::new(Report(Arc::clone(&hub))));
+    let service = Service::new(chain, hub, process.identity.clone());
+    let (routes, _health) = Services::new()
+        .with(|routes| service.add_to(routes))
+        .named("networkservice.NetworkService")
+        .named("connection.MonitorConnection")
+        .routes()
+        .await;
+    let registry: Arc<dyn Registry> = Arc::new(
+        Remote::new(Arc::clone(&process.pool), settings.connect_to.clone()).with_rules(Some(policies)),
+    );
+    let url = server.targets().first().map(ToString::to_string).unwrap_or_default();
+    let registered = register(&settings, registry, url);
+    let announced = announce(&registered, &process);
+    let served = tokio::select! {
+        served = server.serve(process.identity.clone(), routes, process.shutdown.clone()) => served,
+        () = announced => Ok(()),
+    };
+    if settings.unregister_itself {
+        farewell(registered).await;
+    }
+    served.map_err(NseError::from)
+}
+
+fn chain(
+    settings: &Settings,
+    process: &Process,
+    policies: Arc<dyn PathPolicy>,
+    hub: &Arc<Hub>,
+) -> Result<Arc<Chain>, NseError> {
+    let namespace = match &settings.netns.0 {
+        Some(file) => Namespace::open(file)
+            .map_err(|error| NseError::Setting { name: "VWIRE_NETNS", reason: error.to_string() })?,
+        None => Namespace::own()?,
+    };
+    let responder = Responder::start(settings.memif_threads)?;
+    let routes = PolicyRoutes::open(settings.pbr_config_path.clone())
+        .map_err(|reason| NseError::Setting { name: "NSM_PBR_CONFIG_PATH", reason })?;
+    let idle = (!settings.idle_timeout.is_zero())
+        .then(|| Arc::new(Idle::new(settings.idle_timeout, process.shutdown.clone())) as Arc<dyn Element>);
+    let mechanisms = Mechanisms::new(vec![
+        Arc::new(Kernel::new(namespace.clone())),
+        Arc::new(Memif::new(namespace, responder)),
+        Arc::new(Noop),
+    ]);
+    Ok(Chain::new(settings.name.clone(), |handle| {
+        let mut elements: Vec<Arc<dyn Element>> = vec![
+            Arc::new(UpdatePath::new(settings.name.clone())),
+            Arc::new(Begin::new(settings.binding)),
+            Arc::new(UpdateToken::new(process.tokens.clone())),
+            Arc::new(Authorize::new(policies)),
+            Arc::new(Timeout::new(handle)),
+            Arc::new(Monitor::new(Arc::clone(hub))),
+            Arc::new(TrimPath),
+        ];
+        elements.extend(idle);
+        elements.extend([
+            Arc::new(SendFd) as Arc<dyn Element>,
+            Arc::new(Ipam::new(&settings.cidr_prefix, settings.ipam_policy)),
+            Arc::new(DnsContext::new(settings.dns_configs.0.clone())),
+            Arc::new(routes),
+            Arc::new(mechanisms),
+        ]);
+        elements
+    }))
+}
+
+fn register(settings: &Settings, registry: Arc<dyn Registry>, url: String) -> Keeper {
+    let labels = NetworkServiceLabels { labels: settings.labels.0.clone() };
+    let services = settings.service_names.0.clone();
+    let endpoint = NetworkServiceEndpoint {
+        name: settings.name.clone(),
+        network_service_labels: services.iter().map(|name| (name.clone(), labels.clone())).collect(),
+        network_service_names: services.clone(),
+        url,
+        ..Default::default()
+    };
+    let service = |name| NetworkService { name, payload: settings.payload.clone(), ..Default::default() };
+    let services =
+        if settings.register_service { services.into_iter().map(service).collect() } else { Vec::new() };
+    Keeper::start(registry, services, endpoint)
+}
+
+/// Says when we are registered; never ends.
+async fn announce(registered: &Keeper, process: &Process) {
+    process.admin.wait("its registration");
+    let endpoint = registered.registered().await;
+    process.admin.ready("its registration");
+    tracing::info!(name = endpoint.name, services = ?endpoint.network_service_names, "registered");
+    std::future::pending().await
+}
+
+async fn farewell(registered: Keeper) {
+    match tokio::time::timeout(FAREWELL, registered.unregister()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(status)) => {
+            tracing::warn!(error = %status.message(), "not unregistered; the registration expires")
+        }
+        Err(_) => tracing::warn!("not unregistered within {FAREWELL:?}; the registration expires"),
+    }
+}
+
+/// Our socket, in a folder that goes with us if we made it.
+struct Place {
+    target: Target,
+    folder: Option<PathBuf>,
+}
+
+impl Place {
+    fn choose(listen_on: &str) -> Result<Self, NseError> {
+        let plain = !listen_on.contains(['/', ':']);
+        if !plain {
+            let bad = |error: crate::transport::BadTarget| NseError::Setting {
+                name: "NSM_LISTEN_ON",
+                reason: error.to_string(),
+            };
+            return Ok(Self { target: Target::parse(listen_on).map_err(bad)?, folder: None });
+        }
+        let folder = std::env::temp_dir().join(format!("vwire-nse-{}", uuid::Uuid::new_v4()));
+        std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
+        let name = if listen_on.is_empty() { "listen.on" } else { listen_on };
+        Ok(Self { target: Target::Unix(folder.join(name)), folder: Some(folder) })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(folder) = &self.folder {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+    }
+}
+
+/// What `vwire status` and `vwire path` show.
+struct Report(Arc<Hub>);
+
+#[async_trait]
+impl Reporter for Report {
+    async fn connections(&self) -> Vec<ConnectionView> {
+        self.0.connections().iter().map(|connection| ConnectionView::of(connection)).collect()
+    }
+
+    async fn report(&self) -> Map<String, Value> {
+        Map::from_iter([("watches".to_owned(), self.0.watchers().into())])
+    }
+}
