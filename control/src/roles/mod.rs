@@ -2,3 +2,8 @@
 
 pub mod ca;
 pub mod forwarder;
+pub mod nsc;
+pub mod nse;
+mod process;
+
+pub use process::{Process, ProcessError, begin};

@@ -162,7 +162,7 @@ pub enum NseError {
 /// [`NseError`].
 pub async fn run(settings: Settings, process: Process) -> Result<(), NseError> {
     let place = Place::choose(&settings.listen_on)?;
-    let server = Server::bind(&[place.target.clone()], settings.limits.clone()).await?;
+    let server = Server::bind(std::slice::from_ref(&place.target), settings.limits.clone()).await?;
     let policies = Arc::new(if settings.common.insecure { Policies::off() } else { Policies::standard() });
     let hub = Hub::new(Strictness::Strict);
     let chain = chain(&settings, &process, policies.clone(), &hub)?;
