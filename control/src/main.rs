@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use vwire_control::config::Effective;
-use vwire_control::roles::{begin, ca};
+use vwire_control::config::{Common, Effective};
+use vwire_control::roles::{Process, begin, ca, forwarder, nsc, nse, nsmgr, registry};
 use vwire_control::{cli, config};
 
 /// Network Service Mesh: the roles of a mesh, and looks into a running one.
@@ -22,6 +22,16 @@ struct Cli {
 enum Command {
     /// The built-in issuer of SPIFFE identities, for labs and single hosts.
     Ca(Box<ca::Settings>),
+    /// Makes vWires on its machine, and tunnels to other machines' forwarders.
+    Forwarder(Box<forwarder::Settings>),
+    /// The manager of a node: clients, endpoints and forwarders of the node call it.
+    Nsmgr(Box<nsmgr::Settings>),
+    /// A domain's registry: which services there are, and who offers them.
+    Registry(Box<registry::Settings>),
+    /// A client: asks for network services and keeps them.
+    Nsc(Box<nsc::Settings>),
+    /// An endpoint that answers pings.
+    Nse(Box<nse::Settings>),
     /// Shows every role of this machine, and how it is.
     Status(cli::StatusArgs),
     /// Shows a connection hop by hop, or lists all.
@@ -60,11 +70,35 @@ async fn run(command: Command, effective: Effective) -> Result<(), String> {
             let (_, shutdown) = begin(&settings.common, "ca", &name, effective).await.map_err(text)?;
             ca::run(*settings, shutdown).await.map_err(text)
         }
+        Command::Forwarder(settings) => {
+            let process = start(&settings.common, "forwarder", &settings.name, effective).await?;
+            forwarder::run(*settings, process).await.map_err(text)
+        }
+        Command::Nsmgr(settings) => {
+            let process = start(&settings.common, "nsmgr", &settings.name, effective).await?;
+            nsmgr::run(*settings, process).await.map_err(text)
+        }
+        Command::Registry(settings) => {
+            let process = start(&settings.common, "registry", "registry", effective).await?;
+            registry::run(*settings, process).await.map_err(text)
+        }
+        Command::Nsc(settings) => {
+            let process = start(&settings.common, "nsc", &settings.name, effective).await?;
+            nsc::run(*settings, process).await.map_err(text)
+        }
+        Command::Nse(settings) => {
+            let process = start(&settings.common, "nse", &settings.name, effective).await?;
+            nse::run(*settings, process).await.map_err(text)
+        }
         Command::Status(args) => args.run().await.map_err(text),
         Command::Path(args) => args.run().await.map_err(text),
         Command::Explain(args) => args.run().await.map_err(text),
         Command::Lab(args) => args.run().await.map_err(text),
     }
+}
+
+async fn start(common: &Common, role: &str, name: &str, effective: Effective) -> Result<Process, String> {
+    Process::start(common, role, name, effective).await.map_err(text)
 }
 
 fn text(error: impl std::error::Error) -> String {

@@ -1,4 +1,4 @@
-//! The Go peers among themselves: what the tests against them rest on.
+//! The Go peers among themselves: what the tests against them rest on. And with our issuer.
 
 mod peers;
 
@@ -8,7 +8,17 @@ use peers::{Kind, until};
 
 #[test]
 fn a_mesh_of_go_peers_carries_pings_and_leaves_nothing() {
-    let mut mesh = Mesh::start("gomesh", Plan::of(Kind::Go));
+    one_life(Plan::of(Kind::Go));
+}
+
+/// Nothing in the mesh is ours but who its members are.
+#[test]
+fn go_peers_live_by_the_svids_of_vwire_ca() {
+    one_life(Plan { issuer: Kind::Vwire, ..Plan::of(Kind::Go) });
+}
+
+fn one_life(plan: Plan) {
+    let mut mesh = Mesh::start("gomesh", plan);
     let endpoint = mesh.endpoint(0, "nse-1", &[]);
     let mark = mesh.observer.mark();
     let mut client = mesh.client(0, "nsc", "kernel://icmp-responder/nsm-1", &[]);

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -23,7 +24,7 @@ use crate::model::Inode;
 
 /// Most descriptors on one message; a sender that attaches more loses its connection.
 pub const MAX_PER_MESSAGE: usize = 64;
-/// Most descriptors kept for one connection; more are closed as they come.
+/// Most descriptors kept for one connection; for each one more the oldest that nobody took is closed.
 pub const MAX_HELD: usize = 256;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -44,6 +45,8 @@ pub fn identify(fd: impl AsFd) -> io::Result<Inode> {
 struct Held {
     fd: OwnedFd,
     sent: usize,
+    /// When it was last sent.
+    since: Instant,
 }
 
 /// The descriptors that came with one connection and that no request has taken yet. Closed with the
@@ -55,18 +58,22 @@ pub struct FdTable {
 }
 
 impl FdTable {
-    /// Keeps a descriptor, unless its file is held already or the table is full.
+    /// Keeps a descriptor, unless its file is held already. A full table makes room by closing the oldest: what a failed
+    /// request left behind must not clog a connection that lives for days.
     fn keep(&self, fd: OwnedFd) {
         let Ok(inode) = identify(&fd) else { return };
+        let now = Instant::now();
         let mut held = lock(&self.held);
         let full = held.len() >= MAX_HELD;
         match held.get_mut(&inode) {
-            Some(known) => known.sent += 1,
-            None if full => {
-                tracing::warn!(%inode, "closed a descriptor: {MAX_HELD} wait on this connection already")
-            }
+            Some(known) => (known.sent, known.since) = (known.sent + 1, now),
             None => {
-                held.insert(inode, Held { fd, sent: 1 });
+                let oldest = held.iter().min_by_key(|(_, held)| held.since).map(|(inode, _)| *inode);
+                if let Some(oldest) = oldest.filter(|_| full) {
+                    tracing::warn!(%oldest, "closed a descriptor that nobody took: {MAX_HELD} wait on this connection");
+                    held.remove(&oldest);
+                }
+                held.insert(inode, Held { fd, sent: 1, since: now });
             }
         }
         drop(held);
@@ -99,6 +106,11 @@ impl FdTable {
             }
             arrival.await;
         }
+    }
+
+    /// Closes what nobody has taken for this long: it would keep a namespace alive that is long gone.
+    pub fn close_older(&self, age: Duration) {
+        lock(&self.held).retain(|_, held| held.since.elapsed() < age);
     }
 
     /// How many files are held.
@@ -374,5 +386,19 @@ mod tests {
             b.read_exact(&mut [0; 1]).await.unwrap();
         }
         assert_eq!(b.received().len(), MAX_HELD);
+        assert!(b.received().take(identify(&files[0]).unwrap()).is_none(), "the oldest went");
+        assert!(b.received().take(identify(files.last().unwrap()).unwrap()).is_some());
+    }
+
+    #[tokio::test]
+    async fn what_nobody_takes_is_closed_in_time() {
+        let (mut a, mut b) = pair();
+        a.sender().send(file("")).unwrap();
+        a.write_all(b".").await.unwrap();
+        b.read_exact(&mut [0; 1]).await.unwrap();
+        b.received().close_older(Duration::from_secs(3600));
+        assert_eq!(b.received().len(), 1);
+        b.received().close_older(Duration::ZERO);
+        assert!(b.received().is_empty());
     }
 }

@@ -1,10 +1,10 @@
 //! A chain as a gRPC service.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use tracing::Instrument;
 
 use super::{Call, Chain, Origin, validate};
@@ -16,6 +16,7 @@ use crate::api::networkservice::network_service_server::{NetworkService, Network
 use crate::api::path::{self, PathExt};
 use crate::elements::monitor::{Hub, Watch};
 use crate::identity::Identity;
+use crate::obs::{Metrics, Operation};
 use crate::transport::{self, Inode};
 
 /// How long the closing of a connection may take whose caller did not wait for it.
@@ -30,12 +31,19 @@ pub struct Service {
     chain: Arc<Chain>,
     hub: Arc<Hub>,
     identity: Identity,
+    metrics: Option<Arc<Metrics>>,
 }
 
 impl Service {
     /// Serves `chain`, whose connections are in `hub`; `identity` is ours.
     pub fn new(chain: Arc<Chain>, hub: Arc<Hub>, identity: Identity) -> Self {
-        Self { chain, hub, identity }
+        Self { chain, hub, identity, metrics: None }
+    }
+
+    /// Counts calls and connections here.
+    #[must_use]
+    pub fn counted_by(self, metrics: Arc<Metrics>) -> Self {
+        Self { metrics: Some(metrics), ..self }
     }
 
     /// Adds both services to a server's routes.
@@ -44,6 +52,14 @@ impl Service {
         routes
             .add_service(NetworkServiceServer::from_arc(Arc::clone(&service)))
             .add_service(MonitorConnectionServer::from_arc(service))
+    }
+
+    fn count(&self, operation: Operation, code: Code, since: Instant) {
+        if let Some(metrics) = &self.metrics {
+            metrics.answered(operation, code, since.elapsed());
+            metrics.connections.set(self.hub.len() as i64);
+            metrics.watches.set(self.hub.watchers() as i64);
+        }
     }
 
     /// Puts our name before an error's text: a reader sees by which hops it came.
@@ -55,6 +71,7 @@ impl Service {
 #[tonic::async_trait]
 impl NetworkService for Service {
     async fn request(&self, request: Request<NetworkServiceRequest>) -> Result<Response<Connection>, Status> {
+        let began = Instant::now();
         let call = call(&request)?;
         let request = request.into_inner();
         validate::request(&request).map_err(|status| self.named(&status))?;
@@ -63,10 +80,12 @@ impl NetworkService for Service {
         let run = run_request(Arc::clone(&self.chain), call, request, answer);
         tokio::spawn(run.instrument(span));
         let answer = answered.await.unwrap_or_else(|_| Err(crashed()));
+        self.count(Operation::Request, code(&answer), began);
         answer.map(Response::new).map_err(|status| self.named(&status))
     }
 
     async fn close(&self, request: Request<Connection>) -> Result<Response<()>, Status> {
+        let began = Instant::now();
         let mut call = call(&request)?;
         let connection = request.into_inner();
         validate::connection(&connection).map_err(|status| self.named(&status))?;
@@ -79,6 +98,7 @@ impl NetworkService for Service {
             closed
         };
         let closed = tokio::spawn(run.instrument(span)).await.unwrap_or_else(|_| Err(crashed()));
+        self.count(Operation::Close, code(&closed), began);
         closed.map(Response::new).map_err(|status| self.named(&status))
     }
 }
@@ -112,6 +132,10 @@ fn span(chain: &Chain, connection: Option<&Connection>) -> tracing::Span {
         root => root,
     });
     tracing::info_span!("run", role = %chain.name(), connection = root)
+}
+
+fn code<T>(answer: &Result<T, Status>) -> Code {
+    answer.as_ref().map_or_else(Status::code, |_| Code::Ok)
 }
 
 fn crashed() -> Status {

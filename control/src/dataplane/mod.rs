@@ -9,6 +9,7 @@
 //! | a workload's network namespace, by descriptor | [`netns`] |
 //! | addresses, routes, rules of an interface in it | [`kernel`] |
 //! | memif's control sockets in it | [`memif_socket`] |
+//! | counters for Prometheus | [`prometheus`] |
 
 pub mod client;
 pub mod ends;
@@ -17,6 +18,7 @@ pub mod launch;
 pub mod memif_socket;
 pub mod netns;
 pub mod note;
+pub mod prometheus;
 pub mod reconcile;
 pub mod transact;
 pub mod tunnel;

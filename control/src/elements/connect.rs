@@ -71,22 +71,27 @@ impl Connect {
         send(&hop, fds, mechanisms)?;
         let own =
             request.connection.as_ref().map(|own| (own.id.clone(), path::of(own).index)).unwrap_or_default();
-        let peer = Arc::clone(hop.peer());
         let mut message = Request::new(request);
         message.set_timeout(time_for_next(call));
-        let answer = NetworkServiceClient::new(hop).request(message).await;
+        let answer = NetworkServiceClient::new(hop.clone()).request(message).await;
         let connection = answer.map_err(|status| from_hop(target, status))?.into_inner();
         check_answer(&connection, &own, target)?;
-        Ok(Answer { connection, peer })
+        Ok(Answer { connection, hop })
     }
 
     /// Takes what belongs to an answer, and checks it where we are the client.
     async fn accept(&self, call: &mut Call, target: &Target, answer: &Answer) -> Result<(), Status> {
         if let Some(inode) = mechanism(&answer.connection).and_then(inode) {
-            receive(call, &answer.peer, inode, target).await?;
+            receive(call, answer.hop.peer(), inode, target).await?;
         }
         let Some(policies) = &self.policies else { return Ok(()) };
-        policies.returned(path::of(&answer.connection), &answer.peer)
+        let path = path::of(&answer.connection);
+        let Err(refused) = policies.returned(path, answer.hop.peer()) else { return Ok(()) };
+        // The hop may sign with the key of a newer SVID than the one that it showed when we dialled.
+        match within(time_for_next(call), target, self.pool.renew(&answer.hop)).await {
+            Ok(hop) => policies.returned(path, hop.peer()),
+            Err(_) => Err(refused),
+        }
     }
 
     async fn close_at(&self, call: &mut Call, target: &Target, connection: Connection) -> Result<(), Status> {
@@ -107,7 +112,7 @@ impl Connect {
 /// What the next hop answered.
 struct Answer {
     connection: Connection,
-    peer: Arc<Peer>,
+    hop: Hop,
 }
 
 #[async_trait]

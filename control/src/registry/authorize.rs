@@ -23,6 +23,10 @@ pub trait TokenRules: Send + Sync + 'static {
     fn caller(&self, tokens: &[Arc<str>], caller: &Peer) -> Result<(), Status>;
     /// As a client: `tokens` are all that came back, the one after `index` is by `server`.
     fn server(&self, tokens: &[Arc<str>], index: u32, server: &Peer) -> Result<(), Status>;
+    /// Whether a name is kept for who registered it first (`client_allowed`).
+    fn keeps_owners(&self) -> bool {
+        true
+    }
 }
 
 /// Beyond the Go components' policies; all off unless set.
@@ -95,7 +99,8 @@ impl<R: Registry> Authorize<R> {
             return Err(refused("the path names no registrant"));
         }
         self.strict.check(&identity, &asserter, services)?;
-        call.owner = Some(Owner { identity: identity.into(), asserter: asserter.into() });
+        call.owner =
+            rules.keeps_owners().then(|| Owner { identity: identity.into(), asserter: asserter.into() });
         Ok(())
     }
 }

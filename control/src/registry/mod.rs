@@ -37,6 +37,9 @@ mod serial;
 pub mod server;
 pub mod sockets;
 
+#[cfg(test)]
+mod tests;
+
 pub use path::RegistryPath;
 
 /// One call of a registry.

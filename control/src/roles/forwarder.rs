@@ -21,6 +21,7 @@ use crate::config::{self, Labels, List, Maybe};
 use crate::dataplane::client::{Event, Events};
 use crate::dataplane::launch::Launcher;
 use crate::dataplane::note::Note;
+use crate::dataplane::prometheus::Vwires;
 use crate::dataplane::reconcile::Keeper as Reconciler;
 use crate::dataplane::{Client, Dataplane, tunnel};
 use crate::elements::authorize::PathPolicy;
@@ -121,6 +122,11 @@ pub struct Settings {
     /// Who may go on with a connection that another began: `off` as in Go, `healing` or `exact`.
     #[arg(long, env = "VWIRE_BINDING", value_enum, default_value_t = Binding::Healing)]
     pub binding: Binding,
+
+    /// Shows watchers only the connections that they are a hop of, without tokens. With false everyone sees all, as in Go.
+    #[arg(long, env = "VWIRE_MONITOR_STRICT", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
+          action = clap::ArgAction::Set)]
+    pub monitor_strict: bool,
 }
 
 /// Why a forwarder does not run.
@@ -229,7 +235,7 @@ impl Forwarder {
             Arc::new(Dataplane::new(client, settings.name.clone()).direct_memif(settings.memif_direct));
         let notes = dataplane.adopt(&snapshot);
 
-        let hub = Hub::new(Strictness::default());
+        let hub = Hub::new(if settings.monitor_strict { Strictness::Strict } else { Strictness::Open });
         let follow = Follow::new(settings.name.clone(), Arc::clone(&hub), Arc::clone(&process.pool));
         let begin = Arc::new(Begin::new(settings.binding));
         let mut kinds: Vec<Box<dyn Kind>> = vec![Box::new(Memif), Box::new(Kernel)];
@@ -268,6 +274,8 @@ impl Forwarder {
         let reconciler = Reconciler::new(Arc::clone(&dataplane), Arc::downgrade(&chain), down, &snapshot);
         let running = reconciler.run(events);
         tokio::spawn(process.shutdown.clone().run_until_cancelled_owned(running));
+        let counters = Vwires::new(Arc::clone(&dataplane));
+        process.admin.register(|registry| registry.register_collector(Box::new(counters)));
         process.admin.report(Arc::new(Report { hub: Arc::clone(&hub), dataplane: Arc::clone(&dataplane) }));
         Ok(Self { chain, hub, dataplane })
     }

@@ -4,6 +4,8 @@ pub mod ca;
 pub mod forwarder;
 pub mod nsc;
 pub mod nse;
+pub mod nsmgr;
 mod process;
+pub mod registry;
 
 pub use process::{Process, ProcessError, begin};

@@ -14,26 +14,33 @@ use tokio_rustls::TlsConnector;
 use super::hop::{Hop, Link};
 use super::stream::{Stream, peer_of, unix_address, unproven};
 use super::tls::{Tls, in_words};
-use super::{PeerAddress, Target};
+use super::{Dialling, PeerAddress, Target};
 use crate::identity::TokenSource;
 
 /// How long an address of a name has for itself before the next one is tried beside it (RFC 8305's recommendation).
 const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Dials, shakes hands and starts HTTP/2.
-pub(super) async fn dial(target: &Target, tls: &Tls, tokens: TokenSource) -> io::Result<Hop> {
+pub(super) async fn dial(target: &Target, tls: &Tls, tokens: TokenSource, how: &Dialling) -> io::Result<Hop> {
+    let link = |peer| Link {
+        peer: Arc::new(peer),
+        target: target.clone(),
+        tokens,
+        silence: how.silence,
+        sign_of_life: how.sign_of_life,
+    };
     let session = tls.current()?;
     let (stream, address) = connect(target).await?;
     let lane = stream.lane();
     let Some(session) = session else {
         let peer = unproven(address, lane);
-        return Hop::start(stream, Link { peer: Arc::new(peer), target: target.clone(), tokens }).await;
+        return Hop::start(stream, link(peer)).await;
     };
     // The name plays no part: SPIFFE IDs are verified, and SNI is off.
     let name = ServerName::try_from("peer.invalid").expect("a DNS name");
     let stream = TlsConnector::from(session.client).connect(name, stream).await.map_err(in_words)?;
     let peer = peer_of(stream.get_ref().1, session.svid, address, lane)?;
-    Hop::start(stream, Link { peer: Arc::new(peer), target: target.clone(), tokens }).await
+    Hop::start(stream, link(peer)).await
 }
 
 async fn connect(target: &Target) -> io::Result<(Stream, PeerAddress)> {

@@ -22,13 +22,11 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::call::{TOKEN, TOKEN_EXPIRES, parse_timeout};
+use super::peer::UNTAKEN;
 use super::watched::Watched;
 use super::{Peer, Target};
 use crate::identity::{Leaf, TokenSource};
 
-/// After which silence on calls under way the peer is asked for a sign of life, and how long it may take.
-const SILENCE: Duration = Duration::from_secs(5);
-const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
 /// Most bytes of an answer's metadata.
 const MAX_METADATA: u32 = 256 * 1024;
 
@@ -37,6 +35,9 @@ pub(super) struct Link {
     pub peer: Arc<Peer>,
     pub target: Target,
     pub tokens: TokenSource,
+    /// After which silence on calls under way the peer is asked for a sign of life, and how long it may take.
+    pub silence: Duration,
+    pub sign_of_life: Duration,
 }
 
 /// One TLS session with a peer. A gRPC client is made of it: `NetworkServiceClient::new(hop)`. It adds our token for the peer to
@@ -317,24 +318,34 @@ fn stream_broke(target: &Target, error: hyper::Error) -> Status {
 /// It is asked by gRPC's health service, since grpc-go's servers take HTTP/2 pings this frequent for an attack. Any answer is a
 /// sign of life, a refusal too.
 async fn watch(session: Weak<Session>) {
-    let Some(ended) = session.upgrade().map(|session| session.ended.clone()) else { return };
+    let Some((ended, silence)) =
+        session.upgrade().map(|session| (session.ended.clone(), session.link.silence))
+    else {
+        return;
+    };
     loop {
         tokio::select! {
             () = ended.cancelled() => return,
-            () = tokio::time::sleep(SILENCE) => {}
+            () = tokio::time::sleep(silence) => {}
         }
         let Some(session) = session.upgrade() else { return };
-        let silent =
-            now().saturating_sub(session.heard.load(Ordering::Relaxed)) >= SILENCE.as_millis() as u64;
-        if session.calls.load(Ordering::Relaxed) == 0 || !silent {
-            continue;
+        if let Some(lane) = &session.link.peer.fds {
+            lane.received.close_older(UNTAKEN);
         }
-        let hop = Hop(session);
-        let asking = HealthClient::new(hop.clone());
-        if tokio::time::timeout(SIGN_OF_LIFE, ask(asking)).await.is_err() && !ended.is_cancelled() {
-            tracing::warn!(target = %hop.target(), "no sign of life within {SIGN_OF_LIFE:?}: the connection is given up");
-            hop.cut();
+        let heard = Duration::from_millis(now().saturating_sub(session.heard.load(Ordering::Relaxed)));
+        if session.calls.load(Ordering::Relaxed) > 0 && heard >= silence {
+            sign_of_life(&Hop(session)).await;
         }
+    }
+}
+
+/// Gives the connection up if the peer does not answer.
+async fn sign_of_life(hop: &Hop) {
+    let time = hop.0.link.sign_of_life;
+    let asked = tokio::time::timeout(time, ask(HealthClient::new(hop.clone()))).await;
+    if asked.is_err() && !hop.0.ended.is_cancelled() {
+        tracing::warn!(target = %hop.target(), "no sign of life within {time:?}: the connection is given up");
+        hop.cut();
     }
 }
 

@@ -40,6 +40,9 @@ pub enum PeerAddress {
     Tcp(SocketAddr),
 }
 
+/// Descriptors that came and that no call took for this long are closed: they would keep namespaces alive.
+pub(super) const UNTAKEN: std::time::Duration = std::time::Duration::from_secs(120);
+
 /// Descriptors beside one connection's bytes, both ways.
 #[derive(Clone)]
 pub struct FdLane {

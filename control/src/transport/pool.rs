@@ -15,10 +15,8 @@ use super::limits::accepted;
 use super::tls::Tls;
 use crate::identity::{Identity, TokenSource, TrustDomain};
 
-/// A connection that nobody has used for this long is closed.
-const IDLE: Duration = Duration::from_secs(180);
-/// How often idle ones are looked for.
-const SWEEP: Duration = Duration::from_secs(30);
+/// Idle connections are looked for this many times in the time they may be idle.
+const LOOKS: u32 = 4;
 /// A server may have got a new SVID when half of the one it showed us is over; its tokens are then signed with the new key. From
 /// then on a connection is kept no longer than this.
 const SECOND_HALF_AGE: Duration = Duration::from_secs(60);
@@ -28,13 +26,25 @@ const SECOND_HALF_AGE: Duration = Duration::from_secs(60);
 pub struct Dialling {
     /// How long dialling a peer may take: connecting, TLS, HTTP/2 (`NSM_DIAL_TIMEOUT`).
     pub timeout: Duration,
+    /// After which silence of a peer with calls under way it is asked for a sign of life.
+    pub silence: Duration,
+    /// How long it may take to give one; then the connection and its calls end.
+    pub sign_of_life: Duration,
+    /// How long a connection that nobody uses stays open.
+    pub idle: Duration,
     /// Trust domains whose members are believed as servers; all that we hold a bundle of unless named.
     pub trust_domains: Vec<TrustDomain>,
 }
 
 impl Default for Dialling {
     fn default() -> Self {
-        Self { timeout: Duration::from_millis(750), trust_domains: Vec::new() }
+        Self {
+            timeout: Duration::from_millis(750),
+            silence: Duration::from_secs(5),
+            sign_of_life: Duration::from_secs(3),
+            idle: Duration::from_secs(180),
+            trust_domains: Vec::new(),
+        }
     }
 }
 
@@ -44,7 +54,7 @@ pub struct Pool(Arc<Inner>);
 struct Inner {
     tls: Tls,
     tokens: TokenSource,
-    timeout: Duration,
+    how: Dialling,
     places: Mutex<Places>,
 }
 
@@ -66,7 +76,7 @@ impl Pool {
     /// Dials as `identity`, with tokens of `tokens`.
     pub fn new(identity: Identity, tokens: TokenSource, dialling: Dialling) -> Self {
         let tls = Tls::new(identity, accepted(&dialling.trust_domains));
-        Self(Arc::new(Inner { tls, tokens, timeout: dialling.timeout, places: Mutex::default() }))
+        Self(Arc::new(Inner { tls, tokens, how: dialling, places: Mutex::default() }))
     }
 
     /// A connection to whoever listens at `target`. Callers that ask at the same time share one dial.
@@ -135,14 +145,19 @@ impl Inner {
 
     /// Dials, and keeps what came of it. Runs on its own, so that a caller that gives up does not take the others along.
     async fn dial(self: Arc<Self>, target: Target) -> Result<Hop, Status> {
-        let dialled = match tokio::time::timeout(self.timeout, dial(&target, &self.tls, self.tokens.clone()))
-            .await
+        let dialled = match tokio::time::timeout(
+            self.how.timeout,
+            dial(&target, &self.tls, self.tokens.clone(), &self.how),
+        )
+        .await
         {
             Ok(Ok(hop)) => Ok(hop),
             Ok(Err(error)) => Err(Status::unavailable(format!("dialling {target}: {error}"))),
             Err(_) => {
-                let reason =
-                    format!("dialling {target}: no connection within {:?} (NSM_DIAL_TIMEOUT)", self.timeout);
+                let reason = format!(
+                    "dialling {target}: no connection within {:?} (NSM_DIAL_TIMEOUT)",
+                    self.how.timeout
+                );
                 Err(Status::unavailable(reason))
             }
         };
@@ -174,11 +189,12 @@ impl Inner {
 
 /// Closes connections that nobody uses.
 async fn sweep(inner: Weak<Inner>) {
+    let Some(idle) = inner.upgrade().map(|inner| inner.how.idle) else { return };
     loop {
-        tokio::time::sleep(SWEEP).await;
+        tokio::time::sleep(idle / LOOKS).await;
         let Some(inner) = inner.upgrade() else { return };
         inner.places().by_target.retain(|_, place| {
-            let unused = |hop: &Hop| !hop.is_open() || hop.idle().is_some_and(|idle| idle > IDLE);
+            let unused = |hop: &Hop| !hop.is_open() || hop.idle().is_some_and(|for_| for_ > idle);
             if place.hop.as_ref().is_some_and(unused) {
                 place.hop = None;
             }

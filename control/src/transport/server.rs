@@ -23,9 +23,10 @@ use tonic::service::Routes;
 use tower::Service;
 
 use super::listen::Listener;
+use super::peer::UNTAKEN;
 use super::stream::{Stream, peer_of, unproven};
 use super::tls::{Tls, in_words};
-use super::{Limits, Peer, PeerAddress, Target};
+use super::{FdLane, Limits, Peer, PeerAddress, Target};
 use crate::identity::Identity;
 
 /// After which silence of a client it is pinged, and how long it may take to answer. Every gRPC client answers.
@@ -229,6 +230,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let peer = Arc::new(peer);
+    let lane = peer.fds.clone();
     let routes = shared.routes.clone();
     let service = service_fn(move |mut request: http::Request<Incoming>| {
         request.extensions_mut().insert(Arc::clone(&peer));
@@ -249,9 +251,19 @@ where
         ended = connection.as_mut() => return ended.map_err(io::Error::other),
         () = shared.shutdown.cancelled() => {}
         () = rotated => {}
+        () = close_untaken(lane) => {}
     }
     connection.as_mut().graceful_shutdown();
     connection.await.map_err(io::Error::other)
+}
+
+/// Closes descriptors that no call takes; never ends.
+async fn close_untaken(lane: Option<FdLane>) {
+    let Some(lane) = lane else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(UNTAKEN / 4).await;
+        lane.received.close_older(UNTAKEN);
+    }
 }
 
 /// An answer that can't have failed.

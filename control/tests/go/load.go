@@ -9,51 +9,84 @@ import (
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"github.com/networkservicemesh/sdk/pkg/networkservice/common/clientconn"
+	"github.com/networkservicemesh/sdk/pkg/networkservice/common/connect"
+	"github.com/networkservicemesh/sdk/pkg/networkservice/common/mechanisms/kernel"
+	"github.com/networkservicemesh/sdk/pkg/networkservice/common/mechanisms/sendfd"
+	"github.com/networkservicemesh/sdk/pkg/networkservice/common/updatepath"
+	"github.com/networkservicemesh/sdk/pkg/networkservice/core/next"
+	"github.com/networkservicemesh/sdk/pkg/networkservice/utils/metadata"
 	"github.com/networkservicemesh/sdk/pkg/tools/nsurl"
 )
 
 // runLoad measures a mesh: GOPEERS_CLIENTS concurrent clients make GOPEERS_COUNT connections through NSM_CONNECT_TO, refresh each
-// once, and close them; each phase is told with its rate and its quantiles. With GOPEERS_HOLD connections open beside. Between the
-// phases it waits for a line on standard input if GOPEERS_STEP is true, so that memory can be read.
+// once, and close them; each phase is told with its rate and its quantiles. Between the phases it waits for a line on standard
+// input if GOPEERS_STEP is true, so that memory can be read. With GOPEERS_KEEP each client keeps its connection to the nsmgr, and
+// is a chain of no more than the wire needs: what is measured then is the mesh. Without, it is sdk's chain, which dials each time.
 func runLoad(ctx context.Context) error {
 	self, err := newProcess(ctx)
 	if err != nil {
 		return err
 	}
 	load := &load{
-		client:  newClientChain(ctx, self),
 		workers: number("GOPEERS_CLIENTS", "1"),
 		count:   number("GOPEERS_COUNT", "100"),
 		service: (*nsurl.NSURL)(address("NSM_NETWORK_SERVICES", "kernel://icmp-responder/nsm-1")),
 	}
+	if err := load.dial(ctx, self); err != nil {
+		return err
+	}
 	load.connections = make([]*networkservice.Connection, load.count)
 	emit("ready", nil)
-	next := func() {}
+	proceed := func() {}
 	if flag("GOPEERS_STEP", "false") {
 		lines := make(chan string)
 		go commands(ctx, func(verb string, _ []string) { lines <- verb })
-		next = func() {
+		proceed = func() {
 			select {
 			case <-lines:
 			case <-ctx.Done():
 			}
 		}
 	}
-	next()
+	proceed()
 	load.phase(ctx, "request", load.request)
-	next()
+	proceed()
 	load.phase(ctx, "refresh", load.request)
-	next()
+	proceed()
 	load.phase(ctx, "close", load.close)
-	next()
+	proceed()
 	return nil
 }
 
 type load struct {
-	client         networkservice.NetworkServiceClient
+	clients        []networkservice.NetworkServiceClient
 	workers, count int
 	service        *nsurl.NSURL
 	connections    []*networkservice.Connection
+}
+
+func (l *load) dial(ctx context.Context, self *process) error {
+	if !flag("GOPEERS_KEEP", "false") {
+		l.clients = []networkservice.NetworkServiceClient{newClientChain(ctx, self)}
+		return nil
+	}
+	for range l.workers {
+		connection, err := self.dial(ctx, address("NSM_CONNECT_TO", ""))
+		if err != nil {
+			return err
+		}
+		// Not chain.New…: that one writes each message to the log.
+		l.clients = append(l.clients, next.NewNetworkServiceClient(
+			updatepath.NewClient(text("NSM_NAME", "nsc")),
+			metadata.NewClient(),
+			clientconn.NewClient(connection),
+			kernel.NewClient(),
+			sendfd.NewClient(),
+			connect.NewClient(),
+		))
+	}
+	return nil
 }
 
 func (l *load) request(ctx context.Context, n int) error {
@@ -69,7 +102,7 @@ func (l *load) request(ctx context.Context, n int) error {
 	if preferences[0].Parameters != nil {
 		preferences[0].Parameters["name"] = fmt.Sprintf("nsm-%d", n)
 	}
-	answer, err := l.client.Request(ctx, &networkservice.NetworkServiceRequest{
+	answer, err := l.clients[n%len(l.clients)].Request(ctx, &networkservice.NetworkServiceRequest{
 		Connection: connection.Clone(), MechanismPreferences: preferences,
 	})
 	if err == nil {
@@ -82,7 +115,7 @@ func (l *load) close(ctx context.Context, n int) error {
 	if l.connections[n] == nil {
 		return nil
 	}
-	_, err := l.client.Close(ctx, l.connections[n])
+	_, err := l.clients[n%len(l.clients)].Close(ctx, l.connections[n])
 	return err
 }
 

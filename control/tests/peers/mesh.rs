@@ -224,7 +224,15 @@ impl Mesh {
         private: &[&Path],
         settings: Vec<Setting>,
     ) -> Process {
-        let mut all = vec![set("SPIFFE_ENDPOINT_SOCKET", self.identity(name)), set("NSM_LOG_LEVEL", "INFO")];
+        let own = self.directory().join(name).display().to_string();
+        let mut all = vec![
+            set("SPIFFE_ENDPOINT_SOCKET", self.identity(name)),
+            set("NSM_LOG_LEVEL", "INFO"),
+            // What vwire puts somewhere, it puts into the test's directory; and the observer may see all, as in Go.
+            set("VWIRE_ADMIN", format!("unix://{own}.admin")),
+            set("VWIRE_RUN", format!("{own}.run")),
+            set("VWIRE_MONITOR_STRICT", "false"),
+        ];
         all.extend(settings);
         Process::start(name, space, self.directory(), private, program, &[role], &all)
     }
@@ -453,11 +461,34 @@ fn program(kind: Kind) -> PathBuf {
     if kind == Kind::Go { build::gopeers() } else { build::vwire() }
 }
 
+/// The names that `vwire ca` is asked for: it is told them at its start.
+const NAMES: [&str; 7] = ["observer", "registry", "nsmgr-1", "forwarder-1-1", "nse-1", "nsc", "prober"];
+
 fn issuer(kind: Kind, directory: &Path, fabric: &Netns) -> Process {
-    assert_eq!(kind, Kind::Go, "meshes take their SVIDs from the Go issuer; others are tested by themselves");
-    let settings = [set("GOPEERS_DIR", directory.join("id").display().to_string())];
-    let mut process =
-        Process::start("workload", &fabric.name, directory, &[], &build::gopeers(), &["workload"], &settings);
-    process.told("ready", 0);
+    let sockets = directory.join("id");
+    if kind == Kind::Go {
+        let settings = [set("GOPEERS_DIR", sockets.display().to_string())];
+        let mut process = Process::start(
+            "workload",
+            &fabric.name,
+            directory,
+            &[],
+            &build::gopeers(),
+            &["workload"],
+            &settings,
+        );
+        process.told("ready", 0);
+        return process;
+    }
+    let workloads = NAMES.map(|name| format!("/{name}={}/{name}.sock", sockets.display())).join(",");
+    let settings = [
+        set("VWIRE_CA_TRUST_DOMAIN", "example.org"),
+        set("VWIRE_CA_WORKLOADS", workloads),
+        set("VWIRE_ADMIN", format!("unix://{}/ca.admin", directory.display())),
+    ];
+    let process = Process::start("ca", &fabric.name, directory, &[], &build::vwire(), &["ca"], &settings);
+    super::until("the issuer's sockets", || {
+        NAMES.iter().all(|name| sockets.join(format!("{name}.sock")).exists()).then_some(())
+    });
     process
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
-use vwire_dataplane::agent::plan::{Action, Actual, plan};
+use vwire_dataplane::agent::plan::{Action, View, plan};
 use vwire_dataplane::model::{PortName, State, state_from_proto, state_to_proto};
 use vwire_proto::dataplane::v1 as pb;
 
@@ -24,8 +24,7 @@ fuzz_target!(|bytes: &[u8]| {
     let (from, to) = rest.split_at(rest.len().min(usize::from(*first)));
     let (Some(from), Some(to)) = (state(from), state(to)) else { return };
     let mut open: BTreeSet<PortName> = from.ports().keys().cloned().collect();
-    let actual = Actual { ports: from.ports().iter().collect(), xconnects: from.xconnects().clone() };
-    for action in plan(&actual, &to) {
+    for action in plan(&View::of(&from), &View::of(&to)) {
         match action {
             Action::Attach(port) => assert!(open.insert(port)),
             Action::Detach(port) => assert!(open.remove(&port)),

@@ -65,11 +65,12 @@ impl Ports {
             return self.fault(port, &error.to_string());
         }
         tracing::info!(%port, worker = worker.0, %peer, "memif connected");
-        open.worker = worker;
         open.link = up(&peer);
         self.counters.port(open.index).set_state(PortState::Up);
+        let before = std::mem::replace(&mut open.worker, worker);
+        self.moved(before, worker);
         self.touched.insert(port.clone());
-        self.unpublished = true;
+        self.republish(port);
     }
 
     /// A relay's ends are both there. No worker and no table has to do with it.
@@ -92,7 +93,7 @@ impl Ports {
         self.touched.insert(port.clone());
         if !relay {
             self.detach(index);
-            self.unpublished = true;
+            self.republish(port);
         }
     }
 

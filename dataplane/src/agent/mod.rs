@@ -44,7 +44,7 @@ pub mod server;
 pub mod unix;
 
 pub use open_error::{Cause, OpenError};
-use plan::{Action, Actual, plan};
+use plan::{Action, View, plan};
 use ports::Ports;
 
 /// Changes that may wait for a slow watcher.
@@ -117,13 +117,46 @@ pub enum ChangeError {
     Engine(#[from] EngineError),
 }
 
+/// What a change may touch; all else agrees with the state before and after.
+struct Scope {
+    ports: BTreeSet<PortName>,
+    xconnects: BTreeSet<Xconnect>,
+    /// Ports that get another note and nothing else.
+    notes: BTreeSet<PortName>,
+    /// A port of the state comes or goes, also if that takes no step: one that was lost.
+    comes_or_goes: bool,
+}
+
+impl Scope {
+    /// All that differs between two states, or between the second and what is open.
+    fn of(before: &State, after: &State, open: &Ports) -> Self {
+        let both = || before.ports().keys().chain(after.ports().keys());
+        let differs = |port: &&PortName| after.ports().get(*port) != open.spec(port);
+        let ports: BTreeSet<_> = both().filter(differs).cloned().collect();
+        let xconnects = before.xconnects().iter().chain(after.xconnects());
+        let concerned = |x: &&Xconnect| {
+            after.xconnects().contains(*x) != open.in_force(x)
+                || x.ends().iter().any(|end| ports.contains(*end))
+        };
+        let stays = |port: &&PortName| before.ports().contains_key(*port);
+        let noted = |port: &&PortName| before.notes().get(port) != after.notes().get(port);
+        Self {
+            xconnects: xconnects.filter(concerned).cloned().collect(),
+            notes: after.ports().keys().filter(stays).filter(noted).cloned().collect(),
+            comes_or_goes: !before.ports().keys().eq(after.ports().keys()),
+            ports,
+        }
+    }
+}
+
 /// See the module.
 pub struct Agent {
     ports: Ports,
     state: State,
     generation: u64,
     instance: u64,
-    in_force: BTreeSet<Xconnect>,
+    /// What the ports closed by the change that is under way were made of.
+    reserve: SentFds,
     /// Ports of the state that could not be restored after a change failed, and why.
     lost: BTreeMap<PortName, String>,
     notices: broadcast::Sender<LinkNotice>,
@@ -137,10 +170,10 @@ impl Agent {
         let generation =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_millis() as u64);
         let (notices, _) = broadcast::channel(WATCH_BACKLOG);
-        let (in_force, lost) = (BTreeSet::new(), BTreeMap::new());
+        let (reserve, lost) = (SentFds::new(), BTreeMap::new());
         // Its keys are random, and so is what it makes of nothing.
         let instance = RandomState::new().hash_one(generation).max(1);
-        Self { ports, state: State::default(), generation, instance, in_force, lost, notices }
+        Self { ports, state: State::default(), generation, instance, reserve, lost, notices }
     }
 
     /// The state as last accepted.
@@ -168,15 +201,6 @@ impl Agent {
         self.ports.as_fd()
     }
 
-    /// The state after `ops`, without going there.
-    ///
-    /// # Errors
-    /// [`ChangeError::Stale`] or [`ChangeError::State`].
-    pub fn after(&self, base: Option<u64>, ops: Vec<Op>) -> Result<State, ChangeError> {
-        self.check_base(base)?;
-        Ok(self.state.after(ops)?)
-    }
-
     /// Refuses a base that is not the current generation.
     ///
     /// # Errors
@@ -190,11 +214,59 @@ impl Agent {
         }
     }
 
+    /// The descriptors that must be at hand to do `ops`, which are not done.
+    ///
+    /// # Errors
+    /// [`ChangeError::Stale`] or [`ChangeError::State`].
+    pub fn needs_of(&mut self, base: Option<u64>, ops: Vec<Op>) -> Result<BTreeSet<Inode>, ChangeError> {
+        self.check_base(base)?;
+        let edit = self.state.edit(ops)?;
+        let needs = self.needs(&self.state, &edit.touched().0);
+        self.state.undo(edit);
+        Ok(needs)
+    }
+
     /// The descriptors that must be at hand to go to `wanted`.
-    pub fn needs(&self, wanted: &State) -> BTreeSet<Inode> {
-        let open = |name: &PortName| self.ports.spec(name);
-        let coming = wanted.ports().iter().filter(|(name, spec)| open(name) != Some(spec));
-        coming.flat_map(|(_, spec)| spec.needs()).collect()
+    ///
+    /// # Errors
+    /// [`ChangeError::Stale`].
+    pub fn needs_for(&self, base: Option<u64>, wanted: &State) -> Result<BTreeSet<Inode>, ChangeError> {
+        self.check_base(base)?;
+        Ok(self.needs(wanted, wanted.ports().keys()))
+    }
+
+    fn needs<'a>(&self, wanted: &State, ports: impl IntoIterator<Item = &'a PortName>) -> BTreeSet<Inode> {
+        let spec = |port| wanted.ports().get(port).filter(|spec| self.ports.spec(port) != Some(spec));
+        ports.into_iter().filter_map(spec).flat_map(|spec| spec.needs()).collect()
+    }
+
+    /// Does `ops`, or nothing. Returns what was done.
+    ///
+    /// # Errors
+    /// As [`Agent::change`].
+    pub fn apply(
+        &mut self,
+        base: Option<u64>,
+        ops: Vec<Op>,
+        fds: &SentFds,
+    ) -> Result<Vec<Action>, ChangeError> {
+        self.check_base(base)?;
+        let edit = self.state.edit(ops)?;
+        let (ports, mut xconnects) = edit.touched();
+        for port in &ports {
+            xconnects.extend(self.state.xconnects_of(port).cloned());
+            xconnects.extend(self.ports.xconnect_of(port));
+        }
+        let notes = edit.new_notes(&self.state);
+        let comes_or_goes = edit.comes_or_goes(&self.state);
+        let scope = Scope { ports, xconnects, notes, comes_or_goes };
+        let done = self.go(&scope, fds);
+        if done.is_err() {
+            self.state.undo(edit);
+            self.go_back(&scope);
+        }
+        self.notify();
+        done
     }
 
     /// Goes to `wanted`, or stays. Returns what was done.
@@ -203,59 +275,74 @@ impl Agent {
     /// [`ChangeError`]; everything done so far is undone then. A port that had to make room and can't be made
     /// again (its peer's connection was handed over, say) is down with that reason, until it is set again.
     pub fn change(&mut self, wanted: State, fds: &SentFds) -> Result<Vec<Action>, ChangeError> {
-        let mut actions = plan(&self.actual(), &wanted);
-        actions.extend(self.new_notes(&wanted).map(Action::Note));
-        // A port that was lost is in the state, but takes no step to remove.
-        if actions.is_empty() && wanted == self.state {
+        let before = std::mem::replace(&mut self.state, wanted);
+        let scope = Scope::of(&before, &self.state, &self.ports);
+        let done = self.go(&scope, fds);
+        if done.is_err() {
+            self.state = before;
+            self.go_back(&scope);
+        }
+        self.notify();
+        done
+    }
+
+    /// From what is in the engine to `self.state`, as far as the two may differ.
+    fn go(&mut self, scope: &Scope, fds: &SentFds) -> Result<Vec<Action>, ChangeError> {
+        let mut actions = self.plan(scope);
+        actions.extend(scope.notes.iter().cloned().map(Action::Note));
+        if actions.is_empty() && !scope.comes_or_goes {
             return Ok(actions);
         }
-        check_fds(&actions, &wanted, fds)?;
-        let before = std::mem::replace(&mut self.state, wanted);
+        check_fds(&actions, &self.state, fds).map_err(|error| {
+            tracing::info!("change refused: {error}");
+            error
+        })?;
         self.generation += 1;
-        let mut reserve = SentFds::new();
-        let taken = actions.iter().try_for_each(|action| self.take(action, fds, &mut reserve));
-        let result = taken.and_then(|()| self.settle());
-        match &result {
+        self.reserve.clear();
+        let taken = actions.iter().try_for_each(|action| self.take(action, scope, fds));
+        match taken.and_then(|()| self.settle()) {
             Ok(()) => {
-                self.lost.clear();
+                self.reserve.clear();
+                self.lost.retain(|port, _| !scope.ports.contains(port));
                 tracing::info!(generation = self.generation, "state changed");
+                Ok(actions)
             }
             Err(error) => {
                 tracing::info!("change refused: {error}");
                 self.generation -= 1;
-                self.state = before;
-                self.undo(reserve);
+                Err(error)
             }
         }
-        self.notify();
-        result.map(|()| actions)
     }
 
-    /// The ports that stay and get another note.
-    fn new_notes(&self, wanted: &State) -> impl Iterator<Item = PortName> {
-        let stays = |port: &&PortName| wanted.ports().contains_key(port);
-        let differs = |port: &&PortName| self.state.notes().get(port) != wanted.notes().get(port);
-        let ports: Vec<_> = self.state.ports().keys().filter(stays).filter(differs).cloned().collect();
-        ports.into_iter()
+    fn plan(&self, scope: &Scope) -> Vec<Action> {
+        let actual = View {
+            ports: scope.ports.iter().filter_map(|port| Some((port, self.ports.spec(port)?))).collect(),
+            xconnects: scope.xconnects.iter().filter(|x| self.ports.in_force(x)).cloned().collect(),
+        };
+        let wanted = |xconnect: &&Xconnect| self.state.xconnects().contains(*xconnect);
+        let wanted = View {
+            ports: scope.ports.iter().filter_map(|port| self.state.ports().get_key_value(port)).collect(),
+            xconnects: scope.xconnects.iter().filter(wanted).cloned().collect(),
+        };
+        plan(&actual, &wanted)
     }
 
-    fn actual(&self) -> Actual<'_> {
-        Actual { ports: self.ports.specs().collect(), xconnects: self.in_force.clone() }
-    }
-
-    /// Takes one step. What a closed port would need to be made again goes into `reserve`.
-    fn take(&mut self, action: &Action, fds: &SentFds, reserve: &mut SentFds) -> Result<(), ChangeError> {
+    /// Takes one step. What a closed port would need to be made again goes into `self.reserve`.
+    fn take(&mut self, action: &Action, scope: &Scope, fds: &SentFds) -> Result<(), ChangeError> {
         match action {
             Action::Attach(port) => {
                 let opened = self.ports.open(port, &self.state, fds);
                 opened.map_err(|error| ChangeError::Open { port: port.clone(), error })
             }
             Action::Publish(xconnects) => {
-                self.in_force.clone_from(xconnects);
-                Ok(self.ports.publish(self.generation, &self.in_force)?)
+                scope.xconnects.difference(xconnects).for_each(|xconnect| self.ports.part(xconnect));
+                xconnects.iter().for_each(|xconnect| self.ports.join(xconnect));
+                Ok(self.ports.publish(self.generation)?)
             }
             Action::Detach(port) => {
-                reserve.extend(self.ports.close(port));
+                let reserve = self.ports.close(port);
+                self.reserve.extend(reserve);
                 Ok(())
             }
             // It is in the state.
@@ -263,27 +350,28 @@ impl Agent {
         }
     }
 
-    /// Publishes again if ports came or went since the last time.
-    fn settle(&mut self) -> Result<(), ChangeError> {
-        if self.ports.unpublished() {
-            self.ports.publish(self.generation, &self.in_force)?;
-        }
-        Ok(())
-    }
-
     /// Back to `self.state`, as far as possible.
-    fn undo(&mut self, fds: SentFds) {
-        let back = plan(&self.actual(), &self.state);
-        for action in back {
-            let Err(error) = self.take(&action, &fds, &mut SentFds::new()) else { continue };
+    fn go_back(&mut self, scope: &Scope) {
+        let fds = std::mem::take(&mut self.reserve);
+        for action in self.plan(scope) {
+            let Err(error) = self.take(&action, scope, &fds) else { continue };
             tracing::error!("undoing a change: {error}");
             if let Action::Attach(port) = action {
                 self.lost.insert(port, format!("could not be restored after a change failed: {error}"));
             }
         }
+        self.reserve.clear();
         if let Err(error) = self.settle() {
             tracing::error!("undoing a change: {error}");
         }
+    }
+
+    /// Publishes again if ports came or went since the last time.
+    fn settle(&mut self) -> Result<(), ChangeError> {
+        if self.ports.unpublished() {
+            self.ports.publish(self.generation)?;
+        }
+        Ok(())
     }
 
     /// Looks after links: peers that come and go, ports that fail. Call it when [`Agent::event_fd`] is

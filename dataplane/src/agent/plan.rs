@@ -16,7 +16,7 @@ use crate::model::{Claim, PortName, PortSpec, State, Xconnect};
 pub enum Action {
     /// Make the port and give it to a worker once its link is up.
     Attach(PortName),
-    /// Put tables with these cross-connects in force. Done when no worker uses the earlier ones any more.
+    /// Put tables with these of the planned cross-connects in force. Done when no worker uses the earlier ones any more.
     Publish(BTreeSet<Xconnect>),
     /// Take the port from its worker and close it.
     Detach(PortName),
@@ -38,33 +38,42 @@ impl std::fmt::Display for Action {
     }
 }
 
-/// What there is: less orderly than a [`State`], as a transaction may have failed half-way.
+/// What there is, or is to be, as far as the two may differ: ports and cross-connects that agree can be left out of both. (A
+/// cross-connect of a port that may differ belongs in, too.)
 #[derive(Debug, Clone, Default)]
-pub struct Actual<'a> {
+pub struct View<'a> {
     /// The ports that are open.
     pub ports: BTreeMap<&'a PortName, &'a PortSpec>,
     /// The cross-connects in force.
     pub xconnects: BTreeSet<Xconnect>,
 }
 
+impl<'a> View<'a> {
+    /// All of a state.
+    pub fn of(state: &'a State) -> Self {
+        Self { ports: state.ports().iter().collect(), xconnects: state.xconnects().clone() }
+    }
+}
+
 /// The steps from `actual` to `wanted`.
-pub fn plan(actual: &Actual<'_>, wanted: &State) -> Vec<Action> {
+pub fn plan(actual: &View<'_>, wanted: &View<'_>) -> Vec<Action> {
     let leaving: BTreeSet<&PortName> = actual
         .ports
         .iter()
-        .filter(|(name, spec)| wanted.ports().get(*name) != Some(*spec))
+        .filter(|(name, spec)| wanted.ports.get(*name) != Some(*spec))
         .map(|(n, _)| *n)
         .collect();
     let vacated: BTreeSet<Claim> =
         leaving.iter().filter_map(|name| actual.ports.get(name)?.claim()).collect();
-    let coming = wanted.ports().iter().filter(|(name, spec)| actual.ports.get(name) != Some(spec));
+    let coming = wanted.ports.iter().filter(|(name, spec)| actual.ports.get(*name) != Some(*spec));
     let (late, early): (Vec<_>, Vec<_>) = coming.partition(|(name, spec)| {
-        leaving.contains(name) || spec.claim().is_some_and(|claim| vacated.contains(&claim))
+        leaving.contains(*name) || spec.claim().is_some_and(|claim| vacated.contains(&claim))
     });
 
-    let mut actions: Vec<Action> = early.into_iter().map(|(name, _)| Action::Attach(name.clone())).collect();
+    let mut actions: Vec<Action> =
+        early.into_iter().map(|(name, _)| Action::Attach((*name).clone())).collect();
     let mut in_force = &actual.xconnects;
-    let interim = without(if late.is_empty() { wanted.xconnects() } else { in_force }, &leaving);
+    let interim = without(if late.is_empty() { &wanted.xconnects } else { in_force }, &leaving);
     if !leaving.is_empty() {
         if interim != *in_force {
             actions.push(Action::Publish(interim.clone()));
@@ -72,9 +81,9 @@ pub fn plan(actual: &Actual<'_>, wanted: &State) -> Vec<Action> {
         }
         actions.extend(leaving.into_iter().map(|name| Action::Detach(name.clone())));
     }
-    actions.extend(late.into_iter().map(|(name, _)| Action::Attach(name.clone())));
-    if wanted.xconnects() != in_force {
-        actions.push(Action::Publish(wanted.xconnects().clone()));
+    actions.extend(late.into_iter().map(|(name, _)| Action::Attach((*name).clone())));
+    if &wanted.xconnects != in_force {
+        actions.push(Action::Publish(wanted.xconnects.clone()));
     }
     actions
 }
@@ -111,8 +120,7 @@ mod tests {
 
     fn steps(actual: &str, wanted: &str) -> Vec<String> {
         let (actual, wanted) = (state(actual), state(wanted));
-        let actual = Actual { ports: actual.ports().iter().collect(), xconnects: actual.xconnects().clone() };
-        plan(&actual, &wanted).iter().map(ToString::to_string).collect()
+        plan(&View::of(&actual), &View::of(&wanted)).iter().map(ToString::to_string).collect()
     }
 
     const NONE: [&str; 0] = [];
@@ -165,8 +173,7 @@ mod tests {
             let (from, to) = (numbered(from), numbered(to));
             let mut open: BTreeMap<PortName, PortSpec> = from.ports().clone();
             let mut in_force = from.xconnects().clone();
-            let actual = Actual { ports: from.ports().iter().collect(), xconnects: in_force.clone() };
-            for action in plan(&actual, &to) {
+            for action in plan(&View::of(&from), &View::of(&to)) {
                 match action {
                     Action::Attach(port) => {
                         let spec = to.ports()[&port].clone();

@@ -98,14 +98,23 @@ pub struct Ports {
     loose_ends: HashMap<PortName, PipeEnd>,
     pub(super) watched: Watched,
     pub(super) touched: BTreeSet<PortName>,
-    pub(super) unpublished: bool,
+    /// The tables to be published next; those in force but for `stale`.
+    tables: Tables,
+    /// The cross-connects of `tables`, from either end.
+    joined: HashMap<PortName, PortName>,
+    /// Ports whose lines in `tables` are not what they should be.
+    stale: BTreeSet<PortName>,
+    /// How many ports each worker has.
+    load: Vec<usize>,
+    unpublished: bool,
     pub(super) dead_workers: usize,
 }
 
 /// The descriptors that say when something is to be done, behind one.
 pub(super) struct Watched {
     epoll: OwnedFd,
-    sources: BTreeMap<u64, Source>,
+    sources: HashMap<u64, Source>,
+    tokens: HashMap<Source, u64>,
     next: u64,
 }
 
@@ -113,12 +122,13 @@ impl Watched {
     fn new(engine: BorrowedFd<'_>) -> std::io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, engine, epoll::EventData::new_u64(ENGINE), epoll::EventFlags::IN)?;
-        Ok(Self { epoll, sources: BTreeMap::new(), next: ENGINE + 1 })
+        Ok(Self { epoll, sources: HashMap::new(), tokens: HashMap::new(), next: ENGINE + 1 })
     }
 
     fn add(&mut self, fd: BorrowedFd<'_>, source: Source) -> Result<(), OpenError> {
         let data = epoll::EventData::new_u64(self.next);
         epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN).map_err(OpenError::system)?;
+        self.tokens.insert(source.clone(), self.next);
         self.sources.insert(self.next, source);
         self.next += 1;
         Ok(())
@@ -126,7 +136,9 @@ impl Watched {
 
     /// Its descriptor has been closed, which took it out of the set.
     fn forget(&mut self, source: &Source) {
-        self.sources.retain(|_, watched| watched != source);
+        if let Some(token) = self.tokens.remove(source) {
+            self.sources.remove(&token);
+        }
     }
 
     /// Whose descriptors are readable: `None` for the engine's, which comes first. What a worker said before
@@ -149,6 +161,7 @@ impl Ports {
         let watched = Watched::new(engine.event_fd())?;
         Ok(Self {
             free: (0..counters.capacity()).map(PortIndex).collect(),
+            load: vec![0; engine.workers()],
             engine,
             counters,
             open: BTreeMap::new(),
@@ -158,6 +171,9 @@ impl Ports {
             loose_ends: HashMap::new(),
             watched,
             touched: BTreeSet::new(),
+            tables: Tables::default(),
+            joined: HashMap::new(),
+            stale: BTreeSet::new(),
             unpublished: false,
             dead_workers: 0,
         })
@@ -168,9 +184,42 @@ impl Ports {
         self.open.get(port).map(|open| &open.spec)
     }
 
-    /// All open ports.
-    pub fn specs(&self) -> impl Iterator<Item = (&PortName, &PortSpec)> {
-        self.open.iter().map(|(name, open)| (name, &open.spec))
+    /// Whether a cross-connect is in the tables.
+    pub fn in_force(&self, xconnect: &Xconnect) -> bool {
+        let [a, b] = xconnect.ends();
+        self.joined.get(a) == Some(b)
+    }
+
+    /// The cross-connect that a port has in the tables.
+    pub fn xconnect_of(&self, port: &PortName) -> Option<Xconnect> {
+        Xconnect::new(port.clone(), self.joined.get(port)?.clone()).ok()
+    }
+
+    /// Joins two ports in the tables to come.
+    pub fn join(&mut self, xconnect: &Xconnect) {
+        let [a, b] = xconnect.ends();
+        for (port, peer) in [(a, b), (b, a)] {
+            if self.joined.insert(port.clone(), peer.clone()).as_ref() != Some(peer) {
+                self.republish(port);
+            }
+        }
+    }
+
+    /// Separates them.
+    pub fn part(&mut self, xconnect: &Xconnect) {
+        if self.in_force(xconnect) {
+            for port in xconnect.ends() {
+                self.joined.remove(port);
+                self.republish(port);
+            }
+        }
+    }
+
+    /// A port's line in the tables is to be made anew, and its peer's.
+    pub(super) fn republish(&mut self, port: &PortName) {
+        self.stale.extend(self.joined.get(port).cloned());
+        self.stale.insert(port.clone());
+        self.unpublished = true;
     }
 
     /// A port's link, if the port is open.
@@ -218,9 +267,14 @@ impl Ports {
         let (backing, link) = made.inspect_err(|_| self.give_slot(index))?;
         self.counters.port(index).set_state(if link.up { PortState::Up } else { PortState::Down });
         let worker = self.engine.owner(index).unwrap_or(worker);
-        self.open.insert(port.clone(), OpenPort { spec, index, worker, link, backing, warned: None });
+        if let Backing::Vxlan(tunnel, _) = &backing {
+            self.tables.tunnels.insert(tunnel);
+        }
+        let open = OpenPort { spec, index, worker, link, backing, warned: None };
+        self.count(&open, true);
+        self.open.insert(port.clone(), open);
         self.touched.insert(port.clone());
-        self.unpublished = true;
+        self.republish(port);
         tracing::debug!(%port, index = index.0, worker = worker.0, "port opened");
         Ok(())
     }
@@ -243,7 +297,7 @@ impl Ports {
     /// The worker for a port: its tunnel's underlay decides, then the other end of its cross-connect and that
     /// one's underlay.
     pub(super) fn place(&mut self, port: &PortName, state: &State) -> WorkerId {
-        let peer = state.xconnects().iter().find_map(|xconnect| xconnect.peer(port));
+        let peer = state.peer(port);
         let carrier = |port: &PortName| match state.ports().get(port) {
             Some(PortSpec::Vxlan(vxlan)) => Some(vxlan.underlay()),
             _ => None,
@@ -258,22 +312,30 @@ impl Ports {
         };
         let at_peer = peer.and_then(|peer| self.open.get(peer)).map(|open| open.worker);
         let ties = [at_carrier(carriers[0]), at_peer, at_carrier(carriers[1])];
-        let worker = place(ties, &self.load());
+        let worker = place(ties, &self.load);
         for carrier in carriers.into_iter().flatten() {
             self.promised.entry(carrier).or_insert(worker);
         }
         worker
     }
 
-    /// How many ports each worker has.
-    fn load(&self) -> Vec<usize> {
-        let mut load = vec![0; self.engine.workers()];
-        for open in self.open.values().filter(|open| !open.spec.is_relay()) {
-            if let Some(ports) = load.get_mut(usize::from(open.worker.0)) {
-                *ports += 1;
+    /// Counts a port at its worker, or no longer. A relay keeps none busy.
+    pub(super) fn count(&mut self, open: &OpenPort, there: bool) {
+        if open.spec.is_relay() {
+            return;
+        }
+        if let Some(ports) = self.load.get_mut(usize::from(open.worker.0)) {
+            *ports = if there { *ports + 1 } else { ports.saturating_sub(1) };
+        }
+    }
+
+    /// A port is at another worker than before.
+    pub(super) fn moved(&mut self, from: WorkerId, to: WorkerId) {
+        for (worker, change) in [(from, -1), (to, 1)] {
+            if let Some(ports) = self.load.get_mut(usize::from(worker.0)) {
+                *ports = ports.saturating_add_signed(change);
             }
         }
-        load
     }
 
     fn open_memif(
@@ -402,6 +464,7 @@ impl Ports {
         underlay.tunnels -= 1;
         if underlay.tunnels == 0 {
             let index = underlay.index;
+            self.tables.set(index, Entry::default());
             self.underlays.remove(&local);
             self.promised.remove(&local);
             self.detach(index);
@@ -414,6 +477,12 @@ impl Ports {
     pub fn close(&mut self, port: &PortName) -> SentFds {
         let Some(mut open) = self.open.remove(port) else { return SentFds::new() };
         let reserve = open.backing.reserve(&open.spec);
+        self.count(&open, false);
+        self.republish(port);
+        self.tables.set(open.index, Entry::default());
+        if let Backing::Vxlan(tunnel, _) = &open.backing {
+            self.tables.tunnels.remove(tunnel);
+        }
         self.detach(open.index);
         match open.backing {
             Backing::Memif { spec, .. } => {
@@ -431,7 +500,6 @@ impl Ports {
         }
         self.give_slot(open.index);
         self.touched.insert(port.clone());
-        self.unpublished = true;
         tracing::debug!(%port, "port closed");
         reserve
     }
@@ -451,32 +519,25 @@ impl Ports {
         }
     }
 
-    /// Puts tables of the open ports, joined by `xconnects`, in force.
+    /// Puts tables of the open ports in force, as they are joined.
     ///
     /// # Errors
     /// [`EngineError::Stuck`].
-    pub fn publish(&mut self, generation: u64, xconnects: &BTreeSet<Xconnect>) -> Result<(), EngineError> {
-        let mut tables = Tables { generation, ..Tables::default() };
-        for open in self.open.values() {
-            tables.set(open.index, Entry { forward: Forward::Nowhere, owner: self.engine.owner(open.index) });
-            if let Backing::Vxlan(tunnel, _) = &open.backing {
-                tables.tunnels.insert(tunnel);
+    pub fn publish(&mut self, generation: u64) -> Result<(), EngineError> {
+        for port in std::mem::take(&mut self.stale) {
+            if let Some(open) = self.open.get(&port) {
+                let peer = self.joined.get(&port).and_then(|peer| self.open.get(peer));
+                let forward = peer.map_or(Forward::Nowhere, |peer| Forward::Xconnect(peer.index));
+                self.tables.set(open.index, Entry { forward, owner: self.engine.owner(open.index) });
             }
         }
         for underlay in self.underlays.values() {
-            tables.set(
-                underlay.index,
-                Entry { forward: Forward::Nowhere, owner: self.engine.owner(underlay.index) },
-            );
+            let owner = self.engine.owner(underlay.index);
+            self.tables.set(underlay.index, Entry { forward: Forward::Nowhere, owner });
         }
-        for [a, b] in xconnects.iter().map(Xconnect::ends) {
-            if let (Some(a), Some(b)) = (self.open.get(a), self.open.get(b)) {
-                tables.entries[a.index.slot()].forward = Forward::Xconnect(b.index);
-                tables.entries[b.index.slot()].forward = Forward::Xconnect(a.index);
-            }
-        }
+        self.tables.generation = generation;
         self.unpublished = false;
-        self.engine.publish(tables)
+        self.engine.publish(self.tables.clone())
     }
 
     /// Counters of ports and underlays, by name.

@@ -14,7 +14,7 @@ use super::capture::{self, CaptureError, CaptureSpec};
 use super::{Agent, Cause, ChangeError, Link, LinkNotice, PortReport, SentFds};
 use crate::fdpass::Connection;
 use crate::model::{
-    FieldError, Inode, Op, PortName, State, StateError, op_from_proto, state_from_proto, state_to_proto,
+    FieldError, Inode, Op, PortName, StateError, op_from_proto, state_from_proto, state_to_proto,
 };
 
 /// Most operations of one transaction.
@@ -116,22 +116,14 @@ impl Brought {
 }
 
 impl Service {
-    /// Goes to the state that `wanted` gives, twice asked: before and after the descriptors have come, as
-    /// others may have changed the state meanwhile.
-    async fn change(
-        &self,
-        brought: Brought,
-        wanted: impl Fn(&Agent) -> Result<State, ChangeError>,
-    ) -> Result<(u64, Vec<String>), Status> {
-        let needed = {
-            let agent = self.0.lock();
-            agent.needs(&wanted(&agent)?)
-        };
+    /// Does what `ops` say. They are judged twice: before and after the descriptors have come, as others may have changed
+    /// the state meanwhile.
+    async fn change(&self, brought: Brought, base: Option<u64>, ops: Vec<Op>) -> Result<u64, Status> {
+        let needed = self.0.lock().needs_of(base, ops.clone())?;
         let fds = brought.take(&needed).await;
         let mut agent = self.0.lock();
-        let wanted = wanted(&agent)?;
-        let done = agent.change(wanted, &fds)?;
-        Ok((agent.generation(), done.iter().map(ToString::to_string).collect()))
+        agent.apply(base, ops, &fds)?;
+        Ok(agent.generation())
     }
 }
 
@@ -180,7 +172,7 @@ impl pb::dataplane_server::Dataplane for Service {
             _ => None,
         });
         let brought = Brought::new(connection, ports);
-        let (generation, _) = self.change(brought, |agent| agent.after(base_generation, ops.clone())).await?;
+        let generation = self.change(brought, base_generation, ops).await?;
         Ok(Response::new(pb::ApplyResponse { generation }))
     }
 
@@ -191,8 +183,12 @@ impl pb::dataplane_server::Dataplane for Service {
             state.ok_or_else(|| Status::invalid_argument("state: is needed, if only an empty one"))?;
         let state = state_from_proto(&state)?;
         let brought = Brought::new(connection, state.ports().values());
-        let wanted = |agent: &Agent| agent.check_base(base_generation).map(|()| state.clone());
-        let (generation, changes) = self.change(brought, wanted).await?;
+        let needed = self.0.lock().needs_for(base_generation, &state)?;
+        let fds = brought.take(&needed).await;
+        let mut agent = self.0.lock();
+        agent.check_base(base_generation)?;
+        let changes = agent.change(state, &fds)?.iter().map(ToString::to_string).collect();
+        let generation = agent.generation();
         Ok(Response::new(pb::ReplaceResponse { generation, changes }))
     }
 

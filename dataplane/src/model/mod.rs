@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+mod edit;
 mod kinds;
 mod note;
 mod proto;
 mod value;
 
+pub use edit::Edit;
 pub use kinds::{KernelSpec, MemifSpec, Mode, PipeSpec, RelaySpec, Role, VxlanSpec};
 pub use note::{Note, Notes};
 pub use proto::{FieldError, op_from_proto, state_from_proto, state_to_proto};
@@ -76,7 +78,7 @@ impl fmt::Display for Xconnect {
 }
 
 /// Something outside the engine that only one port can have.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Claim {
     /// A memif interface, as server or as client.
     Memif(bool, ControlSocket, u32),
@@ -242,6 +244,7 @@ pub struct State {
     ports: BTreeMap<PortName, PortSpec>,
     xconnects: BTreeSet<Xconnect>,
     notes: Notes,
+    index: edit::Index,
 }
 
 impl State {
@@ -256,14 +259,16 @@ impl State {
         ports: impl IntoIterator<Item = (PortName, PortSpec)>,
         xconnects: impl IntoIterator<Item = Xconnect>,
     ) -> Result<Self, StateError> {
-        let mut state = Self::default();
+        let (mut names, mut ops) = (BTreeSet::new(), Vec::new());
         for (name, spec) in ports {
-            if state.ports.insert(name.clone(), spec).is_some() {
+            if !names.insert(name.clone()) {
                 return Err(StateError::Twice(name));
             }
+            ops.push(Op::SetPort(name, spec, Note::default()));
         }
-        state.xconnects.extend(xconnects);
-        state.check()?;
+        ops.extend(xconnects.into_iter().map(Op::AddXconnect));
+        let mut state = Self::default();
+        let _ = state.edit(ops)?;
         Ok(state)
     }
 
@@ -275,10 +280,8 @@ impl State {
         mut self,
         notes: impl IntoIterator<Item = (PortName, Note)>,
     ) -> Result<Self, StateError> {
-        for (port, note) in notes {
-            self.apply(Op::SetNote(port, note))?;
-        }
-        self.notes.check().map(|()| self)
+        let _ = self.edit(notes.into_iter().map(|(port, note)| Op::SetNote(port, note)))?;
+        Ok(self)
     }
 
     /// What was left with the ports.
@@ -302,96 +305,8 @@ impl State {
     /// [`StateError`] if an operation removes what is not there, or the result is not consistent.
     pub fn after(&self, ops: impl IntoIterator<Item = Op>) -> Result<Self, StateError> {
         let mut state = self.clone();
-        for op in ops {
-            state.apply(op)?;
-        }
-        state.check()?;
+        let _ = state.edit(ops)?;
         Ok(state)
-    }
-
-    fn apply(&mut self, op: Op) -> Result<(), StateError> {
-        let found = match op {
-            Op::SetPort(name, spec, note) => {
-                self.notes.set(&name, note);
-                self.ports.insert(name, spec);
-                Ok(())
-            }
-            Op::RemovePort(name) => self.remove(&name, false).ok_or(format!("port {name}")),
-            Op::RemoveRelay(name) => self.remove(&name, true).ok_or(format!("relay {name}")),
-            Op::SetNote(name, note) if self.ports.contains_key(&name) => {
-                self.notes.set(&name, note);
-                Ok(())
-            }
-            Op::SetNote(name, _) => Err(format!("port {name}")),
-            Op::AddXconnect(xconnect) => {
-                self.xconnects.insert(xconnect);
-                Ok(())
-            }
-            Op::RemoveXconnect(xconnect) => {
-                self.xconnects.remove(&xconnect).then_some(()).ok_or(format!("xconnect {xconnect}"))
-            }
-        };
-        found.map_err(StateError::NotFound)
-    }
-
-    /// Removes a relay, or a port that is none. `None` if there is none of this name.
-    fn remove(&mut self, name: &PortName, relay: bool) -> Option<()> {
-        self.ports.get(name).filter(|spec| spec.is_relay() == relay)?;
-        self.notes.set(name, Note::default());
-        self.ports.remove(name).map(drop)
-    }
-
-    fn check(&self) -> Result<(), StateError> {
-        if self.ports.len() > Self::MAX_PORTS {
-            return Err(StateError::TooMany(self.ports.len()));
-        }
-        self.notes.check()?;
-        self.check_claims()?;
-        self.check_xconnects()
-    }
-
-    fn check_claims(&self) -> Result<(), StateError> {
-        let mut holders: BTreeMap<Claim, Vec<&PortName>> = BTreeMap::new();
-        for (name, spec) in &self.ports {
-            let Some(claim) = spec.claim() else { continue };
-            let room = claim.shares();
-            let holders = holders.entry(claim.clone()).or_default();
-            if holders.len() >= room {
-                let (first, second) = (holders[0].clone(), name.clone());
-                return Err(StateError::Contested { first, second, claim });
-            }
-            holders.push(name);
-        }
-        Ok(())
-    }
-
-    fn check_xconnects(&self) -> Result<(), StateError> {
-        let mut joined: BTreeMap<&PortName, &Xconnect> = BTreeMap::new();
-        for xconnect in &self.xconnects {
-            for port in xconnect.ends() {
-                match self.ports.get(port) {
-                    None => {
-                        let (xconnect, missing) = (xconnect.clone(), port.clone());
-                        return Err(StateError::NoSuchPort { xconnect, missing });
-                    }
-                    Some(PortSpec::Relay(_)) => {
-                        return Err(StateError::Relay(xconnect.clone(), port.clone()));
-                    }
-                    Some(_) => {}
-                }
-                if let Some(first) = joined.insert(port, xconnect) {
-                    let (port, first, second) = (port.clone(), first.clone(), xconnect.clone());
-                    return Err(StateError::Joined { port, first, second });
-                }
-            }
-            let modes = xconnect.ends().map(|end| self.ports.get(end).and_then(PortSpec::mode));
-            if let [Some(a), Some(b)] = modes
-                && a != b
-            {
-                return Err(StateError::Modes(xconnect.clone()));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -87,7 +87,7 @@ struct Keyed {
 
 /// All tunnels, keyed by underlay (that is: local address and UDP port), VNI and the sender's address. The sender's UDP port is
 /// free: it carries the inner flow's entropy (RFC 7348 §5).
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct TunnelTable {
     by_key: HashMap<(PortIndex, Vni, IpAddr), Keyed>,
     vnis: HashMap<(PortIndex, Vni), u32>,
@@ -106,6 +106,22 @@ impl TunnelTable {
         true
     }
 
+    /// Takes a tunnel out again.
+    pub fn remove(&mut self, tunnel: &Tunnel) {
+        let key = (tunnel.underlay, tunnel.vni, tunnel.remote.ip());
+        if self.by_key.get(&key).is_none_or(|found| found.port != tunnel.port) {
+            return;
+        }
+        self.by_key.remove(&key);
+        let vni = (tunnel.underlay, tunnel.vni);
+        if let Some(count) = self.vnis.get_mut(&vni) {
+            *count -= 1;
+            if *count == 0 {
+                self.vnis.remove(&vni);
+            }
+        }
+    }
+
     /// Finds the tunnel of a datagram that `underlay` received.
     pub fn lookup(&self, underlay: PortIndex, vni: Vni, sender: IpAddr) -> TunnelLookup {
         match self.by_key.get(&(underlay, vni, sender)) {
@@ -122,7 +138,7 @@ impl TunnelTable {
 }
 
 /// The forwarding state of the whole engine at one generation.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Tables {
     /// Raised by one with each change; what `Apply` names as its base.
     pub generation: u64,
@@ -174,6 +190,14 @@ mod tests {
         assert_eq!(table.lookup(PortIndex(1), Vni::new(43).unwrap(), sender), TunnelLookup::UnknownVni);
         assert_eq!(table.lookup(PortIndex(1), vni, "10.9.0.3".parse().unwrap()), TunnelLookup::UnknownSender);
         assert!(!table.insert(&tunnel(42, "10.9.0.2:4790")), "the key has no remote port");
+        assert!(table.insert(&tunnel(42, "10.9.0.3:4789")));
+        table.remove(&tunnel(42, "10.9.0.2:4789"));
+        let gone = "10.9.0.2".parse().unwrap();
+        assert_eq!(table.lookup(PortIndex(1), vni, gone), TunnelLookup::UnknownSender);
+        table.remove(&Tunnel { port: PortIndex(8), ..tunnel(42, "10.9.0.3:4789") });
+        table.remove(&tunnel(42, "10.9.0.3:4789"));
+        table.remove(&tunnel(42, "10.9.0.3:4789"));
+        assert_eq!(table.lookup(PortIndex(1), vni, gone), TunnelLookup::UnknownVni);
     }
 
     #[test]

@@ -20,38 +20,26 @@ use crate::api::registry::{NetworkService, NetworkServiceEndpoint, NetworkServic
 use crate::chain::service::Service;
 use crate::chain::testing::Probe;
 use crate::chain::{Call, Chain, ChainHandle, Element, Next};
-use crate::elements::authorize::PathPolicy;
 use crate::elements::monitor::Strictness;
 use crate::elements::{
     Binding, Connect, Discover, DiscoverForwarder, Follow, Hub, NetSvcMonitor, RecvFd, RoundRobin, SendFd,
     Standard,
 };
 use crate::identity::issuer::Authority;
+use crate::identity::policy::Policies;
 use crate::identity::{Identity, TokenSource, TrustDomain};
 use crate::registry::memory::{Settings, Store};
+use crate::registry::remote::Remote;
 use crate::registry::{Registry, RegistryCall};
-use crate::transport::{Dialling, Limits, Peer, Pool, Server, Target};
+use crate::transport::{Dialling, Limits, Pool, Server, Target};
 
 pub(super) const TOKEN_LIFE: Duration = Duration::from_secs(600);
 /// The manager's public URL: forwarders are registered by way of it.
 pub(super) const MANAGER: &str = "nsmgr-1";
 
-/// Takes everyone; the policies have tests of their own.
-pub(super) struct Anyone;
-
-impl PathPolicy for Anyone {
-    fn incoming(&self, _: &Path, _: &Peer) -> Result<(), Status> {
-        Ok(())
-    }
-
-    fn returned(&self, _: &Path, _: &Peer) -> Result<(), Status> {
-        Ok(())
-    }
-}
-
 pub(super) struct Mesh {
-    authority: Authority,
-    pub store: Arc<Store>,
+    pub authority: Authority,
+    pub registry: Arc<dyn Registry>,
     folder: tempfile::TempDir,
 }
 
@@ -75,9 +63,16 @@ impl Mesh {
     pub(super) fn new() -> Self {
         Self {
             authority: Authority::new(TrustDomain::new("example.org").unwrap()).unwrap(),
-            store: Arc::new(Store::new(Settings::default())),
+            registry: Arc::new(Store::new(Settings::default())),
             folder: tempfile::tempdir().unwrap(),
         }
+    }
+
+    /// Hops that find and register by way of a manager's socket.
+    pub(super) fn behind(mut self, manager: &Target) -> Self {
+        let pool = self.pool(&self.identity("forwarder"), TOKEN_LIFE);
+        self.registry = Arc::new(Remote::new(pool, manager.clone()));
+        self
     }
 
     pub(super) fn identity(&self, name: &str) -> Identity {
@@ -105,7 +100,7 @@ impl Mesh {
             let standard = Standard {
                 name: name.into(),
                 tokens: TokenSource::new(identity.clone(), TOKEN_LIFE),
-                policies: Arc::new(Anyone),
+                policies: Arc::new(Policies::standard()),
                 binding: Binding::default(),
                 hub: Arc::clone(&hub),
             };
@@ -126,7 +121,7 @@ impl Mesh {
     }
 
     pub(super) async fn manager(&self) -> Hop {
-        let registry: Arc<dyn Registry> = Arc::clone(&self.store) as _;
+        let registry = Arc::clone(&self.registry);
         self.start(MANAGER, "nsmgr", |pool, hub, chain| {
             let follow = Follow::new(MANAGER, Arc::clone(hub), Arc::clone(pool));
             let elements: Vec<Arc<dyn Element>> = vec![
@@ -143,7 +138,7 @@ impl Mesh {
 
     /// A forwarder that takes the client's first preference and offers the endpoint the same.
     pub(super) async fn forwarder(&self, name: &str) -> Hop {
-        let registry: Arc<dyn Registry> = Arc::clone(&self.store) as _;
+        let registry = Arc::clone(&self.registry);
         let hop = self
             .start(name, "forwarder", |pool, hub, _| {
                 let follow = Follow::new(name, Arc::clone(hub), Arc::clone(pool));
@@ -188,7 +183,7 @@ impl Mesh {
 
     pub(super) async fn register_service(&self, service: NetworkService) {
         let mut call = RegistryCall::internal("test", Duration::from_secs(5));
-        self.store.register_service(&mut call, service).await.unwrap();
+        self.registry.register_service(&mut call, service).await.unwrap();
     }
 
     pub(super) async fn register_endpoint(
@@ -207,13 +202,13 @@ impl Mesh {
             ..Default::default()
         };
         let mut call = RegistryCall::internal("test", Duration::from_secs(5));
-        self.store.register_endpoint(&mut call, endpoint).await.unwrap();
+        self.registry.register_endpoint(&mut call, endpoint).await.unwrap();
     }
 
     pub(super) async fn unregister_endpoint(&self, name: &str) {
         let mut call = RegistryCall::internal("test", Duration::from_secs(5));
         let endpoint = NetworkServiceEndpoint { name: name.to_owned(), ..Default::default() };
-        self.store.unregister_endpoint(&mut call, endpoint).await.unwrap();
+        self.registry.unregister_endpoint(&mut call, endpoint).await.unwrap();
     }
 
     pub(super) fn client(&self, name: &str) -> Client {
@@ -260,17 +255,27 @@ impl Client {
     }
 
     pub(super) async fn request(&self, to: &Hop, connection: Connection) -> Result<Connection, Status> {
-        self.request_with(to, connection, vec![Self::preference()], Duration::from_secs(10)).await
+        self.request_at(&to.target, connection, vec![Self::preference()], Duration::from_secs(10)).await
     }
 
     pub(super) async fn request_with(
         &self,
         to: &Hop,
         connection: Connection,
+        preferences: Vec<Mechanism>,
+        time: Duration,
+    ) -> Result<Connection, Status> {
+        self.request_at(&to.target, connection, preferences, time).await
+    }
+
+    pub(super) async fn request_at(
+        &self,
+        to: &Target,
+        connection: Connection,
         mechanism_preferences: Vec<Mechanism>,
         time: Duration,
     ) -> Result<Connection, Status> {
-        let hop = self.pool.hop(&to.target).await?;
+        let hop = self.pool.hop(to).await?;
         let mut request =
             Request::new(NetworkServiceRequest { connection: Some(connection), mechanism_preferences });
         request.set_timeout(time);
@@ -278,7 +283,11 @@ impl Client {
     }
 
     pub(super) async fn close(&self, to: &Hop, connection: Connection) -> Result<(), Status> {
-        let hop = self.pool.hop(&to.target).await?;
+        self.close_at(&to.target, connection).await
+    }
+
+    pub(super) async fn close_at(&self, to: &Target, connection: Connection) -> Result<(), Status> {
+        let hop = self.pool.hop(to).await?;
         NetworkServiceClient::new(hop).close(connection).await.map(drop)
     }
 

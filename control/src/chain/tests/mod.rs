@@ -4,3 +4,4 @@ mod descriptors;
 mod mesh;
 mod monitors;
 mod requests;
+mod role;

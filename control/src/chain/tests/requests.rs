@@ -281,3 +281,39 @@ async fn a_hundred_clients_at_once_get_a_connection_each() {
     assert_eq!(endpoint.probe.counts(), (200, 100));
     assert_gone(&[&manager, &forwarder, &endpoint]);
 }
+
+/// `cargo test --release -p vwire-control --lib -- --ignored --nocapture rate` shows it; nothing is asserted of time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "shows how many Requests per second go through four hops in one process; a figure, not a test"]
+async fn rate() {
+    let (mesh, manager, _forwarder, endpoint) = one_of_each().await;
+    let (mesh, manager) = (Arc::new(mesh), Arc::new(manager));
+    for clients in [1, 16, 64] {
+        let each = 1600 / clients;
+        let began = std::time::Instant::now();
+        let runs: Vec<_> = (0..clients)
+            .map(|i| {
+                let (mesh, manager) = (Arc::clone(&mesh), Arc::clone(&manager));
+                tokio::spawn(async move {
+                    let client = mesh.client(&format!("nsc{clients}x{i}"));
+                    let mut times = Vec::new();
+                    for j in 0..each {
+                        let began = std::time::Instant::now();
+                        client.request(&manager, client.first(j, "icmp-responder")).await.unwrap();
+                        times.push(began.elapsed());
+                    }
+                    times
+                })
+            })
+            .collect();
+        let mut times = Vec::new();
+        for run in runs {
+            times.extend(run.await.unwrap());
+        }
+        times.sort_unstable();
+        let per_second = times.len() as f64 / began.elapsed().as_secs_f64();
+        let (p50, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+        println!("{clients} clients: {per_second:.0} Requests/s, p50 {p50:?}, p99 {p99:?}");
+    }
+    assert_eq!(endpoint.hub.len(), endpoint.probe.counts().0);
+}

@@ -15,7 +15,7 @@ use crate::transport::SharedFd;
 mod batch;
 mod connection;
 mod links;
-mod stats;
+pub mod stats;
 
 use connection::Connector;
 use links::Links;
@@ -120,5 +120,10 @@ impl Client {
     /// The engine's; UNAVAILABLE if there is none.
     pub async fn stats(&self, age: Duration) -> Result<Arc<stats::Snapshot>, Status> {
         self.stats.get(age).await
+    }
+
+    /// The counters that were fetched last, for whoever can't wait.
+    pub fn known_stats(&self) -> Option<Arc<stats::Snapshot>> {
+        self.stats.known()
     }
 }

@@ -1,7 +1,7 @@
 //! Counters, fetched for all who want them at once.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
@@ -37,12 +37,22 @@ struct Latest {
 pub struct Stats {
     connector: Arc<Connector>,
     latest: Mutex<Latest>,
+    known: std::sync::Mutex<Option<Arc<Snapshot>>>,
 }
 
 impl Stats {
     /// None yet.
     pub fn new(connector: Arc<Connector>) -> Self {
-        Self { connector, latest: Mutex::new(Latest { connection: None, snapshot: None }) }
+        Self {
+            connector,
+            latest: Mutex::new(Latest { connection: None, snapshot: None }),
+            known: std::sync::Mutex::default(),
+        }
+    }
+
+    /// The latest, whatever its age.
+    pub fn known(&self) -> Option<Arc<Snapshot>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// At most `age` old. Who comes while another asks gets the other's answer.
@@ -62,6 +72,7 @@ impl Stats {
         let stats = connection.client.get_stats(pb::GetStatsRequest::default()).await?.into_inner();
         let ports = stats.ports.into_iter().map(|port| (port.port.clone(), port)).collect();
         let snapshot = Arc::new(Snapshot { taken, ports });
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&snapshot));
         *latest = Latest { connection: Some(connection), snapshot: Some(Arc::clone(&snapshot)) };
         Ok(snapshot)
     }

@@ -85,7 +85,7 @@ impl Hub {
         }
         hops.sort_unstable();
         hops.dedup();
-        self.lock().put(self.shown(connection), hops.into());
+        self.lock().put(connection, hops.into());
     }
 
     /// What the next hop says of a connection: its path from there on, its context and its state.
@@ -94,7 +94,6 @@ impl Hub {
         let Some(entry) = inner.connections.get(id) else { return };
         let (mut changed, hops) = (Connection::clone(&entry.connection), Arc::clone(&entry.hops));
         change(&mut changed);
-        let changed = self.shown(changed);
         if changed != *entry.connection {
             inner.put(changed, hops);
         }
@@ -113,12 +112,12 @@ impl Hub {
         inner.publish(ConnectionEventType::Delete, &entry.connection, &entry.hops);
     }
 
-    /// The connection of this id, as events show it.
+    /// The connection of this id, with all tokens.
     pub fn get(&self, id: &str) -> Option<Arc<Connection>> {
         self.lock().connections.get(id).map(|entry| Arc::clone(&entry.connection))
     }
 
-    /// All connections, as events show them.
+    /// All connections, with all tokens.
     pub fn connections(&self) -> Vec<Arc<Connection>> {
         self.lock().connections.values().map(|entry| Arc::clone(&entry.connection)).collect()
     }
@@ -155,17 +154,14 @@ impl Hub {
         let id = inner.next_watcher;
         inner.next_watcher += 1;
         inner.list_watcher(id, watcher);
-        Watch { hub: Arc::clone(self), id, initial: Some(present), events: received, ended: false }
-    }
-
-    /// A connection as events show it.
-    fn shown(&self, mut connection: Connection) -> Connection {
-        if self.strictness == Strictness::Strict
-            && let Some(path) = &mut connection.path
-        {
-            path.path_segments.iter_mut().for_each(|segment| segment.token = String::new());
+        Watch {
+            tokens: self.strictness == Strictness::Open,
+            hub: Arc::clone(self),
+            id,
+            initial: Some(present),
+            events: received,
+            ended: false,
         }
-        connection
     }
 }
 
@@ -264,6 +260,8 @@ where
 /// One watcher's events; ends with RESOURCE_EXHAUSTED if it reads too slowly.
 pub struct Watch {
     hub: Arc<Hub>,
+    /// Whether events have tokens.
+    tokens: bool,
     id: u64,
     initial: Option<Vec<Arc<Connection>>>,
     events: mpsc::Receiver<Event>,
@@ -275,13 +273,16 @@ impl Stream for Watch {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if let Some(initial) = self.initial.take() {
-            return Poll::Ready(Some(Ok(event((ConnectionEventType::InitialStateTransfer, initial)))));
+            return Poll::Ready(Some(Ok(event(
+                (ConnectionEventType::InitialStateTransfer, initial),
+                self.tokens,
+            ))));
         }
         if self.ended {
             return Poll::Ready(None);
         }
         match self.events.poll_recv(cx) {
-            Poll::Ready(Some(one)) => Poll::Ready(Some(Ok(event(one)))),
+            Poll::Ready(Some(one)) => Poll::Ready(Some(Ok(event(one, self.tokens)))),
             Poll::Ready(None) => {
                 self.ended = true;
                 let reason = format!("this watcher is more than {MAX_WAITING} events behind; watch again");
@@ -298,9 +299,15 @@ impl Drop for Watch {
     }
 }
 
-fn event((kind, connections): Event) -> ConnectionEvent {
-    let connections: BTreeMap<String, Connection> =
-        connections.into_iter().map(|one| (one.id.clone(), Arc::unwrap_or_clone(one))).collect();
+fn event((kind, connections): Event, tokens: bool) -> ConnectionEvent {
+    let shown = connections.into_iter().map(|one| {
+        let mut one = Arc::unwrap_or_clone(one);
+        if !tokens && let Some(path) = &mut one.path {
+            path.path_segments.iter_mut().for_each(|segment| segment.token = String::new());
+        }
+        (one.id.clone(), one)
+    });
+    let connections: BTreeMap<String, Connection> = shown.collect();
     ConnectionEvent { r#type: kind.into(), connections }
 }
 

@@ -131,4 +131,8 @@ impl TokenRules for Policies {
     fn server(&self, tokens: &[Arc<str>], index: u32, server: &Peer) -> Result<(), Status> {
         self.check_registry_client(tokens, index, server)
     }
+
+    fn keeps_owners(&self) -> bool {
+        Self::keeps_owners(self)
+    }
 }

@@ -1,5 +1,6 @@
 //! The store: what is registered, in memory, with indexes, watches, ownership and expiry. Optionally kept in a file, too.
 
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,6 +14,7 @@ use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
 use super::{EndpointEvent, Found, Registry, RegistryCall, ServiceEvent, expiry};
 use crate::api::mechanism;
 
+mod journal;
 mod limits;
 mod resource;
 mod table;
@@ -21,6 +23,8 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
+use journal::Journal;
+pub use journal::StateError;
 pub use limits::Limits;
 use resource::Resource;
 use table::Table;
@@ -51,6 +55,7 @@ struct Shared {
     endpoints: RwLock<Table<NetworkServiceEndpoint>>,
     /// The first end has come closer.
     sooner: Notify,
+    journal: Option<Journal>,
 }
 
 /// Access to a table; every change of one is whole, so a panic elsewhere does not spoil it.
@@ -66,14 +71,41 @@ fn write<T>(table: &RwLock<Table<T>>) -> RwLockWriteGuard<'_, Table<T>> {
 impl Store {
     /// An empty store. Needs a runtime: a task of it removes what expires, until the store is dropped.
     pub fn new(settings: Settings) -> Self {
-        let shared = Arc::new(Shared {
-            settings,
-            services: RwLock::default(),
-            endpoints: RwLock::default(),
-            sooner: Notify::new(),
-        });
+        Self::start(settings, Table::default(), Table::default(), None)
+    }
+
+    /// A store that is kept in a file, too: with what was registered before and has not expired.
+    ///
+    /// # Errors
+    /// [`StateError`] if the file can't be opened, read or written.
+    pub fn open(settings: Settings, file: &Path) -> Result<Self, StateError> {
+        let (mut services, mut endpoints) = (Table::default(), Table::default());
+        let journal = Journal::open(file, &mut services, &mut endpoints)?;
+        let store = Self::start(settings, services, endpoints, Some(journal));
+        tokio::spawn(journal::keep(Arc::downgrade(&store.0)));
+        Ok(store)
+    }
+
+    fn start(
+        settings: Settings,
+        services: Table<NetworkService>,
+        endpoints: Table<NetworkServiceEndpoint>,
+        journal: Option<Journal>,
+    ) -> Self {
+        let (services, endpoints) = (RwLock::new(services), RwLock::new(endpoints));
+        let shared = Arc::new(Shared { settings, services, endpoints, sooner: Notify::new(), journal });
         tokio::spawn(expire(Arc::downgrade(&shared)));
         Self(shared)
+    }
+
+    /// Writes what has changed to the file, if there is one.
+    pub async fn flush(&self) {
+        self.0.flush().await;
+    }
+
+    /// How many watches there are.
+    pub fn watches(&self) -> usize {
+        read(&self.0.services).watchers.len() + read(&self.0.endpoints).watchers.len()
     }
 
     /// How many services and endpoints there are.

@@ -27,6 +27,17 @@ pub(super) struct Table<T> {
     by_end: BTreeSet<(Instant, Arc<str>)>,
     by_owner: HashMap<Arc<str>, usize>,
     pub watchers: Watchers<T>,
+    /// What has changed since it was last written to a file, if there is one.
+    pub dirty: Option<Dirty<T>>,
+}
+
+/// Changes by name; none for what went.
+pub(super) type Dirty<T> = HashMap<Arc<str>, Option<Saved<T>>>;
+
+/// What a file keeps of a record.
+pub(super) struct Saved<T> {
+    pub item: Arc<T>,
+    pub owner: Option<Owner>,
 }
 
 impl<T> Default for Table<T> {
@@ -37,6 +48,7 @@ impl<T> Default for Table<T> {
             by_end: BTreeSet::new(),
             by_owner: HashMap::new(),
             watchers: Watchers::default(),
+            dirty: None,
         }
     }
 }
@@ -88,6 +100,10 @@ impl<T: Resource> Table<T> {
             *self.by_owner.entry(Arc::clone(&owner.identity)).or_default() += 1;
         }
         self.watchers.publish(old.as_ref().map(|record| &record.item), Some(&item));
+        if let Some(dirty) = &mut self.dirty {
+            let saved = Saved { item: Arc::clone(&item), owner: owner.clone() };
+            dirty.insert(Arc::clone(&name), Some(saved));
+        }
         self.records.insert(name, Record { item, owner, until });
     }
 
@@ -95,6 +111,9 @@ impl<T: Resource> Table<T> {
     pub(super) fn remove(&mut self, name: &str) -> Option<Record<T>> {
         let record = self.take(name)?;
         self.watchers.publish(Some(&record.item), None);
+        if let Some(dirty) = &mut self.dirty {
+            dirty.insert(name.into(), None);
+        }
         Some(record)
     }
 

@@ -279,3 +279,49 @@ async fn a_watcher_that_does_not_read_is_disconnected_and_holds_up_nobody() {
     assert!(stalled.next().await.is_none());
     assert_eq!(read(&store.0.endpoints).watchers.len(), 2);
 }
+
+#[tokio::test]
+async fn names_keep_their_owners_when_the_registry_starts_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("registry.redb");
+    let store = Store::open(Settings::default(), &file).unwrap();
+    let first = store.register_endpoint(&mut call_of("a"), endpoint("e", &["x"])).await.unwrap();
+    let short = NetworkServiceEndpoint { expiration_time: in_time(300), ..endpoint("short", &["x"]) };
+    store.register_endpoint(&mut call_of("a"), short).await.unwrap();
+    store.register_endpoint(&mut call_of("a"), endpoint("ended", &["x"])).await.unwrap();
+    store.register_service(&mut call_of("a"), service("s")).await.unwrap();
+    store.unregister_endpoint(&mut call_of("a"), endpoint("ended", &[])).await.unwrap();
+    store.flush().await;
+    drop(store);
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    // The file is free when the former store's tasks have seen its end.
+    let store = loop {
+        match Store::open(Settings::default(), &file) {
+            Ok(store) => break store,
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    let ask = NetworkServiceEndpoint { url: String::new(), ..endpoint("", &["x"]) };
+    // What expired meanwhile is gone, or goes in its time.
+    while names(&store, ask.clone()).await != ["e"] {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for told in [
+        store.register_endpoint(&mut call_of("b"), endpoint("e", &["x"])).await.unwrap_err(),
+        store.unregister_service(&mut call_of("b"), service("s")).await.unwrap_err(),
+    ] {
+        assert_eq!(told.code(), Code::PermissionDenied, "{told}");
+    }
+    let again = store.register_endpoint(&mut call_of("a"), endpoint("e", &["x"])).await.unwrap();
+    assert_eq!(again.initial_registration_time, first.initial_registration_time);
+    assert_eq!(store.counts(), (1, 1));
+}
+
+#[tokio::test]
+async fn a_file_that_is_none_is_refused_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("registry.redb");
+    std::fs::write(&file, "something else").unwrap();
+    let told = Store::open(Settings::default(), &file).err().unwrap().to_string();
+    assert!(told.contains("registry.redb"), "{told}");
+}

@@ -209,3 +209,67 @@ async fn a_connection_that_is_cut_breaks_its_streams() {
     hop.closed().await;
     assert!(!pool.hop(server.tcp()).await.unwrap().same_as(&hop));
 }
+
+/// Passes bytes between a client and a server until it is told to hold them back; nobody closes anything.
+async fn freezing_relay(to: &Target, frozen: watch::Receiver<bool>) -> Target {
+    let Target::Tcp(to) = to.clone() else { unreachable!() };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = Target::Tcp(listener.local_addr().unwrap().to_string());
+    tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut server = tokio::net::TcpStream::connect(to).await.unwrap();
+        let mut stop = frozen.clone();
+        tokio::select! {
+            _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+            _ = stop.wait_for(|frozen| *frozen) => {}
+        }
+        // Both ends stay open for as long as the test runs.
+        let _ = stop.wait_for(|frozen| !frozen).await;
+    });
+    at
+}
+
+#[tokio::test]
+async fn a_peer_that_falls_silent_for_good_is_given_up() {
+    let authority = authority("example.org");
+    let server = start(&identity(&authority, "/nsmgr")).await;
+    let (freeze, frozen) = watch::channel(false);
+    let relay = freezing_relay(server.tcp(), frozen).await;
+    let dialling = Dialling {
+        timeout: Duration::from_secs(5),
+        silence: Duration::from_millis(50),
+        sign_of_life: Duration::from_millis(500),
+        ..Dialling::default()
+    };
+    let hop = pool_with(&identity(&authority, "/nsc"), dialling).hop(&relay).await.unwrap();
+    let mut events = monitor(&hop).await;
+    // Silent, but alive: it has no health service, and says so.
+    assert!(tokio::time::timeout(Duration::from_millis(300), events.message()).await.is_err());
+    freeze.send_replace(true);
+    let error = events.message().await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::Unavailable, "{error}");
+    hop.closed().await;
+}
+
+#[tokio::test]
+async fn connections_that_nobody_uses_are_closed_and_those_in_use_are_kept() {
+    let authority = authority("example.org");
+    let server = start(&identity(&authority, "/nsmgr")).await;
+    let dialling =
+        Dialling { timeout: Duration::from_secs(5), idle: Duration::from_millis(80), ..Dialling::default() };
+    let pool = pool_with(&identity(&authority, "/nsc"), dialling);
+    let used = pool.hop(server.unix()).await.unwrap();
+    let events = monitor(&used).await;
+    drop(used);
+    let unused = pool.hop(server.tcp()).await.unwrap();
+    request(&unused).await.unwrap();
+    drop(unused);
+    while pool.len() == 2 {
+        tokio::task::yield_now().await;
+    }
+    assert!(pool.hop(server.unix()).await.unwrap().is_open(), "a stream is use");
+    drop(events);
+    while !pool.is_empty() {
+        tokio::task::yield_now().await;
+    }
+}
