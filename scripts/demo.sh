@@ -1,41 +1,67 @@
 #!/usr/bin/env bash
-# The main job, on a bare Debian 12 (root; rustup's stable toolchain is the only prerequisite): two nodes on one machine.
+# The main job, on a bare Debian 12 (root; rustup's stable toolchain is the only prerequisite): a mesh of two nodes on one machine.
 #
-#   pod 1: nsm-1 ─┐                                                  ┌─ nsm-1 :pod 2
-#                 ├─ engine of node 1 ── VXLAN over veth ── engine of node 2 ─┤
-#   memif client ─┘  (vwire-demo-1)                        (vwire-demo-2)     └─ memif responder
+#   client with nsm-1 … nsm-4 ─┐                                                  ┌─ endpoint with a kernel interface
+#                              ├─ engine of node 1 ── VXLAN over veth ── engine of node 2 ─┤
+#         client with memifs ──┘   and two endpoints beside it                     └─ endpoint with memif
 #
-# Pings through memif → VXLAN → memif and tap → VXLAN → tap, per-port counters, then throughput. Leaves nothing behind.
+# First the mesh (config/lab/two-nodes.yaml): connections, pings, what an operator sees, and the death of every control process
+# under a running ping. Then how much the engine alone carries. Leaves nothing behind.
 . "$(dirname "$0")/lib.sh"
 
 RUN=/run/vwire/demo
 BIN=$ROOT/target/release
+LAB=two-nodes
+FILE=$ROOT/config/lab/$LAB.yaml
+FILES=/run/vwire/lab/$LAB
 
 need_root
 need_rust
-need_packages build-essential iproute2 iputils-ping curl
+need_packages build-essential iproute2 iputils-ping iperf3 jq curl
 modprobe tun 2>/dev/null || true
 need_hugepages 64
 
 build() {
-    cargo build --release --locked -p vwire-dataplane -p vwire-benches
-    cargo build --release --locked -p memif --examples
+    cargo build --release --locked -p vwire-control -p vwire-dataplane -p vwire-benches
 }
 
-make_nodes() {
-    mkdir -p "$RUN"
-    undo rm -rf "$RUN"
-    local n
-    for n in vwire-demo-1 vwire-demo-2 vwire-demo-pod1 vwire-demo-pod2; do
-        ip netns add "$n"
-        undo ip netns del "$n"
-        ip -n "$n" link set lo up
-    done
-    ip link add vwire-u1 netns vwire-demo-1 type veth peer name vwire-u2 netns vwire-demo-2
-    ip -n vwire-demo-1 addr add 10.9.0.1/24 dev vwire-u1
-    ip -n vwire-demo-2 addr add 10.9.0.2/24 dev vwire-u2
-    ip -n vwire-demo-1 link set vwire-u1 up
-    ip -n vwire-demo-2 link set vwire-u2 up
+lab_up() {
+    undo "$BIN/vwire" lab down "$LAB"
+    "$BIN/vwire" lab down "$LAB"
+    "$BIN/vwire" lab up "$FILE"
+}
+
+# address_of SERVICE: the endpoint's address on the kernel client's vWire to SERVICE.
+address_of() {
+    "$BIN/vwire" path -o json --admin "unix://$FILES/admin/nsc-nsc-kernel.sock" |
+        jq -r --arg service "$1" '.[] | select(.service == $service) | .endpoint_addresses[0] | split("/")[0]'
+}
+
+explain() {
+    SPIFFE_ENDPOINT_SOCKET="unix://$FILES/spiffe/nsc-nsc-kernel.sock" \
+        "$BIN/vwire" explain far-kernel --labels app=demo --connect-to "unix://$FILES/node-1.nsm.sock"
+}
+
+# The control plane is killed, all of it at once and on both nodes; the engines are not.
+survive() {
+    local address control=(node-node-1 nsmgr-node-2 forwarder-node-2 registry-cluster nse-far-kernel nsc-nsc-kernel)
+    address=$(address_of far-kernel)
+    ip netns exec "vw-$LAB-nsc-kernel" ping -i 0.02 -c 250 -W 2 "$address" >"$LOGS/survive.log" 2>&1 &
+    local ping=$!
+    wait_for 5 "the first answers" grep -q "icmp_seq=20 " "$LOGS/survive.log"
+    "$BIN/vwire" lab kill "$LAB" "${control[@]}"
+    say "killed while the ping runs: ${control[*]}"
+    wait "$ping" || true
+    tail -n 3 "$LOGS/survive.log"
+    grep -q "250 packets transmitted, 250 received" "$LOGS/survive.log"
+    "$BIN/vwire" lab restart "$LAB" "${control[@]}"
+    say "started again; the same checks, on the same vWires:"
+    "$BIN/vwire" lab check "$LAB"
+}
+
+lab_down() {
+    "$BIN/vwire" lab down "$LAB"
+    ! ip netns list | grep "vw-$LAB-"
 }
 
 # in_background LOG COMMAND...: starts COMMAND and stops it when the script ends.
@@ -43,12 +69,23 @@ in_background() {
     local log=$LOGS/$1.log
     shift
     "$@" >"$log" 2>&1 &
-    LAST_PID=$!
-    undo stop_pid "$LAST_PID"
+    undo stop_pid "$!"
 }
 
 start_engines() {
     local n
+    mkdir -p "$RUN"
+    undo rm -rf "$RUN"
+    for n in 1 2; do
+        ip netns add "vwire-demo-$n"
+        undo ip netns del "vwire-demo-$n"
+        ip -n "vwire-demo-$n" link set lo up
+    done
+    ip link add vwire-u1 netns vwire-demo-1 type veth peer name vwire-u2 netns vwire-demo-2
+    for n in 1 2; do
+        ip -n "vwire-demo-$n" addr add "10.9.0.$n/24" dev "vwire-u$n"
+        ip -n "vwire-demo-$n" link set "vwire-u$n" up
+    done
     for n in 1 2; do
         in_background "engine-node$n" nice -n -20 ip netns exec "vwire-demo-$n" "$BIN/vwire-dataplane" --config "$ROOT/config/demo/node$n.toml"
     done
@@ -58,46 +95,22 @@ start_engines() {
     done
 }
 
-start_responder() {
-    in_background responder "$BIN/examples/icmp_responder" --role client --socket "$RUN/node2.memif.sock" --address 10.60.1.2/30
-}
-
-memif_ping() {
-    "$BIN/examples/ping" --role client --socket "$RUN/node1.memif.sock" --address 10.60.1.1/30 --count 10 --interval 0.1 10.60.1.2
-}
-
-kernel_ping() {
-    ip netns exec vwire-demo-pod1 ping -c 10 -i 0.1 -W 2 10.60.2.2
-    say "one packet of the full MTU:"
-    ip netns exec vwire-demo-pod1 ping -c 1 -W 2 -M do -s 1418 10.60.2.2
-}
-
-counters() {
-    local n
-    for n in 1 2; do
-        say "node $n"
-        "$BIN/vwire-dataplane" stats --path "$RUN/node$n.stats"
-    done
-}
-
-throughput_memif() {
+throughput() {
+    say "memif → memif:"
     "$BIN/traffic" --from "$RUN/load-in.sock" --to "$RUN/load-out.sock" --size 64,512,1500 --seconds 2 --core 1
-}
-
-throughput_vxlan() {
-    say "sent on node 1, counted behind the tunnel on node 2; 200,000 frames a second:"
+    say "memif → VXLAN → memif, 200,000 frames a second:"
     "$BIN/traffic" --from "$RUN/load-far.sock" --to "$RUN/load-sink.sock" --size 64,1400 --seconds 2 --rate 200000
-    say "as many as node 1 takes (two engines and the traffic share $(nproc) cores, so what is lost is counted below):"
-    "$BIN/traffic" --from "$RUN/load-far.sock" --to "$RUN/load-sink.sock" --size 64,1400 --seconds 2
 }
 
 step "build (release)" build
-step "two nodes and two pods as network namespaces" make_nodes
-step "an engine on each node" start_engines
-step "memif responder on node 2" start_responder
-loud_step "ping: memif → VXLAN → memif" memif_ping
-loud_step "ping: tap → VXLAN → tap" kernel_ping
-loud_step "throughput: memif → memif" throughput_memif
-loud_step "throughput: memif → VXLAN → memif" throughput_vxlan
-loud_step "per-port counters" counters
+loud_step "two nodes, six workloads: vwire lab up" lab_up
+loud_step "pings, a TCP transfer, paths: vwire lab check" "$BIN/vwire" lab check "$LAB"
+loud_step "every role: vwire status" "$BIN/vwire" status
+loud_step "a kernel client's vWire, hop by hop: vwire path" "$BIN/vwire" path nsc-kernel-0
+loud_step "a memif client's vWire, hop by hop: vwire path" "$BIN/vwire" path nsc-memif-0
+loud_step "who would serve a client, and why: vwire explain" explain
+loud_step "the control plane dies and no packet is lost" survive
+loud_step "nothing is left: vwire lab down" lab_down
+step "the engine alone: two nodes joined by VXLAN" start_engines
+loud_step "throughput" throughput
 say "done; everything is taken down again"

@@ -28,7 +28,7 @@ run_target() {
         -artifact_prefix="$LOGS/artifacts/$target-" -print_final_stats=1 "$LOGS/corpus/$target" "$corpus"
 }
 
-for crate in memif/fuzz dataplane/fuzz; do
+for crate in memif/fuzz dataplane/fuzz control/fuzz; do
     # -Z flags are not needed, but the host's build scripts must not be instrumented: hence an explicit target.
     step "build $crate" cargo build --release --locked --manifest-path "$crate/Cargo.toml" \
         --target "$(rustc -vV | sed -n 's/^host: //p')"

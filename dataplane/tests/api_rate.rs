@@ -44,13 +44,12 @@ async fn grow(what: &str, sizes: &[usize], connect: impl Fn(&Rig, usize) -> Vec<
     let mut there = 0;
     for size in sizes {
         let begin = Instant::now();
-        let from = there;
         for i in there..*size {
             let ops = connect(&rig, i);
             rig.apply(ops).await.unwrap();
-            there = i + 1;
         }
-        let each = begin.elapsed() / (there - from).max(1) as u32;
+        let each = begin.elapsed() / (size - there).max(1) as u32;
+        there = *size;
         let (mut made, mut removed) = (Vec::new(), Vec::new());
         for _ in 0..50 {
             let ops = connect(&rig, there);
@@ -87,6 +86,14 @@ fn transactions_beside_many_ports() {
             connection(i, pipe("p", &format!("p{i}")), server(&socket, i))
         })
         .await;
+    });
+}
+
+#[test]
+#[ignore = "figures, for people"]
+fn transactions_beside_many_interfaces() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
         let netns = Netns::new();
         let path = format!("/run/netns/{}", netns.name);
         grow("kernel + memif", &[5, 500, 1000], |rig, i| {

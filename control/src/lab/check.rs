@@ -1,15 +1,20 @@
 //! `lab check`: whether what the file says is so.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use super::process;
 use super::spec::{Check, Client, Leg};
 use super::{Lab, LabError, roles};
 use crate::cli::AdminClient;
-use crate::obs::ConnectionView;
+use crate::obs::{ConnectionView, Status};
 
 /// Port of the TCP transfer.
 const TRANSFER_PORT: u16 = 5201;
+/// How long a client's pings may take.
+const PING_TIME: Duration = Duration::from_secs(20);
+/// Between looks.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What a check found.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -79,6 +84,35 @@ fn bare(address: &str) -> String {
     address.split('/').next().unwrap_or_default().to_owned()
 }
 
+/// A client with memif pings all the time; this waits for as many of them as are wanted.
+async fn memif_ping(lab: &Lab, from: &str, view: &ConnectionView, count: u32) -> Result<Outcome, LabError> {
+    let check = format!("{from} → {}: {count} pings by memif, none lost", view.service);
+    let admin = AdminClient(lab.layout().admin(&roles::client(from)));
+    let figures = async || -> Result<(u64, u64), LabError> {
+        let status: Result<Status, _> = admin.get("/status").await;
+        let status = status.map_err(|error| LabError::failed(&check, error))?;
+        let sessions = status.reports.get("sessions").cloned().unwrap_or_default();
+        let pings = &sessions[view.id.as_str()]["pings"];
+        Ok((pings["sent"].as_u64().unwrap_or_default(), pings["answered"].as_u64().unwrap_or_default()))
+    };
+    let before = figures().await?;
+    let deadline = Instant::now() + PING_TIME;
+    loop {
+        let now = figures().await?;
+        let (sent, answered) = (now.0 - before.0, now.1 - before.1);
+        let seen = format!("{sent} sent, {answered} answered");
+        // One may be under way at either end.
+        let lost = sent.saturating_sub(answered) > 1;
+        if lost || Instant::now() > deadline {
+            return Ok(Outcome { check, failed: Some(seen.clone()), seen });
+        }
+        if answered >= u64::from(count) {
+            return Ok(Outcome { check, failed: None, seen });
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 async fn ping(
     lab: &Lab,
     from: &str,
@@ -95,7 +129,7 @@ async fn ping(
         });
     };
     if leg(lab, from, &view.service) == Some(Leg::Memif) {
-        return Ok(Outcome { check, failed: Some("memif".into()), seen: String::new() });
+        return memif_ping(lab, from, view, count).await;
     }
     let words =
         ["-c", &count.to_string(), "-s", &size.to_string(), "-i", "0.02", "-W", "2", "-M", "do", &address];

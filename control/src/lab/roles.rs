@@ -198,11 +198,15 @@ impl Make<'_> {
     }
 
     fn client(&self, domain: &Domain, node: &Node, client: &Client) -> Start {
-        let more = env([
+        let mut more = env([
             ("NSM_CONNECT_TO", self.layout.manager(node).to_string()),
             ("NSM_NETWORK_SERVICES", client.services.join(",")),
             ("NSM_LOCAL_DNS_SERVER_ENABLED", "false".to_owned()),
         ]);
+        if client.services.iter().any(|service| Client::leg(service) == Some(Leg::Memif)) {
+            // By memif there is no `ping`: the client does it, and counts.
+            more.extend(env([("VWIRE_PING_INTERVAL", "50ms".to_owned())]));
+        }
         let own = client.env.clone().into_iter().collect();
         self.role("nsc", &client.name, &client.name, Some(domain), [more, own].concat())
     }
