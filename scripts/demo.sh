@@ -42,9 +42,9 @@ explain() {
         "$BIN/vwire" explain far-kernel --labels app=demo --connect-to "unix://$FILES/node-1.nsm.sock"
 }
 
-# The control plane is killed, all of it at once and on both nodes; the engines are not.
+# The control plane is killed, all of it at once and on both nodes, and an endpoint with it; the engines are not.
 survive() {
-    local address control=(node-node-1 nsmgr-node-2 forwarder-node-2 registry-cluster nse-far-kernel nsc-nsc-kernel)
+    local address control=(nsmgr-node-1 forwarder-node-1 nsmgr-node-2 forwarder-node-2 registry-cluster nse-far-kernel)
     address=$(address_of far-kernel)
     ip netns exec "vw-$LAB-nsc-kernel" ping -i 0.02 -c 250 -W 2 "$address" >"$LOGS/survive.log" 2>&1 &
     local ping=$!

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use vwire_control::config::{Common, Effective};
-use vwire_control::roles::{Process, begin, ca, forwarder, nsc, nse, nsmgr, registry};
+use vwire_control::roles::{Process, begin, ca, forwarder, node, nsc, nse, nsmgr, registry};
 use vwire_control::{cli, config};
 
 /// Network Service Mesh: the roles of a mesh, and looks into a running one.
@@ -26,6 +26,8 @@ enum Command {
     Forwarder(Box<forwarder::Settings>),
     /// The manager of a node: clients, endpoints and forwarders of the node call it.
     Nsmgr(Box<nsmgr::Settings>),
+    /// A manager and a forwarder in one process.
+    Node(Box<node::Settings>),
     /// A domain's registry: which services there are, and who offers them.
     Registry(Box<registry::Settings>),
     /// A client: asks for network services and keeps them.
@@ -77,6 +79,10 @@ async fn run(command: Command, effective: Effective) -> Result<(), String> {
         Command::Nsmgr(settings) => {
             let process = start(&settings.common, "nsmgr", &settings.name, effective).await?;
             nsmgr::run(*settings, process).await.map_err(text)
+        }
+        Command::Node(settings) => {
+            let process = start(&settings.common, "node", &settings.name, effective).await?;
+            node::run(*settings, process).await.map_err(text)
         }
         Command::Registry(settings) => {
             let process = start(&settings.common, "registry", "registry", effective).await?;

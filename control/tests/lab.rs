@@ -61,7 +61,7 @@ fn assert_nothing_left(layout: &Layout) {
 #[tokio::test]
 async fn half_an_up_leaves_nothing_and_down_may_be_said_twice() {
     let mut spec = shipped("one-node.yaml", "half");
-    // A registry that can't start: its node's log names the reason, and the rest is taken down again.
+    // An address that this machine does not have: the manager ends, and what is up already is taken down again.
     spec.domains[0].nodes[0].env.insert("NSM_LISTEN_ON".to_owned(), "tcp://203.0.113.1:1".to_owned());
     let run = Run::new(&[&spec]);
     let layout = Layout::new(&run.0, &spec.name);

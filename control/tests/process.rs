@@ -95,7 +95,7 @@ async fn flag_beats_environment_beats_file_and_signals_are_heard() {
         "ca_svid_lifetime: 20m\nmax_token_lifetime: 5m\ndial_timeout: 2s\nlog_level: INFO\nca_trust_domain: file.test\n",
     )
     .unwrap();
-    let admin = path("admin.sock");
+    let admin = path("ca-file.test.sock");
     let workload = format!("/x={}", path("api.sock").display());
     let env = [
         ("VWIRE_ADMIN", url(&admin)),

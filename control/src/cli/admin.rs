@@ -19,6 +19,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest answer that is read: 1,000 connections are about 2 MB.
 const MAX_ANSWER: usize = 256 << 20;
 
+/// What names of admin sockets begin with.
+const ROLES: [&str; 7] = ["ca", "forwarder", "node", "nsc", "nse", "nsmgr", "registry"];
+/// How deep below the directory admin sockets are: lab/NAME/admin.
+const DEPTH: usize = 4;
+
 /// Why a process was not heard.
 #[derive(Debug, thiserror::Error)]
 #[error("{target}: {reason}")]
@@ -136,23 +141,50 @@ impl Where {
     }
 }
 
-/// All unix sockets in `directory` and below `lab/`, sorted by path.
+/// The admin sockets in `directory` and in folders called `admin` below it, sorted by path. Other sockets are left alone: whoever
+/// listens there would be called in a language that it does not speak.
 fn sockets(directory: &Path) -> Vec<Target> {
     let mut found = Vec::new();
-    collect(directory, 4, &mut found);
+    collect(directory, true, DEPTH, &mut found);
     found.sort();
     found.into_iter().map(Target::Unix).collect()
 }
 
-fn collect(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+fn collect(directory: &Path, admin: bool, depth: usize, found: &mut Vec<PathBuf>) {
     use std::os::unix::fs::FileTypeExt;
     let Ok(entries) = std::fs::read_dir(directory) else { return };
     for entry in entries.flatten() {
-        let Ok(kind) = entry.file_type() else { continue };
-        if kind.is_socket() && entry.path().extension().is_some_and(|extension| extension == "sock") {
+        let (Ok(kind), name) = (entry.file_type(), entry.file_name()) else { continue };
+        let name = name.to_string_lossy();
+        let role = ROLES.iter().any(|role| name.strip_prefix(role).is_some_and(|rest| rest.starts_with('-')));
+        if kind.is_socket() && admin && role && name.ends_with(".sock") {
             found.push(entry.path());
         } else if kind.is_dir() && depth > 0 {
-            collect(&entry.path(), depth - 1, found);
+            collect(&entry.path(), name == "admin", depth - 1, found);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn admin_sockets_are_found_and_others_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let admin = dir.path().join("lab/two/admin");
+        std::fs::create_dir_all(&admin).unwrap();
+        let paths = [
+            dir.path().join("nsmgr-a.sock"),
+            admin.join("nsc-b.sock"),
+            dir.path().join("dataplane.sock"),
+            dir.path().join("lab/two/nsmgr-a.sock"),
+            admin.join("other.sock"),
+        ];
+        let _sockets: Vec<_> =
+            paths.iter().map(|path| std::os::unix::net::UnixListener::bind(path).unwrap()).collect();
+        let found = sockets(dir.path());
+        let expected = [Target::Unix(paths[1].clone()), Target::Unix(paths[0].clone())];
+        assert_eq!(found, expected);
     }
 }

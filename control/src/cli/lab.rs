@@ -31,6 +31,9 @@ enum LabVerb {
         /// What all roles log, in place of the file's log_level.
         #[arg(long, value_name = "LEVEL")]
         log_level: Option<String>,
+        /// Leaves what was made if something fails, to look at it; `lab down` takes it away.
+        #[arg(long)]
+        keep: bool,
     },
     /// Runs the checks of a lab that is up. Fails if one of them does.
     Check {
@@ -74,7 +77,7 @@ impl LabArgs {
     /// [`VerbError`].
     pub async fn run(&self) -> Result<(), VerbError> {
         match &self.verb {
-            LabVerb::Up { file, log_level } => self.up(file, log_level.as_deref()).await,
+            LabVerb::Up { file, log_level, keep } => self.up(file, log_level.as_deref(), *keep).await,
             LabVerb::Check { lab, output } => self.check(&self.find(lab)?, *output).await,
             LabVerb::Down { lab } => {
                 let name = name(lab)?;
@@ -103,7 +106,7 @@ impl LabArgs {
         }
     }
 
-    async fn up(&self, file: &Path, log_level: Option<&str>) -> Result<(), VerbError> {
+    async fn up(&self, file: &Path, log_level: Option<&str>, keep: bool) -> Result<(), VerbError> {
         let mut spec = Spec::load(file).map_err(LabError::from)?;
         if let Some(level) = log_level {
             spec.log_level = level.to_owned();
@@ -112,8 +115,14 @@ impl LabArgs {
         let started = Instant::now();
         let steps = Steps::new();
         let name = spec.name.clone();
+        let make = async {
+            match keep {
+                true => Lab::up_and_keep(&spec, &self.run, &programs, &steps).await,
+                false => Lab::up(&spec, &self.run, &programs, &steps).await,
+            }
+        };
         let up = tokio::select! {
-            up = Lab::up(&spec, &self.run, &programs, &steps) => up,
+            up = make => up,
             _ = tokio::signal::ctrl_c() => {
                 lab::down(&self.run, &name, &steps).await?;
                 Err(LabError::failed(format!("lab {name}"), "interrupted; it is down again"))

@@ -6,10 +6,12 @@ use serde::Serialize;
 
 use super::table::Table;
 use super::{Output, VerbError, Where, from_now, print, print_json};
-use crate::obs::{ConnectionView, Heal, HopView, MechanismView};
+use crate::obs::{ConnectionView, Heal, HopView, MechanismView, Status};
+use crate::transport::Target;
 
-/// Hops put their counters in the path under these names, as forwarders do in NSM: one set for each leg.
-const SIDES: [(&str, &str); 2] = [("client", "client_"), ("endpoint", "server_")];
+/// Hops put their counters in the path under these names, one set for each leg: as a server toward the client, as a client toward the
+/// endpoint.
+const SIDES: [&str; 2] = ["server_", "client_"];
 
 /// `vwire path`
 #[derive(Debug, Clone, clap::Args)]
@@ -41,8 +43,15 @@ impl PathArgs {
     /// # Errors
     /// [`VerbError`].
     pub async fn run(&self) -> Result<(), VerbError> {
-        let answers: Vec<(_, Vec<ConnectionView>)> = self.place.ask("/connections").await?;
-        let all = wholes(answers.into_iter().flat_map(|(_, views)| views));
+        let (answers, processes) = tokio::join!(self.place.ask("/connections"), self.place.ask("/status"));
+        let answers: Vec<(Target, Vec<ConnectionView>)> = answers?;
+        let processes: Vec<(Target, Status)> = processes?;
+        let identified = answers.into_iter().flat_map(|(target, views)| {
+            let process = processes.iter().find(|(other, _)| *other == target);
+            let id = process.and_then(|(_, status)| status.spiffe_id.clone());
+            views.into_iter().map(move |view| identify(view, id.as_deref()))
+        });
+        let all = wholes(identified);
         let Some(wanted) = &self.connection else {
             return match self.output {
                 Output::Json => print_json(&all),
@@ -57,6 +66,15 @@ impl PathArgs {
             Output::Table => print(&hops(&one)),
         }
     }
+}
+
+/// A view that says who its hop is. (Tokens would, but roles keep those to themselves.)
+fn identify(mut view: ConnectionView, id: Option<&str>) -> ConnectionView {
+    let own = view.hops.iter_mut().find(|hop| hop.id == view.id);
+    if let (Some(own), Some(id)) = (own, id) {
+        own.spiffe_id = Some(id.to_owned());
+    }
+    view
 }
 
 /// Puts the views of one vWire together.
@@ -77,6 +95,11 @@ fn whole(views: Vec<ConnectionView>) -> Option<Whole> {
         let Some(hop) = whole.view.hops.iter().position(|hop| hop.id == view.id) else { continue };
         whole.legs.insert(hop, view.mechanisms.clone());
         whole.roles.insert(hop, view.role.clone());
+        // What a hop says of itself is fresher than what the path has of it.
+        if let Some(own) = view.hops.iter().find(|own| own.id == view.id) {
+            whole.view.hops[hop].metrics.extend(own.metrics.clone());
+            whole.view.hops[hop].spiffe_id.clone_from(&own.spiffe_id);
+        }
         if let Some(heal) = &view.last_heal {
             whole.heals.insert(hop, heal.clone());
         }
@@ -197,7 +220,7 @@ fn names(legs: &[MechanismView]) -> Option<String> {
 
 /// A figure of a hop for both of its legs.
 fn metric(hop: &HopView, name: &str) -> Option<String> {
-    let of = |(_, prefix): &(&str, &str)| hop.metrics.get(&format!("{prefix}{name}")).cloned();
+    let of = |prefix: &&str| hop.metrics.get(&format!("{prefix}{name}")).cloned();
     let both: Vec<String> = SIDES.iter().filter_map(of).collect();
     (!both.is_empty()).then(|| both.join(" / "))
 }
@@ -228,6 +251,8 @@ mod tests {
     #[test]
     fn views_of_hops_make_one_path() {
         let mut forwarder = view("forwarder", 2, 4);
+        forwarder.hops[2].metrics.insert("client_rx_packets".into(), "77".into());
+        forwarder = identify(forwarder, Some("spiffe://d/fwd"));
         forwarder.last_heal = Some(Heal { at: 0, reason: "endpoint gone".into(), seconds: 0.5 });
         let all = wholes([view("nse", 3, 4), forwarder, view("nsc", 0, 4), view("nsmgr", 1, 2)].into_iter());
         assert_eq!(all.len(), 1);
@@ -239,7 +264,11 @@ mod tests {
         {
             assert!(line.contains(role) && line.contains(leg), "{line}");
         }
-        assert!(lines[2].contains("endpoint gone"));
+        assert!(
+            lines[2].contains("endpoint gone")
+                && lines[2].contains("77")
+                && lines[2].contains("spiffe://d/fwd")
+        );
     }
 
     #[test]
@@ -258,7 +287,7 @@ mod tests {
 
     #[test]
     fn counters_of_both_legs_are_shown() {
-        let metrics = [("client_rx_packets", "5"), ("server_rx_packets", "6")];
+        let metrics = [("server_rx_packets", "5"), ("client_rx_packets", "6")];
         let metrics = metrics.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
         let hop = HopView { metrics, ..HopView::default() };
         assert_eq!(metric(&hop, "rx_packets").as_deref(), Some("5 / 6"));

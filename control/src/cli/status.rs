@@ -46,9 +46,11 @@ fn table(all: &[(Target, Status)]) -> String {
     let mut table =
         Table::new(&["ROLE", "NAME", "VERSION", "PID", "UPTIME", "READY", "UP", "DOWN", "REPORTS", "SVID"]);
     for (_, status) in all {
-        let svid = status
-            .svid_expires
-            .map_or_else(|| "INSECURE".to_owned(), |end| format!("ends {}", from_now(end)));
+        let svid = match status.svid_expires {
+            Some(end) => format!("ends {}", from_now(end)),
+            None if status.insecure => "INSECURE".to_owned(),
+            None => String::new(),
+        };
         table.row([
             status.role.clone(),
             status.name.clone(),
@@ -90,6 +92,7 @@ mod tests {
             uptime_seconds: 61,
             up: 2,
             down: 1,
+            insecure: true,
             reports: Map::from_iter([
                 ("endpoints".to_owned(), json!(3)),
                 ("listen".to_owned(), json!(["a", "b"])),

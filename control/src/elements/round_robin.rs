@@ -83,8 +83,7 @@ impl Failures {
         const SHOWN: usize = 5;
         let count = self.0.len();
         let code = self.0.last().map_or(Code::DeadlineExceeded, |(_, status)| status.code());
-        let each: Vec<String> =
-            self.0.iter().take(SHOWN).map(|(name, status)| format!("{name}: {}", status.message())).collect();
+        let each: Vec<String> = self.0.iter().take(SHOWN).map(|(name, status)| named(name, status)).collect();
         match count {
             0 => Status::new(code, format!("no time was left to try {of_what}")),
             1 => Status::new(code, each.concat()),
@@ -95,4 +94,11 @@ impl Failures {
             }
         }
     }
+}
+
+/// What a candidate said; it has named itself unless it is of another make or was not reached.
+fn named(name: &str, status: &Status) -> String {
+    let text = status.message();
+    let by_itself = text.strip_prefix(name).is_some_and(|rest| rest.starts_with(": "));
+    if by_itself { text.to_owned() } else { format!("{name}: {text}") }
 }

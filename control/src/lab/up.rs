@@ -20,7 +20,7 @@ const CONNECTED: Duration = Duration::from_secs(40);
 /// Between looks.
 const LOOK: Duration = Duration::from_millis(20);
 /// Lines of a log that an error quotes.
-const TAIL: usize = 15;
+const TAIL: usize = 6;
 
 /// The programs of a lab.
 #[derive(Debug, Clone)]
@@ -80,22 +80,43 @@ impl Lab {
         programs: &Programs,
         progress: &dyn Progress,
     ) -> Result<Self, LabError> {
+        // If the name is taken, what is there is another's.
+        make_directory(&Layout::new(run, &spec.name))?;
+        let error = match Self::make_all(spec, run, programs, progress).await {
+            Ok(lab) => return Ok(lab),
+            Err(error) => error,
+        };
+        Err(match down(run, &spec.name, &super::Silent).await {
+            Ok(_) => error,
+            Err(left) => LabError::failed(error.to_string(), format!("and then, taking it down: {left}")),
+        })
+    }
+
+    /// As [`up`](Self::up), but what was made stays if something fails: to look at it.
+    ///
+    /// # Errors
+    /// As [`up`](Self::up).
+    pub async fn up_and_keep(
+        spec: &Spec,
+        run: &Path,
+        programs: &Programs,
+        progress: &dyn Progress,
+    ) -> Result<Self, LabError> {
+        make_directory(&Layout::new(run, &spec.name))?;
+        Self::make_all(spec, run, programs, progress).await
+    }
+
+    async fn make_all(
+        spec: &Spec,
+        run: &Path,
+        programs: &Programs,
+        progress: &dyn Progress,
+    ) -> Result<Self, LabError> {
         let layout = Layout::new(run, &spec.name);
-        make_directory(&layout)?;
         let record = Record::new(spec);
         let mut lab = Self { layout, record, programs: programs.clone(), run: run.to_owned() };
-        match lab.make(progress).await {
-            Ok(()) => Ok(lab),
-            Err(error) => {
-                let undone = down(run, &spec.name, &super::Silent).await;
-                Err(match undone {
-                    Ok(_) => error,
-                    Err(left) => {
-                        LabError::failed(error.to_string(), format!("and then, taking it down: {left}"))
-                    }
-                })
-            }
-        }
+        lab.make(progress).await?;
+        Ok(lab)
     }
 
     /// A lab that another process brought up; None if there is none.

@@ -174,7 +174,8 @@ impl Admin {
         for (_, reporter) in self.reporters() {
             reports.extend(reporter.report().await);
         }
-        let svid = whole!(self.process.identity.read()).as_ref().and_then(Identity::current);
+        let identity = whole!(self.process.identity.read()).clone();
+        let svid = identity.as_ref().and_then(Identity::current);
         let up = connections.iter().filter(|connection| connection.state == "UP").count();
         Status {
             role: self.process.role.clone(),
@@ -183,6 +184,7 @@ impl Admin {
             pid: std::process::id(),
             uptime_seconds: self.process.started.elapsed().as_secs(),
             not_ready: self.not_ready(),
+            insecure: identity.is_some() && svid.is_none(),
             spiffe_id: svid.as_ref().map(|svid| svid.id.to_string()),
             svid_expires: svid.map(|svid| super::view::seconds(svid.not_after)),
             up,

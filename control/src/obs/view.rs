@@ -106,7 +106,9 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Why it is not ready yet; empty if it is.
     pub not_ready: Vec<String>,
-    /// Who it is; none without TLS.
+    /// True if it runs without TLS.
+    pub insecure: bool,
+    /// Who it is; none without TLS, and of an issuer.
     pub spiffe_id: Option<String>,
     /// When its SVID ends: seconds since 1970.
     pub svid_expires: Option<i64>,

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use super::Process;
 use crate::api::path::{self, PathExt};
-use crate::api::registry::{NetworkService, NetworkServiceEndpoint, NetworkServiceLabels};
+use crate::api::registry::{NetworkServiceEndpoint, NetworkServiceLabels};
 use crate::chain::service::Service;
 use crate::chain::{Chain, Element, State};
 use crate::config::{self, Labels, List, Maybe};
@@ -28,6 +28,7 @@ use crate::elements::authorize::PathPolicy;
 use crate::elements::connect::Connected;
 use crate::elements::mechanisms::{Kernel, Kind, Memif, TowardEndpoint, Tunnel, Vxlan};
 use crate::elements::monitor::Strictness;
+use crate::elements::stats::metrics;
 use crate::elements::{
     Authorize, Begin, Binding, Commit, Connect, Discover, Follow, ForgetFds, Hub, Mechanisms, Monitor,
     RecvFd, RoundRobin, SendFd, Stats, Timeout, TrimPath, UpdatePath, UpdateToken,
@@ -41,6 +42,8 @@ use crate::transport::{Limits, ServeError, Server, Target};
 
 /// How long a start waits for the engine.
 const ENGINE_TIME: Duration = Duration::from_secs(30);
+/// How old counters may be that an operator is shown.
+const FRESH: Duration = Duration::from_millis(200);
 /// Settings of the Go forwarder that mean nothing here: they are about VPP and SR-IOV.
 const IGNORED: [&str; 18] = [
     "NSM_VPP_API_SOCKET",
@@ -186,8 +189,8 @@ fn register(settings: &Settings, server: &Server, registry: Arc<dyn Registry>) -
         url,
         ..Default::default()
     };
-    let service = NetworkService { name: settings.nsname.clone(), ..Default::default() };
-    Keeper::start(registry, vec![service], endpoint)
+    // Not the service: a domain has many forwarders, and the first one's identity would own it. (The Go forwarder does not, either.)
+    Keeper::start(registry, Vec::new(), endpoint)
 }
 
 async fn find_tunnel(settings: &Settings) -> Result<Option<Tunnel>, ForwarderError> {
@@ -341,11 +344,18 @@ struct Report {
 
 #[async_trait]
 impl Reporter for Report {
+    /// With the counters of now; those in the path are of the last Request.
     async fn connections(&self) -> Vec<ConnectionView> {
+        let counted = self.dataplane.client.stats(FRESH).await.ok();
         let view = |connection: Arc<crate::api::connection::Connection>| {
-            let view = ConnectionView::of(&connection);
-            match self.dataplane.wanted.get(&connection.id).and_then(|record| record.note.toward_endpoint) {
-                Some(mechanism) => view.toward_endpoint(&mechanism),
+            let mut view = ConnectionView::of(&connection);
+            let Some(record) = self.dataplane.wanted.get(&connection.id) else { return view };
+            let port = |name: &str| counted.as_ref().and_then(|counted| counted.port(name));
+            if let Some(hop) = view.hops.get_mut(view.index as usize) {
+                hop.metrics.extend(metrics(&record, port));
+            }
+            match &record.note.toward_endpoint {
+                Some(mechanism) => view.toward_endpoint(mechanism),
                 None => view,
             }
         };

@@ -27,7 +27,7 @@ use crate::elements::{
 use crate::endpoint::context::{DnsContext, PolicyRoutes, dns_configs};
 use crate::endpoint::ipam::{Groups, Ipam, Policy};
 use crate::endpoint::responder::Responder;
-use crate::endpoint::{Idle, Kernel, Mechanisms, Memif, Noop};
+use crate::endpoint::{EndpointMechanism, Idle, Kernel, Mechanisms, Memif, Noop};
 use crate::identity::policy::Policies;
 use crate::obs::{ConnectionView, Reporter};
 use crate::registry::Registry;
@@ -120,9 +120,37 @@ pub struct Settings {
     #[arg(long, env = "VWIRE_NETNS", value_name = "FILE", default_value = "")]
     pub netns: Maybe<PathBuf>,
 
+    /// Mechanisms that we take: KERNEL, MEMIF, NOOP. Among them the client's preferences have the order.
+    #[arg(long, env = "VWIRE_MECHANISMS", value_name = "TYPES", default_value = "KERNEL,MEMIF,NOOP")]
+    pub mechanisms: List<MechanismKind>,
+
     /// Who may go on with a connection that another began: `off` as in Go, `healing` or `exact`.
     #[arg(long, env = "VWIRE_BINDING", value_enum, default_value_t = Binding::Healing)]
     pub binding: Binding,
+}
+
+/// A mechanism that an endpoint may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MechanismKind {
+    /// A kernel interface.
+    Kernel,
+    /// Shared memory.
+    Memif,
+    /// Nothing: the client is told how it would be reached.
+    Noop,
+}
+
+impl FromStr for MechanismKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.to_ascii_uppercase().as_str() {
+            "KERNEL" => Ok(Self::Kernel),
+            "MEMIF" => Ok(Self::Memif),
+            "NOOP" => Ok(Self::Noop),
+            _ => Err("not a mechanism of endpoints; there are KERNEL, MEMIF and NOOP".to_owned()),
+        }
+    }
 }
 
 /// `NSM_DNS_CONFIGS`.
@@ -206,11 +234,14 @@ fn chain(
         .map_err(|reason| NseError::Setting { name: "NSM_PBR_CONFIG_PATH", reason })?;
     let idle = (!settings.idle_timeout.is_zero())
         .then(|| Arc::new(Idle::new(settings.idle_timeout, process.shutdown.clone())) as Arc<dyn Element>);
-    let mechanisms = Mechanisms::new(vec![
-        Arc::new(Kernel::new(namespace.clone())),
-        Arc::new(Memif::new(namespace, responder)),
-        Arc::new(Noop),
-    ]);
+    let make = |kind: &MechanismKind| -> Arc<dyn EndpointMechanism> {
+        match kind {
+            MechanismKind::Kernel => Arc::new(Kernel::new(namespace.clone())),
+            MechanismKind::Memif => Arc::new(Memif::new(namespace.clone(), Arc::clone(&responder))),
+            MechanismKind::Noop => Arc::new(Noop),
+        }
+    };
+    let mechanisms = Mechanisms::new(settings.mechanisms.iter().map(make).collect());
     Ok(Chain::new(settings.name.clone(), |handle| {
         let mut elements: Vec<Arc<dyn Element>> = vec![
             Arc::new(UpdatePath::new(settings.name.clone())),

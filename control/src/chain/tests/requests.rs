@@ -77,7 +77,7 @@ async fn an_error_names_its_hops_and_leaves_nothing() {
     let status = client.request(&manager, client.first(0, "picky")).await.unwrap_err();
     assert_eq!(
         status.message(),
-        "nsmgr-1: forwarder-1: forwarder-1: no endpoint of `picky` matches no labels; 1 candidate refused: \
+        "nsmgr-1: forwarder-1: no endpoint of `picky` matches no labels; 1 candidate refused: \
          picky-1: app=foo where app=bar is asked for"
     );
     assert_eq!(status.code(), Code::NotFound);

@@ -204,7 +204,7 @@ async fn refresh(
     known.state = std::mem::take(&mut call.state);
     let done = done.map(|mut connection| {
         connection.state = ConnectionState::Up.into();
-        if call.peer().is_some() {
+        if call.peer().is_some() && !known.owner.is_same(call, &connection) {
             known.owner = Owner::of(call, &connection);
         }
         known.connection = connection;

@@ -76,7 +76,8 @@ impl Owner {
         Err(refuse(asked))
     }
 
-    fn is_same(&self, call: &Call, asked: &Connection) -> bool {
+    /// True if the call comes from whom the last one came, by the same connection.
+    pub(super) fn is_same(&self, call: &Call, asked: &Connection) -> bool {
         self.caller.as_ref() == caller(call) && self.previous == previous(asked)
     }
 

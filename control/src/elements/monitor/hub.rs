@@ -79,13 +79,18 @@ impl Hub {
 
     /// A connection as it is now, in our coordinates; it was asked for by `caller`.
     pub fn update(&self, connection: Connection, caller: Option<&SpiffeId>) {
-        let mut hops: Vec<String> = caller.map(ToString::to_string).into_iter().collect();
-        for segment in &path::of(&connection).path_segments {
-            hops.extend(claimed_subject(&segment.token));
-        }
-        hops.sort_unstable();
-        hops.dedup();
-        self.lock().put(connection, hops.into());
+        let mut inner = self.lock();
+        // Who the hops are is read from their tokens; a refresh has the same hops.
+        let same_caller =
+            |hops: &[String]| caller.is_none_or(|caller| hops.binary_search(&caller.to_string()).is_ok());
+        let known = inner.connections.get(&connection.id);
+        let known =
+            known.filter(|known| ids(&known.connection).eq(ids(&connection)) && same_caller(&known.hops));
+        let hops = match known {
+            Some(known) => Arc::clone(&known.hops),
+            None => hops(&connection, caller).into(),
+        };
+        inner.put(connection, hops);
     }
 
     /// What the next hop says of a connection: its path from there on, its context and its state.
@@ -238,6 +243,17 @@ impl Watcher {
         self.only.as_ref().is_none_or(|only| hops.binary_search(only).is_ok())
             && selects(&self.selector, connection)
     }
+}
+
+/// The SPIFFE IDs of a connection's hops, sorted: of the caller, and what tokens claim.
+fn hops(connection: &Connection, caller: Option<&SpiffeId>) -> Vec<String> {
+    let mut hops: Vec<String> = caller.map(ToString::to_string).into_iter().collect();
+    hops.extend(
+        path::of(connection).path_segments.iter().filter_map(|segment| claimed_subject(&segment.token)),
+    );
+    hops.sort_unstable();
+    hops.dedup();
+    hops
 }
 
 fn ids(connection: &Connection) -> impl Iterator<Item = &str> {
