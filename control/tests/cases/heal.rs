@@ -175,8 +175,7 @@ pub fn c29_registry_restarts_empty(plan: Plan) {
 /// registration's end.
 pub fn c30_endpoint_gone_close_while_healing(plan: Plan) {
     let mut mesh = Mesh::start("c30", plan);
-    let endpoint =
-        mesh.endpoint(0, "nse-1", &[set("NSM_MAX_TOKEN_LIFETIME", "8s"), set("NSM_TRY_TIMEOUT", "2s")]);
+    let endpoint = mesh.endpoint(0, "nse-1", &super::expiry::short_registration());
     let mark = mesh.observer.mark();
     let mut client = mesh.client(0, "nsc", SERVICE, &[set("NSM_REQUEST_TIMEOUT", "3s")]);
     client.connected(&mut mesh, mark);
