@@ -52,8 +52,7 @@ pub fn short_registration() -> [Setting; 2] {
 /// An endpoint dies: its registration ends with its token.
 pub fn c18_endpoint_dies_registration_ends(plan: Plan) {
     let mut mesh = Mesh::start("c18", plan);
-    let endpoint =
-        mesh.endpoint(0, "nse-1", &[set("NSM_MAX_TOKEN_LIFETIME", "6s"), set("NSM_TRY_TIMEOUT", "2s")]);
+    let endpoint = mesh.endpoint(0, "nse-1", &short_registration());
     let _space = endpoint.kill();
     mesh.wait_gone("nse-1");
 }
