@@ -148,7 +148,10 @@ impl Make<'_> {
             ("NSM_LISTEN_ON", listen),
             ("NSM_REGISTRY_URL", registry),
             // The machine's own prefixes are not the lab's.
-            ("VWIRE_EXCLUDED_PREFIXES_FILE", self.layout.scratch("excluded_prefixes.yaml").display().to_string()),
+            (
+                "VWIRE_EXCLUDED_PREFIXES_FILE",
+                self.layout.scratch("excluded_prefixes.yaml").display().to_string(),
+            ),
         ]);
         let forwarder = env([
             ("NSM_TUNNEL_IP", address(self.spec, &node.name).to_string()),
