@@ -77,7 +77,7 @@ up() {
         printf '[workers]\ncores = [0]\n[api]\nsocket = "%s"\n[stats]\npath = "%s"\n' "$RUN/engine" "$RUN/engine.stats" >"$RUN/engine.toml"
         start engine "$SPACE" "$BIN/vwire-dataplane" -- --config "$RUN/engine.toml"
         wait_for 10 "the engine" test -S "$RUN/engine"
-        engine=(VWIRE_DATAPLANE="$RUN/engine" NSM_TUNNEL_IP=127.0.0.1)
+        engine=(VWIRE_DATAPLANE="unix://$RUN/engine" NSM_TUNNEL_IP=127.0.0.1)
     fi
     start forwarder "$SPACE" "$PROGRAM" NSM_DATAPLANE="${1:-kernel}" NSM_CONNECT_TO="unix://$RUN/nsmgr.io" \
         NSM_LISTEN_ON="unix://$RUN/forwarder.io" "${engine[@]}" -- forwarder

@@ -58,7 +58,9 @@ impl MemifPath {
         };
         let dialer = Dialer::new(address, config).map_err(|error| error.to_string())?;
         let ethernet = connection.context.as_ref().and_then(|context| context.ethernet_context.as_ref());
-        let mac = ethernet.and_then(|ethernet| parse_mac(&ethernet.src_mac)).unwrap_or_else(made_up_mac);
+        let mac = ethernet
+            .and_then(|ethernet| parse_mac(&ethernet.src_mac))
+            .unwrap_or_else(|| made_up_mac("src", &connection.id));
         let host = Host::new(mode, mac, addresses(connection));
         let attachment = self.responder.attach(&connection.id, Port::Client(Box::new(dialer)), host);
         Ok(Leg { socket: socket.to_owned(), mode, attachment: Arc::new(attachment) })

@@ -138,6 +138,8 @@ pub(super) fn build(
     if aim == Aim::Reselect {
         connection.mechanism = None;
         connection.network_service_endpoint_name.clone_from(&wanted.connection.network_service_endpoint_name);
+        // Addresses and routes are the former endpoint's: another one would leave them beside its own.
+        connection.context.clone_from(&wanted.connection.context);
         // The first Request of all asks for an endpoint anyhow.
         if current.is_some() {
             connection.set_state(State::ReselectRequested);
@@ -273,6 +275,7 @@ mod tests {
         let other = build("nsc", &wanted, Some(&current), Aim::Reselect).connection.unwrap();
         assert_eq!((other.network_service_endpoint_name.as_str(), other.mechanism), ("", None));
         assert_eq!(other.state, State::ReselectRequested as i32);
+        assert_eq!(other.context, wanted.connection.context, "addresses of the former endpoint");
         assert_eq!(other.path.unwrap().path_segments.len(), 2, "ids are kept");
     }
 

@@ -51,11 +51,18 @@ impl Commit {
     }
 }
 
-/// When the caller's token ends, in seconds since 1970; now if that is not said.
+/// The life of a connection between roles without TLS, where no token says it; as `timeout` has it.
+const WITHOUT_TOKENS: u64 = 600;
+
+/// When the caller's token ends, in seconds since 1970.
 fn expiry(connection: &Connection) -> i64 {
     let said = path::of(connection).previous().and_then(|segment| segment.expires.as_ref());
     said.map_or_else(
-        || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64),
+        || {
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |now| (now.as_secs() + WITHOUT_TOKENS) as i64)
+        },
         |expires| expires.seconds,
     )
 }

@@ -128,13 +128,20 @@ pub fn hosts(addresses: &[String]) -> Vec<IpAddr> {
 /// The endpoint's Ethernet address: the one that the context gives it, else one made up.
 fn mac(connection: &Connection) -> Mac {
     let ethernet = connection.context.as_ref().and_then(|context| context.ethernet_context.as_ref());
-    ethernet.and_then(|ethernet| parse_mac(&ethernet.dst_mac)).unwrap_or_else(made_up_mac)
+    ethernet
+        .and_then(|ethernet| parse_mac(&ethernet.dst_mac))
+        .unwrap_or_else(|| made_up_mac("dst", &connection.id))
 }
 
-/// A locally administered address.
-pub fn made_up_mac() -> Mac {
-    let mut mac: Mac = rand::random();
-    mac[0] = 0x02;
+/// A locally administered address for one side of a connection: the same after a restart, so that neighbours that remember it are
+/// right.
+pub fn made_up_mac(side: &str, connection: &str) -> Mac {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    (side, connection).hash(&mut hasher);
+    let [_, _, _, rest @ ..] = hasher.finish().to_be_bytes();
+    let mut mac = [0x02; 6];
+    mac[1..].copy_from_slice(&rest);
     mac
 }
 

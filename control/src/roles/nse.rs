@@ -127,6 +127,11 @@ pub struct Settings {
     /// Who may go on with a connection that another began: `off` as in Go, `healing` or `exact`.
     #[arg(long, env = "VWIRE_BINDING", value_enum, default_value_t = Binding::Healing)]
     pub binding: Binding,
+
+    /// Shows watchers only the connections that they are a hop of, without tokens. With false everyone sees all, as in Go.
+    #[arg(long, env = "VWIRE_MONITOR_STRICT", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
+          action = clap::ArgAction::Set)]
+    pub monitor_strict: bool,
 }
 
 /// A mechanism that an endpoint may take.
@@ -192,7 +197,7 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NseError> {
     let place = Place::choose(&settings.listen_on)?;
     let server = Server::bind(std::slice::from_ref(&place.target), settings.limits.clone()).await?;
     let policies = Arc::new(if settings.common.insecure { Policies::off() } else { Policies::standard() });
-    let hub = Hub::new(Strictness::Strict);
+    let hub = Hub::new(if settings.monitor_strict { Strictness::Strict } else { Strictness::Open });
     let chain = chain(&settings, &process, policies.clone(), &hub)?;
     process.admin.report(Arc::new(Report(Arc::clone(&hub))));
     let service = Service::new(chain, hub, process.identity.clone());

@@ -182,12 +182,13 @@ impl Manager {
             let mut elements = standard.elements(&chain);
             elements.extend([
                 Arc::new(info) as Arc<dyn crate::chain::Element>,
-                Arc::new(DiscoverForwarder::new(Arc::clone(found), forwarders, &public_url)),
-                Arc::new(NetSvcMonitor::new(Arc::clone(found), chain)),
-                Arc::new(ExcludedPrefixes::new(&settings.excluded_prefixes_file)),
+                // Ahead of the choice of a forwarder: descriptors come once, and each forwarder that is tried gets them.
                 Arc::new(ForgetFds),
                 Arc::new(SendFd),
                 Arc::new(RecvFd),
+                Arc::new(DiscoverForwarder::new(Arc::clone(found), forwarders, &public_url)),
+                Arc::new(NetSvcMonitor::new(Arc::clone(found), chain)),
+                Arc::new(ExcludedPrefixes::new(&settings.excluded_prefixes_file)),
                 Arc::new(Connect::new(Arc::clone(&process.pool)).following(Arc::clone(&follow))),
             ]);
             elements

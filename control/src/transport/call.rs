@@ -29,6 +29,8 @@ pub fn origin<T>(request: &Request<T>) -> Result<Origin, Status> {
     let peer = peer(request)?;
     let token = match token(request.metadata(), &peer) {
         Ok(token) => Some(token),
+        // Without TLS there are none, and nothing to say about it.
+        Err(_) if peer.leaf.is_none() => None,
         Err(reason) => {
             let id = peer.id.as_ref().map(ToString::to_string);
             tracing::info!(peer = id, address = ?peer.address, %reason, "a call without a usable token");

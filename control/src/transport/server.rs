@@ -157,7 +157,9 @@ async fn accept(listener: Listener, shared: Arc<Shared>) {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%at, %error, "a connection was not accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                if is_scarcity(&error) {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
                 continue;
             }
         };
@@ -182,6 +184,13 @@ async fn accept(listener: Listener, shared: Arc<Shared>) {
     if tokio::time::timeout(shared.limits.drain_time, drained).await.is_err() {
         tracing::debug!(%at, "calls that had not ended were cut off");
     }
+}
+
+/// True if the next attempt would fail as well; anything else is one peer's trouble, and must not make others wait.
+fn is_scarcity(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let scarce = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    scarce.iter().any(|scarce| error.raw_os_error() == Some(scarce.raw_os_error()))
 }
 
 fn refuse(at: &str, address: &PeerAddress, _: &Option<TryAcquireError>, limits: &Limits) {

@@ -334,7 +334,7 @@ impl Mesh {
         ];
         if kind == Kind::Vwire {
             let socket = self.engine(node, name);
-            all.push(set("VWIRE_DATAPLANE", socket.display().to_string()));
+            all.push(set("VWIRE_DATAPLANE", format!("unix://{}", socket.display())));
         }
         all.extend_from_slice(settings);
         let space = self.nodes[node].space.name.clone();

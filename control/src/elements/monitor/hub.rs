@@ -81,8 +81,11 @@ impl Hub {
     pub fn update(&self, connection: Connection, caller: Option<&SpiffeId>) {
         let mut inner = self.lock();
         // Who the hops are is read from their tokens; a refresh has the same hops.
+        let same_caller =
+            |hops: &[String]| caller.is_none_or(|caller| hops.binary_search(&caller.to_string()).is_ok());
+        let known = inner.connections.get(&connection.id);
         let known =
-            inner.connections.get(&connection.id).filter(|known| ids(&known.connection).eq(ids(&connection)));
+            known.filter(|known| ids(&known.connection).eq(ids(&connection)) && same_caller(&known.hops));
         let hops = match known {
             Some(known) => Arc::clone(&known.hops),
             None => hops(&connection, caller).into(),

@@ -75,6 +75,9 @@ fn strictly_a_watcher_sees_what_it_is_a_hop_of_and_no_tokens() {
     assert_eq!(seen("nsmgr", "x"), ["a", "b"]);
     assert_eq!(seen("mallory", "x"), Vec::<String>::new());
     assert_eq!(seen("x", "x"), ["a", "b"], "our own identity sees all");
+    // A caller of another identity, by the same path: after its restart, say.
+    hub.update(one("other", "b"), Some(&spiffe("restarted")));
+    assert_eq!((seen("restarted", "x"), seen("previous", "x")), (vec!["b".to_owned()], vec![]));
     // To name the id of another does not help.
     let mut watch = hub.watch(by_id("nsc-0"), Some(&spiffe("mallory")), None);
     assert_eq!(ids_of(next(&mut watch)), (InitialStateTransfer, vec![]));

@@ -268,6 +268,17 @@ impl Host {
         Heard::EchoReply { from, sequence: u16::from_be_bytes(array(message, 6)) }
     }
 
+    /// Asks for this neighbour's Ethernet address again before it sends to it: another may have the address now.
+    pub fn forget(&mut self, ip: IpAddr) {
+        self.neighbours.retain(|(known, _)| *known != ip);
+    }
+
+    /// Asks for all neighbours again: there is another peer.
+    pub fn forget_all(&mut self) {
+        self.neighbours.clear();
+        self.fragmented.clear();
+    }
+
     fn learn(&mut self, ip: IpAddr, mac: Mac) {
         self.neighbours.retain(|(known, _)| *known != ip);
         if self.neighbours.len() == MAX_NEIGHBOURS {
@@ -496,6 +507,8 @@ mod tests {
         );
         assert_eq!(changed(&mut b, 14 + 9, 0xff), Heard::Nothing, "another protocol");
         assert_eq!(b.hear(&mut reply.clone()), Heard::Nothing, "a reply to someone else");
+        a.forget("10.0.0.9".parse().unwrap());
+        assert!(!a.knows("10.0.0.9".parse().unwrap()));
         b.readdress(vec!["10.0.0.8".parse().unwrap()]);
         assert_eq!(b.hear(&mut request.clone()), Heard::Nothing, "an address that was ours");
         assert!(a.echo_request("fd00::1".parse().unwrap(), 1, 1).is_none());

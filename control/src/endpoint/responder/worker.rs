@@ -26,6 +26,8 @@ const IDLE_NAP: Duration = Duration::from_millis(20);
 const BUSY_FOR: Duration = Duration::from_millis(100);
 /// The command channel's token; the interfaces' count from 1, two each.
 const WAKE: u64 = 0;
+/// A ping that is not answered for so long makes the next one ask for the neighbour again.
+const LOST: Duration = Duration::from_millis(300);
 /// Pings of one interface that wait for an answer.
 const MAX_PINGS: usize = 64;
 
@@ -92,6 +94,13 @@ struct Ping {
     size: usize,
     sent: Option<Instant>,
     done: oneshot::Sender<Duration>,
+}
+
+impl Ping {
+    /// True if it was sent and nobody has answered in time, by ours or the owner's patience.
+    fn is_lost(&self) -> bool {
+        self.sent.is_some_and(|sent| self.done.is_closed() || sent.elapsed() > LOST)
+    }
 }
 
 /// A worker from the outside. Dropped, it ends.
@@ -274,6 +283,8 @@ impl Interface {
         }
         tracing::debug!(interface = self.name, peer = %link.peer_program, "memif link up");
         self.state.link = Some(link);
+        // An endpoint that was replaced may have another Ethernet address.
+        self.host.forget_all();
         self.up.send_replace(true);
         self.send_pings();
     }
@@ -326,6 +337,9 @@ impl Interface {
     }
 
     fn ping(&mut self, to: IpAddr, size: usize, done: oneshot::Sender<Duration>) {
+        if self.state.pings.values().any(|ping| ping.to == to && ping.is_lost()) {
+            self.host.forget(to);
+        }
         self.state.pings.retain(|_, ping| !ping.done.is_closed());
         if self.state.pings.len() >= MAX_PINGS {
             return;
