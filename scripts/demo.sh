@@ -26,7 +26,6 @@ build() {
 }
 
 lab_up() {
-    undo "$BIN/vwire" lab down "$LAB"
     "$BIN/vwire" lab down "$LAB"
     "$BIN/vwire" lab up "$FILE"
 }
@@ -44,7 +43,7 @@ explain() {
 
 # The control plane is killed, all of it at once and on both nodes, and an endpoint with it; the engines are not.
 survive() {
-    local address control=(nsmgr-node-1 forwarder-node-1 nsmgr-node-2 forwarder-node-2 registry-cluster nse-far-kernel)
+    local address control=(node-node-1 nsmgr-node-2 forwarder-node-2 registry-cluster nse-far-kernel)
     address=$(address_of far-kernel)
     ip netns exec "vw-$LAB-nsc-kernel" ping -i 0.02 -c 250 -W 2 "$address" >"$LOGS/survive.log" 2>&1 &
     local ping=$!
@@ -103,6 +102,8 @@ throughput() {
 }
 
 step "build (release)" build
+# Not in a step: a loud one runs in a shell of its own.
+undo "$BIN/vwire" lab down "$LAB"
 loud_step "two nodes, six workloads: vwire lab up" lab_up
 loud_step "pings, a TCP transfer, paths: vwire lab check" "$BIN/vwire" lab check "$LAB"
 loud_step "every role: vwire status" "$BIN/vwire" status

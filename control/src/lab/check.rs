@@ -178,10 +178,11 @@ async fn transfer(lab: &Lab, from: &str, service: &str, megabytes: u32) -> Resul
         return outcome(None, "skipped: iperf3 is not installed".into());
     }
     let port = TRANSFER_PORT.to_string();
-    let server: Vec<String> = ["-s", "-1", "-p", &port].map(str::to_owned).into();
+    // It ends after its one client, or by itself if none came through.
+    let server: Vec<String> = ["30", "iperf3", "-s", "-1", "-p", &port].map(str::to_owned).into();
     let layout = lab.layout().clone();
     let part = endpoint.name.clone();
-    let server = tokio::spawn(async move { process::run(&layout, &part, "iperf3", &server).await });
+    let server = tokio::spawn(async move { process::run(&layout, &part, "timeout", &server).await });
     let client = [
         "-c",
         &address,

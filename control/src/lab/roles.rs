@@ -97,6 +97,7 @@ impl Make<'_> {
             ("NSM_NAME", in_paths.to_owned()),
             ("NSM_LOG_LEVEL", self.spec.log_level.clone()),
             ("VWIRE_ADMIN", self.layout.admin(&process).to_string()),
+            ("TMPDIR", self.layout.directory().join("tmp").display().to_string()),
         ]);
         match domain {
             Some(domain) if domain.insecure => all.extend(env([("VWIRE_INSECURE", "true".to_owned())])),
@@ -143,9 +144,18 @@ impl Make<'_> {
         let listen = format!("{manager},{}", self.layout.manager_tcp(self.spec, node));
         let registry =
             if domain.registry { self.layout.registry(self.spec, domain).to_string() } else { String::new() };
-        let nsmgr = env([("NSM_LISTEN_ON", listen), ("NSM_REGISTRY_URL", registry)]);
+        let nsmgr = env([
+            ("NSM_LISTEN_ON", listen),
+            ("NSM_REGISTRY_URL", registry),
+            // The machine's own prefixes are not the lab's.
+            (
+                "VWIRE_EXCLUDED_PREFIXES_FILE",
+                self.layout.scratch("excluded_prefixes.yaml").display().to_string(),
+            ),
+        ]);
         let forwarder = env([
             ("NSM_TUNNEL_IP", address(self.spec, &node.name).to_string()),
+            ("VWIRE_RUN", self.layout.directory().display().to_string()),
             ("VWIRE_DATAPLANE", format!("unix://{}", self.layout.engine(node).display())),
         ]);
         let role = |role: &str, more: Env| {
