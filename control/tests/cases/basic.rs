@@ -29,8 +29,8 @@ fn one_life(mut mesh: Mesh) {
     let endpoint = mesh.endpoint(0, "nse-1", &[]);
     let mark = mesh.observer.mark();
     let last = mesh.nodes.len() - 1;
-    // Short tokens make `vwire nsc` refresh soon.
-    let mut client = mesh.client(last, "nsc", SERVICE, &[set("NSM_MAX_TOKEN_LIFETIME", "20s")]);
+    // Short tokens make `vwire nsc` refresh soon: after 6 s. A Go server ends a connection 15 s before its token.
+    let mut client = mesh.client(last, "nsc", SERVICE, &[set("NSM_MAX_TOKEN_LIFETIME", "30s")]);
     let connection = client.connected(&mut mesh, mark);
     let path = names(&connection);
     assert_eq!(path.len(), path_length(&mesh), "{path:?}");
