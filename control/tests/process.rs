@@ -58,7 +58,9 @@ fn a_wrong_setting_ends_the_start_with_its_name_and_the_reason() {
     let file = dir.path().join("ca.toml");
     std::fs::write(&file, "max_token_lifetime = 600\n").unwrap();
     let file = file.to_str().unwrap();
-    let cases: [(&[&str], &[(&str, &str)], &str); 6] = [
+    /// Arguments, environment, and what the error says.
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
+    let cases: [Case<'_>; 6] = [
         (&["ca"], &[("NSM_DIAL_TIMEOUT", "750")], "NSM_DIAL_TIMEOUT: \"750\": 750 has no unit"),
         (&["ca"], &[("NSM_LOG_LEVEL", "")], "NSM_LOG_LEVEL: \"\": not a level"),
         (

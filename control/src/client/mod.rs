@@ -88,5 +88,5 @@ impl Client {
     }
 }
 
-#[cfg(all(test, feature = "paused-clock"))]
+#[cfg(test)]
 mod tests;
