@@ -36,6 +36,8 @@ async fn every_component_may_die_and_come_back() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/lab/one-node.yaml");
     let mut spec = Spec::load(&file).unwrap();
     spec.name = format!("heal-{}", std::process::id());
+    // Manager and forwarder as processes of their own, so that each can die alone.
+    spec.domains[0].nodes[0].split = true;
     let run = tempfile::tempdir().unwrap();
     let programs = Programs::beside(Path::new(env!("CARGO_BIN_EXE_vwire"))).unwrap();
     let mut lab = Lab::up(&spec, run.path(), &programs, &Silent).await.unwrap();

@@ -23,14 +23,14 @@ pub enum Target {
 
 /// A URL that no peer can be dialled by.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{url:?}: {reason}; write tcp://host:port, host:port or unix:///path")]
+#[error("{url:?}: {reason}; write tcp://host:port, host:port, unix:///path or /path")]
 pub struct BadTarget {
     url: String,
     reason: &'static str,
 }
 
 impl Target {
-    /// Reads NSM's URLs: `tcp://host:port`, `unix:///path`, `unix:path`, and `host:port` without a scheme, which shipped manifests
+    /// Reads NSM's URLs: `tcp://host:port`, `unix:///path`, `unix:path`, a bare absolute path, and `host:port` without a scheme, which shipped manifests
     /// rely on (reference/nsm-protocol.md §1.7). `inode://` needs its descriptor and is not read here.
     ///
     /// # Errors
@@ -39,6 +39,9 @@ impl Target {
         let bad = |reason| BadTarget { url: url.to_owned(), reason };
         if let Some(path) = url.strip_prefix("unix://").or_else(|| url.strip_prefix("unix:")) {
             return if path.is_empty() { Err(bad("no path")) } else { Ok(Self::Unix(path.into())) };
+        }
+        if url.starts_with('/') {
+            return Ok(Self::Unix(url.into()));
         }
         let address = url.strip_prefix("tcp://").unwrap_or(url).trim_end_matches('/');
         if address.contains("://") {
@@ -115,6 +118,7 @@ mod tests {
                 "unix:///var/lib/networkservicemesh/nsm.io.sock",
             ),
             ("unix:rel.sock", "unix://rel.sock"),
+            ("/run/vwire/dataplane.sock", "unix:///run/vwire/dataplane.sock"),
         ];
         for (url, shown) in cases {
             assert_eq!(Target::parse(url).unwrap().to_string(), shown, "{url}");

@@ -144,5 +144,7 @@ pub fn c14_endpoint_made_on_request(plan: Plan) {
     let connection = client.connected(&mut mesh, mark);
     assert_eq!(endpoint_of(&connection), "made");
     assert!(client.space.pings(&far_address(&connection)));
-    assert_eq!(mesh.observer.counts(mark, "made", "nsc").0, 1);
+    // The client is as quick as the watch of the new endpoint, whose first event may already have the connection in it.
+    mesh.observer.wait("the Request", mark, "made", "nsc", |event| event.kind != "DELETE");
+    assert!(mesh.observer.counts(mark, "made", "nsc").0 <= 1);
 }
