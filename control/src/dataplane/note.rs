@@ -14,7 +14,7 @@ const MAX: usize = 16_384;
 /// The record. It has no tokens: they are nobody else's business, and stale by the time they would be read.
 #[derive(Clone, PartialEq, Message)]
 pub struct Note {
-    /// [`VERSION`].
+    /// `VERSION`.
     #[prost(uint32, tag = "1")]
     pub version: u32,
     /// The forwarder's name; several may share an engine.

@@ -53,7 +53,7 @@ pub struct Settings {
     #[arg(long, env = "NSM_NETWORK_SERVICES", value_name = "URLS", default_value = "")]
     pub network_services: ServiceUrls,
 
-    /// Services whose connections may get overlapping addresses: [url,url],[url].
+    /// Services whose connections may get overlapping addresses: `[url,url],[url]`.
     #[arg(long, env = "NSM_AWARENESS_GROUPS", value_name = "GROUPS", default_value = "")]
     pub awareness_groups: AwarenessGroups,
 

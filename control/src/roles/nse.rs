@@ -73,7 +73,7 @@ pub struct Settings {
     #[arg(long, env = "NSM_LABELS", value_name = "LABELS", default_value = "")]
     pub labels: Labels,
 
-    /// Prefixes to assign from; a connection gets two addresses of each group: [a,b],c has two groups.
+    /// Prefixes to assign from; a connection gets two addresses of each group: `[a,b],c` has two groups.
     #[arg(long, env = "NSM_CIDR_PREFIX", value_name = "GROUPS", default_value = "169.254.0.0/16")]
     pub cidr_prefix: Groups,
 
