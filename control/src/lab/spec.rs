@@ -176,7 +176,7 @@ pub enum Check {
         /// At least so many came from the client.
         rx_packets_at_least: u64,
     },
-    /// TCP carries something to the endpoint (with iperf3, where it is installed).
+    /// TCP carries something to the endpoint within a second (with iperf3, where it is installed).
     Transfer {
         /// The client, with a kernel interface.
         from: String,
