@@ -24,12 +24,13 @@ fn listening(address: &Address) -> OwnedFd {
 
 /// A relay from one socket to another, and how often it has dialled. Only one test runs at a time: some count descriptors.
 struct Rig {
-    _alone: std::sync::MutexGuard<'static, ()>,
     place: Place,
     front: Address,
     back: Address,
     relay: Relay,
     dialled: Arc<AtomicUsize>,
+    /// Last, so that the next test begins when all else is closed.
+    _alone: std::sync::MutexGuard<'static, ()>,
 }
 
 impl Rig {
@@ -45,7 +46,7 @@ impl Rig {
             memif::connect(&to).map_err(|error| error.to_string())
         });
         let relay = Relay::new(listening(&front), dial).expect("a relay");
-        Self { _alone: alone, place, front, back, relay, dialled }
+        Self { place, front, back, relay, dialled, _alone: alone }
     }
 
     /// Runs the relay until it says something.
@@ -295,6 +296,7 @@ fn the_next_client_waits_until_the_first_is_done() {
 
 #[test]
 fn a_socket_that_does_not_listen_is_refused() {
+    let _alone = alone();
     let dial = || Err("never".to_owned());
     let error = Relay::new(eventfd(), Box::new(dial)).expect_err("an eventfd").to_string();
     assert!(error.contains("is no listening memif socket"), "{error}");
