@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::process;
 use super::spec::{Check, Client, Leg};
-use super::{Lab, LabError, roles};
+use super::{Lab, LabError, Layout, roles};
 use crate::cli::AdminClient;
 use crate::obs::{ConnectionView, Status};
 
@@ -194,26 +194,31 @@ async fn transfer(lab: &Lab, from: &str, service: &str, megabytes: u32) -> Resul
         "2000",
     ];
     let client: Vec<String> = client.map(str::to_owned).into();
-    let mut result = process::run(lab.layout(), from, "iperf3", &client).await?;
-    for _ in 0..50 {
+    let mut report = iperf3(lab.layout(), from, &client).await?;
+    for _ in 0..100 {
         // The server may not listen yet.
-        if result.0 || !result.1.contains("refused") {
+        if !report["error"].as_str().is_some_and(|error| error.contains("refused")) {
             break;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        result = process::run(lab.layout(), from, "iperf3", &client).await?;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        report = iperf3(lab.layout(), from, &client).await?;
     }
-    if !result.0 {
+    if let Some(error) = report["error"].as_str() {
         server.abort();
-        return outcome(Some(result.1), String::new());
+        return outcome(Some(format!("iperf3: {error}")), String::new());
     }
     let _ = server.await;
-    let report: serde_json::Value = serde_json::from_str(&result.1).unwrap_or_default();
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or_default();
     let bytes = report["end"]["sum_received"]["bytes"].as_f64().unwrap_or_default();
     let seen = format!("{:.1} MB at {:.0} Mbit/s", bytes / 1e6, bits / 1e6);
     let enough = bytes >= f64::from(megabytes) * 1e6;
     outcome((!enough).then(|| seen.clone()), seen)
+}
+
+/// One run of iperf3's client. It ends with 0 and an `error` in its report if it was refused, so the report decides.
+async fn iperf3(layout: &Layout, part: &str, args: &[String]) -> Result<serde_json::Value, LabError> {
+    let (_, said) = process::run(layout, part, "iperf3", args).await?;
+    Ok(serde_json::from_str(&said).unwrap_or_else(|_| serde_json::json!({ "error": said })))
 }
 
 fn no_secrets(lab: &Lab) -> Result<Outcome, LabError> {
