@@ -93,6 +93,8 @@ pub struct Engine {
     counters: Counters,
     owners: HashMap<PortIndex, (WorkerId, Attachment)>,
     attachments: u64,
+    /// Tables put in force so far.
+    publications: u64,
     events: Events,
     reported: Receiver<Event>,
 }
@@ -113,6 +115,7 @@ impl Engine {
             counters,
             owners: HashMap::new(),
             attachments: 0,
+            publications: 0,
             events,
             reported,
         };
@@ -227,7 +230,8 @@ impl Engine {
     /// [`EngineError::Stuck`] if a worker does not come round; the tables are in force all the same.
     pub fn publish(&mut self, tables: Tables) -> Result<(), EngineError> {
         let generation = tables.generation;
-        self.publisher.publish(tables);
+        self.publications += 1;
+        self.publisher.publish(Tables { publication: self.publications, ..tables });
         self.counters.header().generation.store(generation, Ordering::Relaxed);
         let deadline = Instant::now() + PATIENCE;
         while !self.publisher.reclaim() {
