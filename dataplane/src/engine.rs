@@ -191,21 +191,24 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes a port from its worker and closes it here, off the packet path.
+    /// Takes a port from its worker. What it was made of is to be dropped off the packet path.
     ///
     /// # Errors
     /// [`EngineError::NotAttached`] or [`EngineError::Stuck`].
-    pub fn detach(&mut self, port: PortIndex) -> Result<(), EngineError> {
+    pub fn detach(&mut self, port: PortIndex) -> Result<PortParts, EngineError> {
         let (worker, _) = self.owners.remove(&port).ok_or(EngineError::NotAttached(port))?;
         let (reply, answer) = bounded(1);
         self.give(worker, Command::Detach { port, reply })?;
         let deadline = Instant::now() + PATIENCE;
-        while answer.recv_timeout(ANSWER).is_err() {
-            if self.is_dead(worker) || Instant::now() > deadline {
-                return Err(EngineError::Stuck(worker.0));
+        loop {
+            match answer.recv_timeout(ANSWER) {
+                Ok(parts) => return Ok(parts),
+                Err(_) if self.is_dead(worker) || Instant::now() > deadline => {
+                    return Err(EngineError::Stuck(worker.0));
+                }
+                Err(_) => {}
             }
         }
-        Ok(())
     }
 
     /// True if the worker's thread has ended, so that no answer will come.
