@@ -32,6 +32,7 @@ use slots::Slots;
 pub struct Begin {
     slots: Slots<Established>,
     binding: Binding,
+    passes_unknown: bool,
 }
 
 /// A connection between runs.
@@ -46,7 +47,14 @@ struct Established {
 impl Begin {
     /// With this rule about who may go on with a connection that someone else began.
     pub fn new(binding: Binding) -> Self {
-        Self { slots: Slots::default(), binding }
+        Self { slots: Slots::default(), binding, passes_unknown: false }
+    }
+
+    /// Passes the Close of an unknown connection on, too: where several processes of one name do the same work, another may have made
+    /// it. What the caller says of it is then all that is known.
+    #[must_use]
+    pub fn passing_unknown(self) -> Self {
+        Self { passes_unknown: true, ..self }
     }
 
     /// Takes over a connection that an earlier process of this role had established: in our coordinates, with what elements would
@@ -146,7 +154,12 @@ impl Element for Begin {
     async fn close(&self, call: &mut Call, connection: Connection, next: Next<'_>) -> Result<(), Status> {
         let lease = self.slots.lease(known_id(&connection)?);
         let mut slot = lease.turn(call).await?;
-        let Some(known) = slot.take() else { return Ok(()) };
+        let Some(known) = slot.take() else {
+            if self.passes_unknown && call.peer().is_some() {
+                return Self::end(call, connection, next).await;
+            }
+            return Ok(());
+        };
         if call.revision.is_some_and(|revision| revision != known.revision) {
             *slot = Some(known);
             return Ok(());
