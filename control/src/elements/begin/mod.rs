@@ -12,6 +12,8 @@ use crate::api::networkservice::NetworkServiceRequest;
 use crate::chain::{Call, Element, Next, Origin, State};
 use crate::identity::SpiffeId;
 
+use super::authorize::Refused;
+
 mod owner;
 mod slots;
 
@@ -26,7 +28,9 @@ use slots::Slots;
 /// - A refresh that fails leaves the connection as it was.
 /// - Close of an unknown connection is done already; that of a known one gets the connection as it was answered last, whatever
 ///   the caller passed.
-/// - A Request in the state `RESELECT_REQUESTED` is a Close and a first Request in one.
+/// - A Close that the policies refuse leaves the connection as it was.
+/// - A Request in the state `RESELECT_REQUESTED` is a Close and a first Request in one. The policies judge the Close, too, by how
+///   this Request came: it may have come by another hop than the one before.
 /// - A run that the role itself starts names the connection by its id; where it gives no path, it gets the stored connection and
 ///   preferences.
 pub struct Begin {
@@ -84,10 +88,25 @@ impl Begin {
     /// Ends the connection as elements know it, in the coordinates of this chain; what they remember goes.
     async fn end(call: &mut Call, connection: Connection, next: Next<'_>) -> Result<(), Status> {
         let done = guarded(next.close(call, connection)).await;
-        call.state.clear();
-        call.next_hop = None;
-        call.candidates.clear();
+        forget(call);
         done
+    }
+
+    /// Closes what is there, told to elements as `closing`. It is given back if the policies refuse that.
+    async fn end_known(
+        call: &mut Call,
+        mut known: Established,
+        closing: Connection,
+        next: Next<'_>,
+    ) -> (Option<Established>, Result<(), Status>) {
+        call.state = std::mem::take(&mut known.state);
+        let done = guarded(next.close(call, closing)).await;
+        if call.state.remove::<Refused>().is_some() {
+            known.state = std::mem::take(&mut call.state);
+            return (Some(known), done);
+        }
+        forget(call);
+        (None, done)
     }
 
     /// Frees what elements keep for a connection that never came to be.
@@ -138,12 +157,16 @@ impl Element for Begin {
                 mechanism_preferences: known.preferences.clone(),
             };
         }
-        if request.connection.as_ref().is_some_and(wants_reselect) {
-            call.state = known.state;
-            if let Err(status) = Self::end(call, known.connection, next).await {
-                tracing::info!(%status, "closing before a new selection");
+        if let Some(asked) = request.connection.as_ref().filter(|asked| wants_reselect(asked)) {
+            let (closing, revision) = (come_anew(&known.connection, asked), known.revision);
+            let (kept, done) = Self::end_known(call, known, closing, next).await;
+            *slot = kept;
+            match done {
+                Err(status) if slot.is_some() => return Err(status),
+                Err(status) => tracing::info!(%status, "closing before a new selection"),
+                Ok(()) => {}
             }
-            *slot = Some(first(call, request, next, known.revision + 1).await?);
+            *slot = Some(first(call, request, next, revision + 1).await?);
             return Ok(answer(&slot));
         }
         let (established, done) = refresh(call, request, next, known).await;
@@ -168,9 +191,31 @@ impl Element for Begin {
             *slot = Some(known);
             return Err(status);
         }
-        call.state = known.state;
-        Self::end(call, known.connection, next).await
+        let closing = known.connection.clone();
+        let (kept, done) = Self::end_known(call, known, closing, next).await;
+        *slot = kept;
+        done
     }
+}
+
+/// After a Close: nothing is remembered.
+fn forget(call: &mut Call) {
+    call.state.clear();
+    call.next_hop = None;
+    call.candidates.clear();
+}
+
+/// A connection that is there, with the path up to us as it is in a later Request: the rest of the path is where it went.
+fn come_anew(known: &Connection, asked: &Connection) -> Connection {
+    let mut closing = known.clone();
+    if let (Some(old), Some(new)) = (closing.path.as_mut(), asked.path.as_ref()) {
+        let ours = (new.index as usize + 1).min(new.path_segments.len());
+        let onward = old.path_segments.split_off((old.index as usize + 1).min(old.path_segments.len()));
+        old.path_segments = new.path_segments[..ours].to_vec();
+        old.path_segments.extend(onward);
+        old.index = new.index;
+    }
+    closing
 }
 
 /// A Request for what is not there yet.
