@@ -13,7 +13,7 @@ use tonic::Status;
 use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
 
 use super::hops::subject;
-use super::{EndpointEvent, Found, Owner, Registry, RegistryCall, ServiceEvent};
+use super::{Layer, Owner, Registry, RegistryCall};
 use crate::chain::Origin;
 use crate::transport::Peer;
 
@@ -134,7 +134,13 @@ fn refused(why: impl std::fmt::Display) -> Status {
 }
 
 #[async_trait]
-impl<R: Registry> Registry for Authorize<R> {
+impl<R: Registry> Layer for Authorize<R> {
+    type Inner = R;
+
+    fn inner(&self) -> &R {
+        &self.inner
+    }
+
     async fn register_service(
         &self,
         call: &mut RegistryCall,
@@ -153,15 +159,6 @@ impl<R: Registry> Registry for Authorize<R> {
         self.inner.unregister_service(call, service).await
     }
 
-    async fn find_services(
-        &self,
-        call: &mut RegistryCall,
-        query: NetworkService,
-        watch: bool,
-    ) -> Result<Found<ServiceEvent>, Status> {
-        self.inner.find_services(call, query, watch).await
-    }
-
     async fn register_endpoint(
         &self,
         call: &mut RegistryCall,
@@ -178,15 +175,6 @@ impl<R: Registry> Registry for Authorize<R> {
     ) -> Result<(), Status> {
         self.check(call, [])?;
         self.inner.unregister_endpoint(call, endpoint).await
-    }
-
-    async fn find_endpoints(
-        &self,
-        call: &mut RegistryCall,
-        query: NetworkServiceEndpoint,
-        watch: bool,
-    ) -> Result<Found<EndpointEvent>, Status> {
-        self.inner.find_endpoints(call, query, watch).await
     }
 }
 

@@ -13,6 +13,7 @@ use crate::identity::policy::{BadPolicies, Policies};
 use crate::obs::Reporter;
 use crate::registry::Registry;
 use crate::registry::authorize::{Authorize, Provider, Strict, TokenRules};
+use crate::registry::foreign::{Admit, Foreign};
 use crate::registry::hops::Hops;
 use crate::registry::interdomain::Interdomain;
 use crate::registry::memory::{self, StateError, Store};
@@ -56,6 +57,11 @@ pub struct Settings {
     /// Who may provide a service: service=spiffe://prefix. A service without a rule may be provided by anybody.
     #[arg(long, env = "VWIRE_REGISTRY_PROVIDERS", value_name = "RULES", default_value = "")]
     pub providers: List<Provider>,
+
+    /// What members of other trust domains may register: `apart` (what no member of ours has), `any`, `none`, or trust domains that may
+    /// register anything.
+    #[arg(long, env = "VWIRE_REGISTRY_FOREIGN", value_name = "WHOM", default_value = "apart")]
+    pub foreign: Admit,
 
     /// Most endpoints, and most services, of one identity.
     #[arg(long, env = "VWIRE_REGISTRY_PER_IDENTITY", value_name = "COUNT", default_value_t = memory::Limits::default().per_identity)]
@@ -124,6 +130,7 @@ fn rules(settings: &Settings, process: &Process) -> Result<Option<Arc<dyn TokenR
     let common = &settings.common;
     // Read even if they are of no use, so that a slip shows at once.
     let policies = Policies::of_masks(&common.registry_server_policies, &common.registry_client_policies)?;
+    let policies = policies.with_transit(&common.transit);
     Ok(process.identity.current().map(|_| Arc::new(policies) as _))
 }
 
@@ -137,7 +144,7 @@ fn store(settings: &Settings) -> Result<Store, StateError> {
     }
 }
 
-/// The registry from the outside in: this hop in the path, who may, which domain, the store.
+/// The registry from the outside in: this hop in the path, who may, which domain, what of other domains, the store.
 fn chain(
     settings: &Settings,
     process: &Process,
@@ -149,7 +156,7 @@ fn chain(
         Arc::new(remote) as Arc<dyn Registry>
     });
     let strict = Strict { asserters: settings.asserters.0.clone(), providers: settings.providers.0.clone() };
-    let domains = Interdomain::new(store, proxy);
+    let domains = Interdomain::new(Foreign::new(store, settings.foreign.clone()), proxy);
     Arc::new(Hops::new(Authorize::new(domains, rules, strict), process.tokens.clone()))
 }
 

@@ -2,6 +2,7 @@
 
 mod calls;
 mod carriers;
+mod federation;
 mod life;
 mod services;
 mod strangers;
