@@ -123,12 +123,14 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NsmgrProxyE
     let target = settings.registry_proxy_url.clone();
     let beyond = Remote::new(Arc::clone(&process.pool), target).with_rules(rules.clone());
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
-    let setup = Setup { door: &settings.door, bounds: &settings.bounds, rules, beyond: Arc::new(beyond) };
+    let (common, door, bounds) = (&settings.common, &settings.door, &settings.bounds);
+    let setup = Setup { common, door, bounds, rules, beyond: Arc::new(beyond) };
     setup.serve(server, process).await
 }
 
 /// What a proxy is made of.
 pub(super) struct Setup<'a> {
+    pub common: &'a config::Common,
     pub door: &'a Door,
     pub bounds: &'a Bounds,
     pub rules: Option<Arc<dyn TokenRules>>,
@@ -186,7 +188,7 @@ impl Setup<'_> {
                 // What another proxy of our name has made is closed by us, too.
                 Arc::new(Begin::new(door.binding).passing_unknown()),
                 Arc::new(UpdateToken::new(process.tokens.clone())),
-                Arc::new(Authorize::new(path_policy(process))),
+                Arc::new(Authorize::new(path_policy(self.common, process))),
                 Arc::new(Timeout::new(chain)),
                 Arc::new(Monitor::new(Arc::clone(&hub))),
                 Arc::new(TrimPath),
@@ -207,9 +209,9 @@ impl Setup<'_> {
 }
 
 /// As everywhere: the caller has signed, and each hop was meant for the next.
-fn path_policy(process: &Process) -> Arc<dyn PathPolicy> {
+fn path_policy(common: &config::Common, process: &Process) -> Arc<dyn PathPolicy> {
     match process.identity.current() {
-        Some(_) => Arc::new(Policies::standard()),
+        Some(_) => Arc::new(Policies::standard().with_transit(&common.transit)),
         None => Arc::new(Policies::off()),
     }
 }
