@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use vwire_control::config::{Common, Effective};
-use vwire_control::roles::{Process, begin, ca, forwarder, node, nsc, nse, nsmgr, registry};
+use vwire_control::roles::{Process, begin, ca, forwarder, node, nsc, nse, nsmgr, nsmrs, registry};
 use vwire_control::{cli, config};
 
 /// Network Service Mesh: the roles of a mesh, and looks into a running one.
@@ -30,6 +30,8 @@ enum Command {
     Node(Box<node::Settings>),
     /// A domain's registry: which services there are, and who offers them.
     Registry(Box<registry::Settings>),
+    /// The registry of several domains, which floating interdomain names are found in.
+    Nsmrs(Box<nsmrs::Settings>),
     /// A client: asks for network services and keeps them.
     Nsc(Box<nsc::Settings>),
     /// An endpoint that answers pings.
@@ -40,6 +42,8 @@ enum Command {
     Path(cli::PathArgs),
     /// Shows which endpoints would serve a client, and why not the others.
     Explain(cli::ExplainArgs),
+    /// Makes trust domains believe each other, and ends that.
+    Link(cli::LinkArgs),
     /// Brings up topologies on this machine, checks them, and takes them down.
     Lab(cli::LabArgs),
 }
@@ -88,6 +92,10 @@ async fn run(command: Command, effective: Effective) -> Result<(), String> {
             let process = start(&settings.common, "registry", "registry", effective).await?;
             registry::run(*settings, process).await.map_err(text)
         }
+        Command::Nsmrs(settings) => {
+            let process = start(&settings.common, "nsmrs", "nsmrs", effective).await?;
+            nsmrs::run(*settings, process).await.map_err(text)
+        }
         Command::Nsc(settings) => {
             let process = start(&settings.common, "nsc", &settings.name, effective).await?;
             nsc::run(*settings, process).await.map_err(text)
@@ -99,6 +107,7 @@ async fn run(command: Command, effective: Effective) -> Result<(), String> {
         Command::Status(args) => args.run().await.map_err(text),
         Command::Path(args) => args.run().await.map_err(text),
         Command::Explain(args) => args.run().await.map_err(text),
+        Command::Link(args) => args.run().await.map_err(text),
         Command::Lab(args) => args.run().await.map_err(text),
     }
 }

@@ -43,4 +43,4 @@ mod values;
 
 pub use common::Common;
 pub use load::{Effective, Origin, Setting, StartError, load};
-pub use values::{Labels, List, Maybe, boolean, duration};
+pub use values::{Labels, List, Maybe, boolean, duration, seconds};

@@ -6,6 +6,7 @@ pub mod node;
 pub mod nsc;
 pub mod nse;
 pub mod nsmgr;
+pub mod nsmrs;
 mod process;
 pub mod registry;
 
