@@ -12,7 +12,7 @@ use crate::config::{self, List, Maybe};
 use crate::identity::policy::{BadPolicies, Policies};
 use crate::obs::Reporter;
 use crate::registry::Registry;
-use crate::registry::authorize::{Authorize, Provider, Strict, TokenRules};
+use crate::registry::authorize::{Authorize, Strict, TokenRules};
 use crate::registry::hops::Hops;
 use crate::registry::interdomain::Interdomain;
 use crate::registry::memory::{self, StateError, Store};
@@ -49,21 +49,13 @@ pub struct Settings {
     #[arg(long, env = "VWIRE_REGISTRY_STATE", value_name = "FILE")]
     pub state: Option<PathBuf>,
 
-    /// Who may register for others: SPIFFE IDs that begin so. Managers and proxies do; anybody may if it is empty.
-    #[arg(long, env = "VWIRE_REGISTRY_ASSERTERS", value_name = "PREFIXES", default_value = "")]
-    pub asserters: List<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub strict: Strict,
 
-    /// Who may provide a service: service=spiffe://prefix. A service without a rule may be provided by anybody.
-    #[arg(long, env = "VWIRE_REGISTRY_PROVIDERS", value_name = "RULES", default_value = "")]
-    pub providers: List<Provider>,
-
-    /// Most endpoints, and most services, of one identity.
-    #[arg(long, env = "VWIRE_REGISTRY_PER_IDENTITY", value_name = "COUNT", default_value_t = memory::Limits::default().per_identity)]
-    pub per_identity: usize,
-
-    /// Most endpoints, and most services, in all.
-    #[arg(long, env = "VWIRE_REGISTRY_TOTAL", value_name = "COUNT", default_value_t = memory::Limits::default().total)]
-    pub total: usize,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub store: memory::Limits,
 }
 
 /// Why the registry can't run.
@@ -128,9 +120,7 @@ fn rules(settings: &Settings, process: &Process) -> Result<Option<Arc<dyn TokenR
 }
 
 fn store(settings: &Settings) -> Result<Store, StateError> {
-    let limits =
-        memory::Limits { per_identity: settings.per_identity, total: settings.total, ..Default::default() };
-    let store = memory::Settings { expire: settings.expire_period, limits };
+    let store = memory::Settings { expire: settings.expire_period, limits: settings.store.clone() };
     match &settings.state {
         Some(file) => Store::open(store, file),
         None => Ok(Store::new(store)),
@@ -148,9 +138,8 @@ fn chain(
         let remote = Remote::new(Arc::clone(&process.pool), target).with_rules(rules.clone());
         Arc::new(remote) as Arc<dyn Registry>
     });
-    let strict = Strict { asserters: settings.asserters.0.clone(), providers: settings.providers.0.clone() };
     let domains = Interdomain::new(store, proxy);
-    Arc::new(Hops::new(Authorize::new(domains, rules, strict), process.tokens.clone()))
+    Arc::new(Hops::new(Authorize::new(domains, rules, settings.strict.clone()), process.tokens.clone()))
 }
 
 /// What `vwire status` shows.

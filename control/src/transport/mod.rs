@@ -5,11 +5,13 @@
 
 mod call;
 mod dial;
+mod ends;
 mod hop;
 mod limits;
 mod listen;
 mod peer;
 mod pool;
+mod quotas;
 mod server;
 mod services;
 mod stream;

@@ -2,6 +2,7 @@
 
 mod calls;
 mod life;
+mod quotas;
 mod services;
 mod strangers;
 mod support;
