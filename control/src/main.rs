@@ -69,8 +69,8 @@ async fn run(command: Command, effective: Effective) -> Result<(), String> {
     match command {
         Command::Ca(settings) => {
             let name = settings.trust_domain.to_string();
-            let (_, shutdown) = begin(&settings.common, "ca", &name, effective).await.map_err(text)?;
-            ca::run(*settings, shutdown).await.map_err(text)
+            let (admin, shutdown) = begin(&settings.common, "ca", &name, effective).await.map_err(text)?;
+            ca::run(*settings, admin, shutdown).await.map_err(text)
         }
         Command::Forwarder(settings) => {
             let process = start(&settings.common, "forwarder", &settings.name, effective).await?;

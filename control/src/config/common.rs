@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{List, Maybe, boolean, duration};
 use crate::identity::TrustDomain;
+use crate::identity::policy::Transit;
 use crate::obs::{LogFormat, LogLevel};
 use crate::transport::Target;
 
@@ -63,6 +64,10 @@ pub struct Common {
         default_value = "etc/nsm/opa/common/.*.rego,etc/nsm/opa/registry/.*.rego,etc/nsm/opa/client/.*.rego"
     )]
     pub registry_client_policies: List<String>,
+
+    /// Foreign trust domains that may speak for others than themselves, as domains that lie between two others do: VIA=DOMAIN or VIA=*.
+    #[arg(long, env = "VWIRE_TRANSIT", value_name = "VIA=DOMAIN", default_value = "")]
+    pub transit: List<Transit>,
 
     /// The admin port: a unix socket or host:port. /run/vwire/ROLE-NAME.sock where it is left out.
     #[arg(long, env = "VWIRE_ADMIN", value_name = "URL", default_value = "")]

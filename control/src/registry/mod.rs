@@ -25,6 +25,7 @@ pub mod authorize;
 pub mod cache;
 pub mod expiry;
 pub mod find;
+pub mod foreign;
 pub mod hops;
 pub mod interdomain;
 pub mod keeper;

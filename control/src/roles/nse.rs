@@ -196,7 +196,8 @@ pub enum NseError {
 pub async fn run(settings: Settings, process: Process) -> Result<(), NseError> {
     let place = Place::choose(&settings.listen_on)?;
     let server = Server::bind(std::slice::from_ref(&place.target), settings.limits.clone()).await?;
-    let policies = Arc::new(if settings.common.insecure { Policies::off() } else { Policies::standard() });
+    let policies = if settings.common.insecure { Policies::off() } else { Policies::standard() };
+    let policies = Arc::new(policies.with_transit(&settings.common.transit));
     let hub = Hub::new(if settings.monitor_strict { Strictness::Strict } else { Strictness::Open });
     let chain = chain(&settings, &process, policies.clone(), &hub)?;
     process.admin.report(Arc::new(Report(Arc::clone(&hub))));

@@ -231,7 +231,9 @@ fn policies(settings: &Settings) -> Result<Rules, NsmgrError> {
     }
     let registrations =
         Policies::of_masks(&common.registry_server_policies, &common.registry_client_policies)?;
-    Ok((Arc::new(Policies::standard()), Some(Arc::new(registrations))))
+    let registrations = registrations.with_transit(&common.transit);
+    let calls = Policies::standard().with_transit(&common.transit);
+    Ok((Arc::new(calls), Some(Arc::new(registrations))))
 }
 
 fn check_name(name: &str) -> Result<(), NsmgrError> {

@@ -13,6 +13,7 @@ use crate::identity::policy::{BadPolicies, Policies};
 use crate::obs::Reporter;
 use crate::registry::Registry;
 use crate::registry::authorize::{Authorize, Strict, TokenRules};
+use crate::registry::foreign::{Admit, Foreign};
 use crate::registry::hops::Hops;
 use crate::registry::interdomain::Interdomain;
 use crate::registry::memory::{self, StateError, Store};
@@ -56,6 +57,11 @@ pub struct Settings {
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened")]
     pub store: memory::Limits,
+
+    /// What members of other trust domains may register: `apart` (what no member of ours has), `any`, `none`, or trust domains that may
+    /// register anything.
+    #[arg(long, env = "VWIRE_REGISTRY_FOREIGN", value_name = "WHOM", default_value = "apart")]
+    pub foreign: Admit,
 }
 
 /// Why the registry can't run.
@@ -116,6 +122,7 @@ fn rules(settings: &Settings, process: &Process) -> Result<Option<Arc<dyn TokenR
     let common = &settings.common;
     // Read even if they are of no use, so that a slip shows at once.
     let policies = Policies::of_masks(&common.registry_server_policies, &common.registry_client_policies)?;
+    let policies = policies.with_transit(&common.transit);
     Ok(process.identity.current().map(|_| Arc::new(policies) as _))
 }
 
@@ -127,7 +134,7 @@ fn store(settings: &Settings) -> Result<Store, StateError> {
     }
 }
 
-/// The registry from the outside in: this hop in the path, who may, which domain, the store.
+/// The registry from the outside in: this hop in the path, who may, which domain, what of other domains, the store.
 fn chain(
     settings: &Settings,
     process: &Process,
@@ -138,8 +145,9 @@ fn chain(
         let remote = Remote::new(Arc::clone(&process.pool), target).with_rules(rules.clone());
         Arc::new(remote) as Arc<dyn Registry>
     });
-    let domains = Interdomain::new(store, proxy);
-    Arc::new(Hops::new(Authorize::new(domains, rules, settings.strict.clone()), process.tokens.clone()))
+    let domains = Interdomain::new(Foreign::new(store, settings.foreign.clone()), proxy);
+    let authorized = Authorize::new(domains, rules, settings.strict.clone());
+    Arc::new(Hops::new(authorized, process.tokens.clone()))
 }
 
 /// What `vwire status` shows.

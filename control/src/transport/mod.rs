@@ -3,6 +3,7 @@
 //! Server side: [`serve`] accepts on unix and TCP sockets, and each call's request carries the extension `Arc<Peer>`; [`origin`] and
 //! [`time_left`] read the rest. Client side: [`Pool::hop`] gives a [`Hop`], of which gRPC clients are made.
 
+mod belief;
 mod call;
 mod dial;
 mod ends;

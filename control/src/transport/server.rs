@@ -22,13 +22,14 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service;
 
+use super::belief::{self, Proof};
 use super::listen::Listener;
 use super::peer::UNTAKEN;
 use super::quotas::Quotas;
 use super::stream::{Stream, peer_of, unproven};
 use super::tls::{Tls, in_words};
 use super::{FdLane, Limits, Peer, PeerAddress, Target, ends};
-use crate::identity::Identity;
+use crate::identity::{Distrust, Identity};
 use crate::obs::Ration;
 
 /// After which silence of a client it is pinged, and how long it may take to answer. Every gRPC client answers.
@@ -220,7 +221,7 @@ async fn connection<P>(
     let Some(session) = shared.tls.current()? else {
         drop(handshake);
         let peer = unproven(address, lane);
-        return calls(shared, stream, peer, std::future::pending()).await;
+        return calls(shared, stream, peer, std::future::pending(), std::future::pending()).await;
     };
     let mut rotation = shared.tls.identity().changes();
     let shaking = TlsAcceptor::from(session.server).accept(stream).map_err(in_words);
@@ -228,6 +229,7 @@ async fn connection<P>(
         io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake was not finished in time")
     })??;
     drop(handshake);
+    let proof = Proof::of(stream.get_ref().1, &session.svid);
     let peer = peer_of(stream.get_ref().1, Arc::clone(&session.svid), address, lane)?;
     tracing::debug!(peer = ?peer.id.as_ref().map(ToString::to_string), address = ?peer.address, "a connection was made");
     let rotated = async move {
@@ -237,12 +239,19 @@ async fn connection<P>(
             std::future::pending::<()>().await;
         }
     };
-    calls(shared, stream, peer, rotated).await
+    let lost = belief::lost(shared.tls.identity().clone(), shared.tls.accepted().clone(), proof);
+    calls(shared, stream, peer, rotated, lost).await
 }
 
 /// Serves a connection's calls until it ends. After `rotated` the peer is asked to dial anew, so that its new calls see our new
-/// SVID; calls under way end in their own time.
-async fn calls<S>(shared: &Shared, stream: S, peer: Peer, rotated: impl Future<Output = ()>) -> io::Result<()>
+/// SVID; calls under way end in their own time. With `lost` the peer is not believed any more, and they end with it.
+async fn calls<S>(
+    shared: &Shared,
+    stream: S,
+    peer: Peer,
+    rotated: impl Future<Output = ()>,
+    lost: impl Future<Output = Distrust>,
+) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -274,15 +283,19 @@ where
         .keep_alive_interval(PING_AFTER)
         .keep_alive_timeout(PING_ANSWER)
         .serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
+    tokio::pin!(connection, lost);
     tokio::select! {
         ended = connection.as_mut() => return ended.map_err(io::Error::other),
+        reason = lost.as_mut() => return Err(io::Error::other(reason)),
         () = shared.shutdown.cancelled() => {}
         () = rotated => {}
         () = close_untaken(lane) => {}
     }
     connection.as_mut().graceful_shutdown();
-    connection.await.map_err(io::Error::other)
+    tokio::select! {
+        ended = connection => ended.map_err(io::Error::other),
+        reason = lost => Err(io::Error::other(reason)),
+    }
 }
 
 /// Closes descriptors that no call takes; never ends.

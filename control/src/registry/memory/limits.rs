@@ -6,6 +6,7 @@ use super::resource::Resource;
 
 /// Limits of a store. A registration beyond one is refused with its name.
 #[derive(Debug, Clone, clap::Args)]
+#[group(skip)]
 pub struct Limits {
     /// Longest name, bytes.
     #[arg(skip = Limits::default().name_bytes)]
@@ -20,13 +21,13 @@ pub struct Limits {
     #[arg(skip = Limits::default().labels)]
     pub labels: usize,
     /// Most endpoints, and most services, of one identity.
-    #[arg(long = "registry-per-identity", alias = "per-identity", env = "VWIRE_REGISTRY_PER_IDENTITY", value_name = "COUNT", default_value_t = Limits::default().per_identity)]
+    #[arg(id = "registry-per-identity", long = "registry-per-identity", alias = "per-identity", env = "VWIRE_REGISTRY_PER_IDENTITY", value_name = "COUNT", default_value_t = Limits::default().per_identity)]
     pub per_identity: usize,
     /// Most endpoints, and most services, in all.
-    #[arg(long = "registry-total", alias = "total", env = "VWIRE_REGISTRY_TOTAL", value_name = "COUNT", default_value_t = Limits::default().total)]
+    #[arg(id = "registry-total", long = "registry-total", alias = "total", env = "VWIRE_REGISTRY_TOTAL", value_name = "COUNT", default_value_t = Limits::default().total)]
     pub total: usize,
     /// Most watches of services, and of endpoints, at a time.
-    #[arg(long = "registry-watches", env = "VWIRE_REGISTRY_WATCHES", value_name = "COUNT", default_value_t = Limits::default().watches)]
+    #[arg(id = "registry-watches", long = "registry-watches", env = "VWIRE_REGISTRY_WATCHES", value_name = "COUNT", default_value_t = Limits::default().watches)]
     pub watches: usize,
     /// Most changes that wait for one slow watcher; one further behind is disconnected.
     #[arg(skip = Limits::default().watch_backlog)]
