@@ -236,7 +236,7 @@ fn policies(settings: &Settings) -> Result<Rules, NsmgrError> {
     Ok((Arc::new(calls), Some(Arc::new(registrations))))
 }
 
-fn check_name(name: &str) -> Result<(), NsmgrError> {
+pub(super) fn check_name(name: &str) -> Result<(), NsmgrError> {
     let reason = match name {
         "" => "empty; paths need a name",
         name if name.len() > 253 => "longer than 253 bytes, which is the most that a path's segment has",
@@ -248,7 +248,7 @@ fn check_name(name: &str) -> Result<(), NsmgrError> {
 
 /// Where other nodes reach us: the first TCP address that we listen at, with an address of this host in place of "all of them"; the
 /// first of the others if there is none.
-async fn public_url(listens: &[Target]) -> String {
+pub(super) async fn public_url(listens: &[Target]) -> String {
     let tcp = listens.iter().find_map(|target| match target {
         Target::Tcp(address) => Some(address),
         _ => None,

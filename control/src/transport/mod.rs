@@ -7,6 +7,7 @@ mod belief;
 mod call;
 mod dial;
 mod ends;
+mod gate;
 mod hop;
 mod limits;
 mod listen;
@@ -21,6 +22,7 @@ mod tls;
 mod watched;
 
 pub use call::{DEFAULT_TIME, MAX_TIME, TOKEN, TOKEN_EXPIRES, origin, peer, time_left};
+pub use gate::Gate;
 pub use hop::Hop;
 pub use limits::Limits;
 pub use peer::{FdLane, Peer, PeerAddress};
