@@ -5,7 +5,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use vwire_control::config::{Common, Effective};
-use vwire_control::roles::{Process, begin, ca, forwarder, node, nsc, nse, nsmgr, nsmrs, registry};
+use vwire_control::roles::{
+    Process, begin, ca, forwarder, node, nsc, nse, nsmgr, nsmgr_proxy, nsmrs, proxy, registry,
+    registry_proxy_dns,
+};
 use vwire_control::{cli, config};
 
 /// Network Service Mesh: the roles of a mesh, and looks into a running one.
@@ -32,6 +35,12 @@ enum Command {
     Registry(Box<registry::Settings>),
     /// The registry of several domains, which floating interdomain names are found in.
     Nsmrs(Box<nsmrs::Settings>),
+    /// Finds and registers names of other domains at their registries, which DNS says.
+    RegistryProxyDns(Box<registry_proxy_dns::Settings>),
+    /// A domain's door for Requests to and from other domains.
+    NsmgrProxy(Box<nsmgr_proxy::Settings>),
+    /// Both of them in one process.
+    Proxy(Box<proxy::Settings>),
     /// A client: asks for network services and keeps them.
     Nsc(Box<nsc::Settings>),
     /// An endpoint that answers pings.
@@ -95,6 +104,19 @@ async fn run(command: Command, effective: Effective) -> Result<(), String> {
         Command::Nsmrs(settings) => {
             let process = start(&settings.common, "nsmrs", "nsmrs", effective).await?;
             nsmrs::run(*settings, process).await.map_err(text)
+        }
+        Command::RegistryProxyDns(settings) => {
+            let process =
+                start(&settings.common, "registry-proxy-dns", "registry-proxy-dns", effective).await?;
+            registry_proxy_dns::run(*settings, process).await.map_err(text)
+        }
+        Command::NsmgrProxy(settings) => {
+            let process = start(&settings.common, "nsmgr-proxy", &settings.door.name, effective).await?;
+            nsmgr_proxy::run(*settings, process).await.map_err(text)
+        }
+        Command::Proxy(settings) => {
+            let process = start(&settings.common, "proxy", &settings.door.name, effective).await?;
+            proxy::run(*settings, process).await.map_err(text)
         }
         Command::Nsc(settings) => {
             let process = start(&settings.common, "nsc", &settings.name, effective).await?;

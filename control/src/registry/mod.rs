@@ -21,12 +21,16 @@ use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
 use crate::chain::Origin;
 use crate::transport::SharedFd;
 
+pub mod admission;
 pub mod authorize;
+pub mod bypass;
 pub mod cache;
+pub mod domains;
 pub mod expiry;
 pub mod find;
 pub mod foreign;
 pub mod hops;
+pub mod inbound;
 pub mod interdomain;
 pub mod keeper;
 pub mod layer;

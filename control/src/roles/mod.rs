@@ -6,8 +6,11 @@ pub mod node;
 pub mod nsc;
 pub mod nse;
 pub mod nsmgr;
+pub mod nsmgr_proxy;
 pub mod nsmrs;
 mod process;
+pub mod proxy;
 pub mod registry;
+pub mod registry_proxy_dns;
 
 pub use process::{Process, ProcessError, begin};

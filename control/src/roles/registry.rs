@@ -12,7 +12,7 @@ use crate::config::{self, List, Maybe};
 use crate::identity::policy::{BadPolicies, Policies};
 use crate::obs::Reporter;
 use crate::registry::Registry;
-use crate::registry::authorize::{Authorize, Provider, Strict, TokenRules};
+use crate::registry::authorize::{Authorize, Strict, TokenRules};
 use crate::registry::foreign::{Admit, Foreign};
 use crate::registry::hops::Hops;
 use crate::registry::interdomain::Interdomain;
@@ -51,13 +51,13 @@ pub struct Settings {
     #[arg(long, env = "VWIRE_REGISTRY_STATE", value_name = "FILE")]
     pub state: Option<PathBuf>,
 
-    /// Who may register for others: SPIFFE IDs that begin so. Managers and proxies do; anybody may if it is empty.
-    #[arg(long, env = "VWIRE_REGISTRY_ASSERTERS", value_name = "PREFIXES", default_value = "")]
-    pub asserters: List<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub strict: Strict,
 
-    /// Who may provide a service: service=spiffe://prefix. A service without a rule may be provided by anybody.
-    #[arg(long, env = "VWIRE_REGISTRY_PROVIDERS", value_name = "RULES", default_value = "")]
-    pub providers: List<Provider>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub store: memory::Limits,
 
     /// A registry of several domains (`vwire nsmrs`): what is registered here is registered there, too. Nobody here waits for it.
     #[arg(long, env = "NSMRS_ADDRESS", value_name = "ADDRESS", default_value = "")]
@@ -84,14 +84,6 @@ pub struct Settings {
     /// register anything.
     #[arg(long, env = "VWIRE_REGISTRY_FOREIGN", value_name = "WHOM", default_value = "apart")]
     pub foreign: Admit,
-
-    /// Most endpoints, and most services, of one identity.
-    #[arg(long, env = "VWIRE_REGISTRY_PER_IDENTITY", value_name = "COUNT", default_value_t = memory::Limits::default().per_identity)]
-    pub per_identity: usize,
-
-    /// Most endpoints, and most services, in all.
-    #[arg(long, env = "VWIRE_REGISTRY_TOTAL", value_name = "COUNT", default_value_t = memory::Limits::default().total)]
-    pub total: usize,
 }
 
 /// Why the registry can't run.
@@ -162,9 +154,7 @@ fn rules(settings: &Settings, process: &Process) -> Result<Option<Arc<dyn TokenR
 }
 
 fn store(settings: &Settings) -> Result<Store, StateError> {
-    let limits =
-        memory::Limits { per_identity: settings.per_identity, total: settings.total, ..Default::default() };
-    let store = memory::Settings { expire: settings.expire_period, limits };
+    let store = memory::Settings { expire: settings.expire_period, limits: settings.store.clone() };
     match &settings.state {
         Some(file) => Store::open(store, file),
         None => Ok(Store::new(store)),
@@ -182,9 +172,9 @@ fn chain(
         let remote = Remote::new(Arc::clone(&process.pool), target).with_rules(rules.clone());
         Arc::new(remote) as Arc<dyn Registry>
     });
-    let strict = Strict { asserters: settings.asserters.0.clone(), providers: settings.providers.0.clone() };
     let domains = Interdomain::new(Foreign::new(store, settings.foreign.clone()), proxy);
-    Arc::new(Hops::new(Authorize::new(domains, rules, strict), process.tokens.clone()))
+    let authorized = Authorize::new(domains, rules, settings.strict.clone());
+    Arc::new(Hops::new(authorized, process.tokens.clone()))
 }
 
 /// Forwards what is registered to the registry of several domains, if there is one.
