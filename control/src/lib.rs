@@ -11,6 +11,8 @@
 //! | who may talk to whom: SVIDs, tokens, policies | `identity` |
 //! | sockets, TLS, descriptors beside gRPC, connections kept open | `transport` |
 //! | what is registered, and watching it | `registry` |
+//! | names of other domains | `domain` |
+//! | where another domain's registry and proxy are | `discovery` |
 //! | what the packet engine shall hold | `dataplane` |
 #![forbid(unsafe_code)]
 
@@ -20,6 +22,8 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod dataplane;
+pub mod discovery;
+pub mod domain;
 pub mod elements;
 pub mod endpoint;
 pub mod identity;

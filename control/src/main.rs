@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use vwire_control::config::{Common, Effective};
-use vwire_control::roles::{Process, begin, ca, forwarder, node, nsc, nse, nsmgr, registry};
+use vwire_control::roles::{
+    Process, begin, ca, forwarder, node, nsc, nse, nsmgr, nsmgr_proxy, proxy, registry, registry_proxy_dns,
+};
 use vwire_control::{cli, config};
 
 /// Network Service Mesh: the roles of a mesh, and looks into a running one.
@@ -30,6 +32,12 @@ enum Command {
     Node(Box<node::Settings>),
     /// A domain's registry: which services there are, and who offers them.
     Registry(Box<registry::Settings>),
+    /// Finds and registers names of other domains at their registries, which DNS says.
+    RegistryProxyDns(Box<registry_proxy_dns::Settings>),
+    /// A domain's door for Requests to and from other domains.
+    NsmgrProxy(Box<nsmgr_proxy::Settings>),
+    /// Both of them in one process.
+    Proxy(Box<proxy::Settings>),
     /// A client: asks for network services and keeps them.
     Nsc(Box<nsc::Settings>),
     /// An endpoint that answers pings.
@@ -69,8 +77,8 @@ async fn run(command: Command, effective: Effective) -> Result<(), String> {
     match command {
         Command::Ca(settings) => {
             let name = settings.trust_domain.to_string();
-            let (_, shutdown) = begin(&settings.common, "ca", &name, effective).await.map_err(text)?;
-            ca::run(*settings, shutdown).await.map_err(text)
+            let (admin, shutdown) = begin(&settings.common, "ca", &name, effective).await.map_err(text)?;
+            ca::run(*settings, admin, shutdown).await.map_err(text)
         }
         Command::Forwarder(settings) => {
             let process = start(&settings.common, "forwarder", &settings.name, effective).await?;
@@ -87,6 +95,19 @@ async fn run(command: Command, effective: Effective) -> Result<(), String> {
         Command::Registry(settings) => {
             let process = start(&settings.common, "registry", "registry", effective).await?;
             registry::run(*settings, process).await.map_err(text)
+        }
+        Command::RegistryProxyDns(settings) => {
+            let process =
+                start(&settings.common, "registry-proxy-dns", "registry-proxy-dns", effective).await?;
+            registry_proxy_dns::run(*settings, process).await.map_err(text)
+        }
+        Command::NsmgrProxy(settings) => {
+            let process = start(&settings.common, "nsmgr-proxy", &settings.door.name, effective).await?;
+            nsmgr_proxy::run(*settings, process).await.map_err(text)
+        }
+        Command::Proxy(settings) => {
+            let process = start(&settings.common, "proxy", &settings.door.name, effective).await?;
+            proxy::run(*settings, process).await.map_err(text)
         }
         Command::Nsc(settings) => {
             let process = start(&settings.common, "nsc", &settings.name, effective).await?;

@@ -66,6 +66,8 @@ impl Shape {
             arguments += if self.zero_copy { ",zero-copy=yes" } else { "" };
         }
         arguments += " -- --forward-mode=io --auto-start --disable-link-check --tx-offloads=0x8000";
+        // Else it throws away what arrived while it started.
+        arguments += " --no-flush-rx";
         arguments += " --mbuf-size=2176 --total-num-mbufs=65536 --rxd=1024 --txd=1024";
         arguments += &format!(" --rxq={0} --txq={0}", self.queues);
         arguments.split(' ').map(str::to_owned).collect()
@@ -264,6 +266,10 @@ fn meet(testpmd: &mut Testpmd, control: &mut Control) -> [Link; 2] {
         }
         std::thread::sleep(Duration::from_millis(1));
         ends.iter().all(Option::is_some).then_some(())
+    });
+    // It learns so after we do, and drops what it has to send on a port that is not up.
+    until("DPDK to know it", || {
+        (testpmd.log().matches("memif_connect(): Connected.").count() == 2).then_some(())
     });
     let ends = ends.map(|end| end.expect("both are there"));
     for end in &ends {

@@ -22,6 +22,10 @@ pub const SOCKET_FILE: &str = "socketfile";
 pub const SRC_IP: &str = "src_ip";
 /// Tunnels: the server side's address.
 pub const DST_IP: &str = "dst_ip";
+/// Tunnels: the client side's address before an nsmgr-proxy translated it.
+pub const ORIG_SRC_IP: &str = "orig_src_ip";
+/// Tunnels: the server side's, likewise.
+pub const ORIG_DST_IP: &str = "orig_dst_ip";
 /// Tunnels: the client side's UDP port.
 pub const SRC_PORT: &str = "src_port";
 /// Tunnels: the server side's UDP port.

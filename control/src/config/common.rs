@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{List, Maybe, boolean, duration};
+use crate::identity::TrustDomain;
+use crate::identity::policy::Transit;
 use crate::obs::{LogFormat, LogLevel};
 use crate::transport::Target;
 
@@ -41,6 +43,10 @@ pub struct Common {
     #[arg(long, env = "NSM_DIAL_TIMEOUT", value_name = "DURATION", default_value = "750ms", value_parser = duration)]
     pub dial_timeout: Duration,
 
+    /// Trust domains whose members are believed where we call; all that we hold a bundle of unless named.
+    #[arg(long, env = "VWIRE_SERVER_TRUST_DOMAINS", value_name = "DOMAINS", default_value = "")]
+    pub server_trust_domains: List<TrustDomain>,
+
     /// Policies for calls of our registry; masks of files, and the names of those built in.
     #[arg(
         long,
@@ -58,6 +64,10 @@ pub struct Common {
         default_value = "etc/nsm/opa/common/.*.rego,etc/nsm/opa/registry/.*.rego,etc/nsm/opa/client/.*.rego"
     )]
     pub registry_client_policies: List<String>,
+
+    /// Foreign trust domains that may speak for others than themselves, as domains that lie between two others do: VIA=DOMAIN or VIA=*.
+    #[arg(long, env = "VWIRE_TRANSIT", value_name = "VIA=DOMAIN", default_value = "")]
+    pub transit: List<Transit>,
 
     /// The admin port: a unix socket or host:port. /run/vwire/ROLE-NAME.sock where it is left out.
     #[arg(long, env = "VWIRE_ADMIN", value_name = "URL", default_value = "")]

@@ -40,7 +40,9 @@ mod common;
 mod file;
 mod load;
 mod values;
+mod watched;
 
 pub use common::Common;
 pub use load::{Effective, Origin, Setting, StartError, load};
 pub use values::{Labels, List, Maybe, boolean, duration};
+pub use watched::WatchedMap;

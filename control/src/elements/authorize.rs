@@ -26,6 +26,9 @@ pub trait PathPolicy: Send + Sync + 'static {
     fn returned(&self, path: &Path, peer: &Peer) -> Result<(), Status>;
 }
 
+/// In the state of a Close that the policies refused: nothing was closed.
+pub(super) struct Refused;
+
 /// Refuses calls whose path the policies do not like. Runs that the role itself starts pass.
 pub struct Authorize {
     policies: Arc<dyn PathPolicy>,
@@ -60,7 +63,10 @@ impl Element for Authorize {
     }
 
     async fn close(&self, call: &mut Call, connection: Connection, next: Next<'_>) -> Result<(), Status> {
-        self.check(call, &connection)?;
+        if let Err(status) = self.check(call, &connection) {
+            call.state.insert(Refused);
+            return Err(status);
+        }
         next.close(call, connection).await
     }
 }

@@ -8,9 +8,10 @@ use tonic::Status;
 use vwire_proto::nsm::connection::{Connection, Mechanism};
 use vwire_proto::nsm::networkservice::NetworkServiceRequest;
 
-use crate::api::mechanism::INODE_URL;
+use crate::api::mechanism::{INODE_URL, KERNEL, NAME};
 use crate::chain::{Call, Element, Fds, Next};
 use crate::client::Namespace;
+use crate::client::nsurl::made_up_interface_name;
 use crate::transport::Target;
 
 /// Sends the connection on to a manager; the caller's side of it is put back into the answer. `Connect` must follow in the chain.
@@ -19,7 +20,7 @@ pub struct PassThrough {
     pub next_hop: Target,
     /// Our labels, in place of the client's: by them the manager chooses the next endpoint.
     pub labels: BTreeMap<String, String>,
-    /// How the way on may be carried.
+    /// How the way on may be carried. A kernel interface without a name gets one.
     pub preferences: Vec<Mechanism>,
     /// Where our interfaces are.
     pub namespace: Namespace,
@@ -33,10 +34,13 @@ struct Onward {
 }
 
 impl PassThrough {
-    fn preferences(&self) -> Vec<Mechanism> {
+    fn preferences(&self, service: &str) -> Vec<Mechanism> {
         let mut preferences = self.preferences.clone();
-        for preference in &mut preferences {
-            preference.parameters.insert(INODE_URL.to_owned(), self.namespace.inode().to_string());
+        for Mechanism { r#type, parameters, .. } in &mut preferences {
+            parameters.insert(INODE_URL.to_owned(), self.namespace.inode().to_string());
+            if r#type == KERNEL {
+                parameters.entry(NAME.to_owned()).or_insert_with(|| made_up_interface_name(service));
+            }
         }
         preferences
     }
@@ -65,7 +69,7 @@ impl Element for PassThrough {
         let (mechanism, labels) = (connection.mechanism.clone(), connection.labels.clone());
         let endpoint = connection.network_service_endpoint_name.clone();
         self.turn(call, connection);
-        request.mechanism_preferences = self.preferences();
+        request.mechanism_preferences = self.preferences(&connection.network_service);
         let mut answer = next.request(call, request).await?;
         let onward = Onward {
             mechanism: std::mem::replace(&mut answer.mechanism, mechanism),

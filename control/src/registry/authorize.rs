@@ -13,8 +13,9 @@ use tonic::Status;
 use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
 
 use super::hops::subject;
-use super::{EndpointEvent, Found, Owner, Registry, RegistryCall, ServiceEvent};
+use super::{Layer, Owner, Registry, RegistryCall};
 use crate::chain::Origin;
+use crate::config::List;
 use crate::transport::Peer;
 
 /// What a path's tokens must satisfy. Implemented by the policies of a role.
@@ -30,12 +31,14 @@ pub trait TokenRules: Send + Sync + 'static {
 }
 
 /// Beyond the Go components' policies; all off unless set.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct Strict {
-    /// Prefixes of the SPIFFE IDs that may register for others: managers and proxies. Empty: anybody.
-    pub asserters: Vec<String>,
-    /// Who may provide a service. One that no rule names may be provided by anybody.
-    pub providers: Vec<Provider>,
+    /// Who may register for others: SPIFFE IDs that begin so. Managers and proxies do; anybody may if it is empty.
+    #[arg(long, env = "VWIRE_REGISTRY_ASSERTERS", value_name = "PREFIXES", default_value = "")]
+    pub asserters: List<String>,
+    /// Who may provide a service: service=spiffe://prefix. A service without a rule may be provided by anybody.
+    #[arg(long, env = "VWIRE_REGISTRY_PROVIDERS", value_name = "RULES", default_value = "")]
+    pub providers: List<Provider>,
 }
 
 /// `service=spiffe://prefix`: only identities that begin so may provide the service.
@@ -134,7 +137,13 @@ fn refused(why: impl std::fmt::Display) -> Status {
 }
 
 #[async_trait]
-impl<R: Registry> Registry for Authorize<R> {
+impl<R: Registry> Layer for Authorize<R> {
+    type Inner = R;
+
+    fn inner(&self) -> &R {
+        &self.inner
+    }
+
     async fn register_service(
         &self,
         call: &mut RegistryCall,
@@ -153,15 +162,6 @@ impl<R: Registry> Registry for Authorize<R> {
         self.inner.unregister_service(call, service).await
     }
 
-    async fn find_services(
-        &self,
-        call: &mut RegistryCall,
-        query: NetworkService,
-        watch: bool,
-    ) -> Result<Found<ServiceEvent>, Status> {
-        self.inner.find_services(call, query, watch).await
-    }
-
     async fn register_endpoint(
         &self,
         call: &mut RegistryCall,
@@ -178,15 +178,6 @@ impl<R: Registry> Registry for Authorize<R> {
     ) -> Result<(), Status> {
         self.check(call, [])?;
         self.inner.unregister_endpoint(call, endpoint).await
-    }
-
-    async fn find_endpoints(
-        &self,
-        call: &mut RegistryCall,
-        query: NetworkServiceEndpoint,
-        watch: bool,
-    ) -> Result<Found<EndpointEvent>, Status> {
-        self.inner.find_endpoints(call, query, watch).await
     }
 }
 
@@ -210,8 +201,8 @@ mod tests {
     #[test]
     fn strict_rules_say_who_asserts_and_who_provides() {
         let strict = Strict {
-            asserters: vec!["spiffe://a/nsmgr".into()],
-            providers: vec!["forwarder=spiffe://a/system/".parse().unwrap()],
+            asserters: "spiffe://a/nsmgr".parse().unwrap(),
+            providers: "forwarder=spiffe://a/system/".parse().unwrap(),
         };
         let services = |name: &str| [name.to_owned()];
         assert!(strict.check("spiffe://a/nse", "spiffe://a/nse", &services("icmp")).is_ok(), "for itself");

@@ -8,7 +8,7 @@ use tonic::Status;
 use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
 
 use super::path::{RegistryPath, put_id};
-use super::{EndpointEvent, Found, Registry, RegistryCall, ServiceEvent, expiry};
+use super::{Layer, Registry, RegistryCall, expiry};
 use crate::chain::Origin;
 use crate::identity::{TokenSource, jwt};
 
@@ -71,7 +71,13 @@ fn leave(call: &mut RegistryCall, before: Before) {
 }
 
 #[async_trait]
-impl<R: Registry> Registry for Hops<R> {
+impl<R: Registry> Layer for Hops<R> {
+    type Inner = R;
+
+    fn inner(&self) -> &R {
+        &self.inner
+    }
+
     async fn register_service(
         &self,
         call: &mut RegistryCall,
@@ -94,15 +100,6 @@ impl<R: Registry> Registry for Hops<R> {
         Ok(())
     }
 
-    async fn find_services(
-        &self,
-        call: &mut RegistryCall,
-        query: NetworkService,
-        watch: bool,
-    ) -> Result<Found<ServiceEvent>, Status> {
-        self.inner.find_services(call, query, watch).await
-    }
-
     async fn register_endpoint(
         &self,
         call: &mut RegistryCall,
@@ -123,14 +120,5 @@ impl<R: Registry> Registry for Hops<R> {
         self.inner.unregister_endpoint(call, endpoint).await?;
         leave(call, before);
         Ok(())
-    }
-
-    async fn find_endpoints(
-        &self,
-        call: &mut RegistryCall,
-        query: NetworkServiceEndpoint,
-        watch: bool,
-    ) -> Result<Found<EndpointEvent>, Status> {
-        self.inner.find_endpoints(call, query, watch).await
     }
 }

@@ -7,16 +7,12 @@ use tonic::Status;
 use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
 
 use super::{EndpointEvent, Found, Registry, RegistryCall, ServiceEvent};
+use crate::domain::is_interdomain;
 
 /// A registry that keeps the names of its own domain, and passes on those of others (`NSM_PROXY_REGISTRY_URL`).
 pub struct Interdomain<R> {
     own: R,
     proxy: Option<Arc<dyn Registry>>,
-}
-
-/// True for a name of another domain.
-pub fn is_interdomain(name: &str) -> bool {
-    name.contains('@')
 }
 
 /// The name of an endpoint, or one of its services, that is of another domain.

@@ -12,11 +12,11 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use tokio::sync::Notify;
 use tonic::Status;
-use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
+use vwire_proto::nsm::registry::NetworkServiceEndpoint;
 
 use super::serial::Serial;
 use super::sockets::INODE;
-use super::{EndpointEvent, Found, Owner, Registry, RegistryCall, RegistryPath, ServiceEvent, expiry};
+use super::{EndpointEvent, Found, Layer, Owner, Registry, RegistryCall, RegistryPath, expiry};
 use crate::chain::Origin;
 use crate::transport::{PeerAddress, SharedFd};
 
@@ -251,30 +251,11 @@ fn is_local(origin: &Origin) -> bool {
 }
 
 #[async_trait]
-impl<R: Registry> Registry for LocalBypass<R> {
-    async fn register_service(
-        &self,
-        call: &mut RegistryCall,
-        service: NetworkService,
-    ) -> Result<NetworkService, Status> {
-        self.0.inner.register_service(call, service).await
-    }
+impl<R: Registry> Layer for LocalBypass<R> {
+    type Inner = R;
 
-    async fn unregister_service(
-        &self,
-        call: &mut RegistryCall,
-        service: NetworkService,
-    ) -> Result<(), Status> {
-        self.0.inner.unregister_service(call, service).await
-    }
-
-    async fn find_services(
-        &self,
-        call: &mut RegistryCall,
-        query: NetworkService,
-        watch: bool,
-    ) -> Result<Found<ServiceEvent>, Status> {
-        self.0.inner.find_services(call, query, watch).await
+    fn inner(&self) -> &R {
+        &self.0.inner
     }
 
     async fn register_endpoint(

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | what agrees with a query | [`matching`] |
 //! | the store: indexes, watches, expiry, limits | [`memory`] |
+//! | how a registry is put before another | [`layer`] |
 //! | the tokens of the hops, in the `path` metadata | [`path`] |
 
 use std::pin::Pin;
@@ -20,13 +21,19 @@ use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
 use crate::chain::Origin;
 use crate::transport::SharedFd;
 
+pub mod admission;
 pub mod authorize;
+pub mod bypass;
 pub mod cache;
+pub mod domains;
 pub mod expiry;
 pub mod find;
+pub mod foreign;
 pub mod hops;
+pub mod inbound;
 pub mod interdomain;
 pub mod keeper;
+pub mod layer;
 pub mod local_bypass;
 pub mod matching;
 pub mod memory;
@@ -40,6 +47,7 @@ pub mod sockets;
 #[cfg(test)]
 mod tests;
 
+pub use layer::Layer;
 pub use path::RegistryPath;
 
 /// One call of a registry.
@@ -157,55 +165,10 @@ pub trait Registry: Send + Sync + 'static {
     ) -> Result<Found<EndpointEvent>, Status>;
 }
 
-#[async_trait]
-impl<R: Registry + ?Sized> Registry for Arc<R> {
-    async fn register_service(
-        &self,
-        call: &mut RegistryCall,
-        service: NetworkService,
-    ) -> Result<NetworkService, Status> {
-        (**self).register_service(call, service).await
-    }
+impl<R: Registry + ?Sized> Layer for Arc<R> {
+    type Inner = R;
 
-    async fn unregister_service(
-        &self,
-        call: &mut RegistryCall,
-        service: NetworkService,
-    ) -> Result<(), Status> {
-        (**self).unregister_service(call, service).await
-    }
-
-    async fn find_services(
-        &self,
-        call: &mut RegistryCall,
-        query: NetworkService,
-        watch: bool,
-    ) -> Result<Found<ServiceEvent>, Status> {
-        (**self).find_services(call, query, watch).await
-    }
-
-    async fn register_endpoint(
-        &self,
-        call: &mut RegistryCall,
-        endpoint: NetworkServiceEndpoint,
-    ) -> Result<NetworkServiceEndpoint, Status> {
-        (**self).register_endpoint(call, endpoint).await
-    }
-
-    async fn unregister_endpoint(
-        &self,
-        call: &mut RegistryCall,
-        endpoint: NetworkServiceEndpoint,
-    ) -> Result<(), Status> {
-        (**self).unregister_endpoint(call, endpoint).await
-    }
-
-    async fn find_endpoints(
-        &self,
-        call: &mut RegistryCall,
-        query: NetworkServiceEndpoint,
-        watch: bool,
-    ) -> Result<Found<EndpointEvent>, Status> {
-        (**self).find_endpoints(call, query, watch).await
+    fn inner(&self) -> &R {
+        self
     }
 }

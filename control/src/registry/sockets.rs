@@ -11,9 +11,9 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use rustix::fs::{CWD, Mode, OFlags};
 use tonic::Status;
-use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
+use vwire_proto::nsm::registry::NetworkServiceEndpoint;
 
-use super::{EndpointEvent, Found, Registry, RegistryCall, ServiceEvent};
+use super::{EndpointEvent, Found, Layer, Registry, RegistryCall};
 use crate::chain::Origin;
 use crate::transport::{FdLane, Inode, SharedFd};
 
@@ -101,30 +101,11 @@ fn hand_over(lane: &FdLane, mut event: EndpointEvent) -> EndpointEvent {
 }
 
 #[async_trait]
-impl<R: Registry> Registry for Sockets<R> {
-    async fn register_service(
-        &self,
-        call: &mut RegistryCall,
-        service: NetworkService,
-    ) -> Result<NetworkService, Status> {
-        self.0.register_service(call, service).await
-    }
+impl<R: Registry> Layer for Sockets<R> {
+    type Inner = R;
 
-    async fn unregister_service(
-        &self,
-        call: &mut RegistryCall,
-        service: NetworkService,
-    ) -> Result<(), Status> {
-        self.0.unregister_service(call, service).await
-    }
-
-    async fn find_services(
-        &self,
-        call: &mut RegistryCall,
-        query: NetworkService,
-        watch: bool,
-    ) -> Result<Found<ServiceEvent>, Status> {
-        self.0.find_services(call, query, watch).await
+    fn inner(&self) -> &R {
+        &self.0
     }
 
     async fn register_endpoint(

@@ -1,22 +1,22 @@
 //! `vwire ca`: the built-in issuer, for labs and single hosts.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use async_trait::async_trait;
+use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
-use crate::identity::issuer::{self, Authority, Issuer, IssuerError, Name, Rule, read_bundle};
+use crate::identity::issuer::{self, Authority, Folder, Issuer, IssuerError, Links, Name, Rule, bundle};
 use crate::identity::{Bundles, TrustDomain};
+use crate::obs::{Admin, Reporter};
 use crate::transport::{Limits, ServeError, Target};
 
-/// How often bundle files are looked at.
-const LOOK: Duration = Duration::from_secs(2);
 /// Shortest life of an SVID: peers' clocks differ, and each renewal makes connections anew.
 const SHORTEST_LIFE: Duration = Duration::from_secs(10);
 
@@ -59,9 +59,14 @@ pub struct Settings {
     #[arg(long, env = "VWIRE_CA_BUNDLE", value_name = "FILE")]
     pub bundle: Option<PathBuf>,
 
-    /// Another trust domain that our workloads shall believe: DOMAIN=FILE with its bundle, PEM. Read again when it changes.
+    /// Another trust domain that our workloads shall believe: DOMAIN=FILE with its bundle, PEM or SPIFFE JSON. Read again when it changes.
     #[arg(long = "federate", env = "VWIRE_CA_FEDERATE", value_name = "DOMAIN=FILE", value_delimiter = ',')]
     pub federate: Vec<Federation>,
+
+    /// A folder of such bundles: each file DOMAIN.pem (PEM) or DOMAIN.json (a SPIFFE bundle) makes its domain believed for as long as
+    /// it is there. `vwire link` puts them there and takes them away.
+    #[arg(long, env = "VWIRE_CA_FEDERATION", value_name = "FOLDER")]
+    pub federation: Option<PathBuf>,
 }
 
 /// A workload with a socket of its own.
@@ -122,7 +127,7 @@ pub enum CaError {
 ///
 /// # Errors
 /// [`CaError`] if a setting, the authority's files, a federated bundle or a socket is no good.
-pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), CaError> {
+pub async fn run(settings: Settings, admin: Admin, shutdown: CancellationToken) -> Result<(), CaError> {
     check(&settings)?;
     let authority = match &settings.state {
         Some(folder) => Authority::open(folder, settings.trust_domain.clone())?,
@@ -131,7 +136,13 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), 
     if let Some(file) = &settings.bundle {
         authority.export(file)?;
     }
-    let federated = federate(settings.federate.clone(), &shutdown)?;
+    let links = Links {
+        files: settings.federate.iter().map(|with| (with.domain.clone(), with.file.clone())).collect(),
+        folder: settings.federation.as_deref().map(Folder::open).transpose()?,
+    };
+    let federated = links.follow(settings.trust_domain.clone(), shutdown.clone())?;
+    let bundle = bundle::to_json(std::slice::from_ref(authority.certificate())).ok();
+    admin.report(Arc::new(Figures { settings: settings.clone(), bundle, federated: federated.clone() }));
     let issuer = Arc::new(Issuer::new(authority, settings.svid_lifetime, settings.rules.clone(), federated));
     let common = settings.listen_on.0.clone().map(|socket| (socket, None));
     let own =
@@ -174,40 +185,30 @@ fn check(settings: &Settings) -> Result<(), CaError> {
     }
 }
 
-/// The federated bundles, and what becomes of their files.
-fn federate(
-    with: Vec<Federation>,
-    shutdown: &CancellationToken,
-) -> Result<watch::Receiver<Bundles>, IssuerError> {
-    let read = |with: &Federation| Ok((with.domain.clone(), read_bundle(&with.file)?));
-    let bundles = with.iter().map(read).collect::<Result<Bundles, IssuerError>>()?;
-    let (sender, receiver) = watch::channel(bundles);
-    if !with.is_empty() {
-        tokio::spawn(shutdown.clone().run_until_cancelled_owned(keep_reading(with, sender)));
-    }
-    Ok(receiver)
+/// What `vwire status` shows, and what `vwire link` needs.
+struct Figures {
+    settings: Settings,
+    bundle: Option<String>,
+    federated: watch::Receiver<Bundles>,
 }
 
-async fn keep_reading(with: Vec<Federation>, bundles: watch::Sender<Bundles>) {
-    let written = |with: &Federation| std::fs::metadata(&with.file).and_then(|file| file.modified()).ok();
-    let mut seen: BTreeMap<PathBuf, Option<SystemTime>> =
-        with.iter().map(|with| (with.file.clone(), written(with))).collect();
-    loop {
-        tokio::time::sleep(LOOK).await;
-        for with in &with {
-            let now = written(with);
-            if seen.insert(with.file.clone(), now) == Some(now) {
-                continue;
-            }
-            match read_bundle(&with.file) {
-                Ok(new) => {
-                    tracing::info!(domain = %with.domain, authorities = new.len(), "a federated bundle was read again");
-                    bundles.send_modify(|all| drop(all.insert(with.domain.clone(), new)));
-                }
-                // What we had stays.
-                Err(error) => tracing::error!(%error, "a federated bundle can't be read"),
-            }
-        }
+#[async_trait]
+impl Reporter for Figures {
+    async fn report(&self) -> Map<String, Value> {
+        let federated = self.federated.borrow().clone();
+        let links =
+            federated.iter().map(|(domain, authorities)| (domain.to_string(), authorities.len().into()));
+        let folder = self.settings.federation.as_ref();
+        let folder = folder.map(|folder| std::path::absolute(folder).unwrap_or_else(|_| folder.clone()));
+        [
+            ("trust_domain", self.settings.trust_domain.to_string().into()),
+            ("bundle", self.bundle.clone().into()),
+            ("federation", folder.map(|folder| folder.display().to_string()).into()),
+            ("federated", Value::Object(links.collect())),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
     }
 }
 
@@ -217,6 +218,7 @@ mod tests {
 
     use super::*;
     use crate::identity::Identity;
+    use crate::identity::issuer::read_bundle;
 
     #[derive(Parser)]
     struct Cli {
@@ -231,7 +233,10 @@ mod tests {
 
     async fn refused(args: &[&str]) -> String {
         let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
-        run(settings(&args), CancellationToken::new()).await.unwrap_err().to_string()
+        run(settings(&args), Admin::new("ca", "test"), CancellationToken::new())
+            .await
+            .unwrap_err()
+            .to_string()
     }
 
     #[tokio::test]
@@ -249,7 +254,7 @@ mod tests {
             format!("--federate=other.test={}", path("other.pem")),
         ];
         let shutdown = CancellationToken::new();
-        let running = tokio::spawn(run(settings(&arguments), shutdown.clone()));
+        let running = tokio::spawn(run(settings(&arguments), Admin::new("ca", "test"), shutdown.clone()));
         for (socket, id) in
             [("nsmgr.sock", "spiffe://example.org/ns/a/nsmgr"), ("nsc.sock", "spiffe://example.org/nsc")]
         {

@@ -162,7 +162,8 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), ForwarderEr
         tracing::info!("without meaning here, and ignored: {}", ignored.join(", "));
     }
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
-    let policies = Arc::new(if settings.common.insecure { Policies::off() } else { Policies::standard() });
+    let policies = if settings.common.insecure { Policies::off() } else { Policies::standard() };
+    let policies = Arc::new(policies.with_transit(&settings.common.transit));
     let manager = Remote::new(Arc::clone(&process.pool), settings.connect_to.clone())
         .with_rules(Some(policies.clone()));
     // Each Request asks for its service and endpoints: a watch of the manager's registry answers, not a call each time.

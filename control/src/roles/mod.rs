@@ -6,7 +6,10 @@ pub mod node;
 pub mod nsc;
 pub mod nse;
 pub mod nsmgr;
+pub mod nsmgr_proxy;
 mod process;
+pub mod proxy;
 pub mod registry;
+pub mod registry_proxy_dns;
 
 pub use process::{Process, ProcessError, begin};

@@ -226,7 +226,8 @@ struct Pings {
 }
 
 fn open_all(settings: &Settings, process: &Process) -> Result<Arc<[Kept]>, NscError> {
-    let policies = Arc::new(if settings.common.insecure { Policies::off() } else { Policies::standard() });
+    let policies = if settings.common.insecure { Policies::off() } else { Policies::standard() };
+    let policies = Arc::new(policies.with_transit(&settings.common.transit));
     let manager = Manager::new(Arc::clone(&process.pool), settings.connect_to.clone(), policies);
     let liveness = settings.liveness_check_enabled.then_some(LivenessSettings {
         interval: settings.liveness_check_interval.max(Duration::from_millis(10)),

@@ -10,24 +10,25 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value};
+use vwire_proto::nsm::connection::Mechanism;
 use vwire_proto::nsm::connectioncontext::DnsConfig;
 use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint, NetworkServiceLabels};
 
 use super::Process;
-use crate::api::mechanism::{PAYLOAD_ETHERNET, PAYLOAD_IP};
+use crate::api::mechanism::{self, PAYLOAD_ETHERNET, PAYLOAD_IP};
 use crate::chain::service::Service;
 use crate::chain::{Chain, Element};
 use crate::client::Namespace;
 use crate::config::{self, Labels, List, Maybe};
 use crate::elements::authorize::PathPolicy;
-use crate::elements::monitor::Strictness;
+use crate::elements::monitor::{Follow, Strictness};
 use crate::elements::{
-    Authorize, Begin, Binding, Hub, Monitor, SendFd, Timeout, TrimPath, UpdatePath, UpdateToken,
+    Authorize, Begin, Binding, Connect, Hub, Monitor, SendFd, Timeout, TrimPath, UpdatePath, UpdateToken,
 };
 use crate::endpoint::context::{DnsContext, PolicyRoutes, dns_configs};
 use crate::endpoint::ipam::{Groups, Ipam, Policy};
 use crate::endpoint::responder::Responder;
-use crate::endpoint::{EndpointMechanism, Idle, Kernel, Mechanisms, Memif, Noop};
+use crate::endpoint::{EndpointMechanism, Idle, Kernel, Mechanisms, Memif, Noop, PassThrough};
 use crate::identity::policy::Policies;
 use crate::obs::{ConnectionView, Reporter};
 use crate::registry::Registry;
@@ -124,6 +125,12 @@ pub struct Settings {
     #[arg(long, env = "VWIRE_MECHANISMS", value_name = "TYPES", default_value = "KERNEL,MEMIF,NOOP")]
     pub mechanisms: List<MechanismKind>,
 
+    /// Passes connections on: asks the manager for the same service with our labels in place of the client's, so that the service's
+    /// matches lead to the next endpoint. Both interfaces are kernel interfaces in our namespace, without addresses of ours; what
+    /// joins them there is for whoever set the namespace up.
+    #[arg(long, env = "VWIRE_PASS_THROUGH", value_name = "BOOL", default_value = "false", value_parser = config::boolean,
+          action = clap::ArgAction::Set)]
+    pub pass_through: bool,
     /// Who may go on with a connection that another began: `off` as in Go, `healing` or `exact`.
     #[arg(long, env = "VWIRE_BINDING", value_enum, default_value_t = Binding::Healing)]
     pub binding: Binding,
@@ -196,7 +203,8 @@ pub enum NseError {
 pub async fn run(settings: Settings, process: Process) -> Result<(), NseError> {
     let place = Place::choose(&settings.listen_on)?;
     let server = Server::bind(std::slice::from_ref(&place.target), settings.limits.clone()).await?;
-    let policies = Arc::new(if settings.common.insecure { Policies::off() } else { Policies::standard() });
+    let policies = if settings.common.insecure { Policies::off() } else { Policies::standard() };
+    let policies = Arc::new(policies.with_transit(&settings.common.transit));
     let hub = Hub::new(if settings.monitor_strict { Strictness::Strict } else { Strictness::Open });
     let chain = chain(&settings, &process, policies.clone(), &hub)?;
     process.admin.report(Arc::new(Report(Arc::clone(&hub))));
@@ -234,19 +242,12 @@ fn chain(
             .map_err(|error| NseError::Setting { name: "VWIRE_NETNS", reason: error.to_string() })?,
         None => Namespace::own()?,
     };
-    let responder = Responder::start(settings.memif_threads)?;
-    let routes = PolicyRoutes::open(settings.pbr_config_path.clone())
-        .map_err(|reason| NseError::Setting { name: "NSM_PBR_CONFIG_PATH", reason })?;
     let idle = (!settings.idle_timeout.is_zero())
         .then(|| Arc::new(Idle::new(settings.idle_timeout, process.shutdown.clone())) as Arc<dyn Element>);
-    let make = |kind: &MechanismKind| -> Arc<dyn EndpointMechanism> {
-        match kind {
-            MechanismKind::Kernel => Arc::new(Kernel::new(namespace.clone())),
-            MechanismKind::Memif => Arc::new(Memif::new(namespace.clone(), Arc::clone(&responder))),
-            MechanismKind::Noop => Arc::new(Noop),
-        }
+    let own = match settings.pass_through {
+        true => passing_on(settings, process, hub, &namespace),
+        false => answering(settings, &namespace)?,
     };
-    let mechanisms = Mechanisms::new(settings.mechanisms.iter().map(make).collect());
     Ok(Chain::new(settings.name.clone(), |handle| {
         let mut elements: Vec<Arc<dyn Element>> = vec![
             Arc::new(UpdatePath::new(settings.name.clone())),
@@ -258,15 +259,56 @@ fn chain(
             Arc::new(TrimPath),
         ];
         elements.extend(idle);
-        elements.extend([
-            Arc::new(SendFd) as Arc<dyn Element>,
-            Arc::new(Ipam::new(&settings.cidr_prefix, settings.ipam_policy)),
-            Arc::new(DnsContext::new(settings.dns_configs.0.clone())),
-            Arc::new(routes),
-            Arc::new(mechanisms),
-        ]);
+        elements.push(Arc::new(SendFd));
+        elements.extend(own);
         elements
     }))
+}
+
+/// The end of a connection: addresses, and an interface that answers.
+fn answering(settings: &Settings, namespace: &Namespace) -> Result<Vec<Arc<dyn Element>>, NseError> {
+    let responder = Responder::start(settings.memif_threads)?;
+    let routes = PolicyRoutes::open(settings.pbr_config_path.clone())
+        .map_err(|reason| NseError::Setting { name: "NSM_PBR_CONFIG_PATH", reason })?;
+    let make = |kind: &MechanismKind| -> Arc<dyn EndpointMechanism> {
+        match kind {
+            MechanismKind::Kernel => Arc::new(Kernel::new(namespace.clone())),
+            MechanismKind::Memif => Arc::new(Memif::new(namespace.clone(), Arc::clone(&responder))),
+            MechanismKind::Noop => Arc::new(Noop),
+        }
+    };
+    let mechanisms = Mechanisms::new(settings.mechanisms.iter().map(make).collect());
+    Ok(vec![
+        Arc::new(Ipam::new(&settings.cidr_prefix, settings.ipam_policy)),
+        Arc::new(DnsContext::new(settings.dns_configs.0.clone())),
+        Arc::new(routes),
+        Arc::new(mechanisms),
+    ])
+}
+
+/// The middle of a connection: an interface toward the client, and another toward the next endpoint.
+fn passing_on(
+    settings: &Settings,
+    process: &Process,
+    hub: &Arc<Hub>,
+    namespace: &Namespace,
+) -> Vec<Arc<dyn Element>> {
+    let follow = Follow::new(settings.name.clone(), Arc::clone(hub), Arc::clone(&process.pool));
+    let onward = PassThrough {
+        next_hop: settings.connect_to.clone(),
+        labels: settings.labels.0.clone(),
+        preferences: vec![Mechanism {
+            cls: mechanism::LOCAL.to_owned(),
+            r#type: mechanism::KERNEL.to_owned(),
+            parameters: Default::default(),
+        }],
+        namespace: namespace.clone(),
+    };
+    vec![
+        Arc::new(Mechanisms::new(vec![Arc::new(Kernel::new(namespace.clone()))])),
+        Arc::new(onward),
+        Arc::new(Connect::new(Arc::clone(&process.pool)).following(follow)),
+    ]
 }
 
 fn register(settings: &Settings, registry: Arc<dyn Registry>, url: String) -> Keeper {

@@ -23,7 +23,7 @@ use crate::elements::{
 use crate::identity::policy::{BadPolicies, Policies};
 use crate::obs::{ConnectionView, Reporter};
 use crate::registry::authorize::{Strict, TokenRules};
-use crate::registry::{self, Registry};
+use crate::registry::{self, Registry, memory};
 use crate::transport::{Limits, ServeError, Server, Services, Target};
 
 /// The manager's settings.
@@ -35,6 +35,13 @@ pub struct Settings {
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened")]
     pub limits: Limits,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub strict: Strict,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub store: memory::Limits,
 
     /// Our name in paths. No hop beside us may have the same.
     #[arg(long, env = "NSM_NAME", value_name = "NAME", default_value = "nmgr")]
@@ -163,7 +170,8 @@ impl Manager {
             edit: Some(Arc::new(move |endpoint| labels.add_to_endpoint(endpoint))),
             server_rules: registrations.clone(),
             client_rules: registrations,
-            strict: Strict::default(),
+            strict: settings.strict.clone(),
+            store: settings.store.clone(),
         };
         let registry =
             registry::nsmgr::Nsmgr::new(registry, Arc::clone(&process.pool), process.tokens.clone());
@@ -223,10 +231,12 @@ fn policies(settings: &Settings) -> Result<Rules, NsmgrError> {
     }
     let registrations =
         Policies::of_masks(&common.registry_server_policies, &common.registry_client_policies)?;
-    Ok((Arc::new(Policies::standard()), Some(Arc::new(registrations))))
+    let registrations = registrations.with_transit(&common.transit);
+    let calls = Policies::standard().with_transit(&common.transit);
+    Ok((Arc::new(calls), Some(Arc::new(registrations))))
 }
 
-fn check_name(name: &str) -> Result<(), NsmgrError> {
+pub(super) fn check_name(name: &str) -> Result<(), NsmgrError> {
     let reason = match name {
         "" => "empty; paths need a name",
         name if name.len() > 253 => "longer than 253 bytes, which is the most that a path's segment has",
@@ -238,7 +248,7 @@ fn check_name(name: &str) -> Result<(), NsmgrError> {
 
 /// Where other nodes reach us: the first TCP address that we listen at, with an address of this host in place of "all of them"; the
 /// first of the others if there is none.
-async fn public_url(listens: &[Target]) -> String {
+pub(super) async fn public_url(listens: &[Target]) -> String {
     let tcp = listens.iter().find_map(|target| match target {
         Target::Tcp(address) => Some(address),
         _ => None,

@@ -12,7 +12,8 @@ use crate::config::{self, List, Maybe};
 use crate::identity::policy::{BadPolicies, Policies};
 use crate::obs::Reporter;
 use crate::registry::Registry;
-use crate::registry::authorize::{Authorize, Provider, Strict, TokenRules};
+use crate::registry::authorize::{Authorize, Strict, TokenRules};
+use crate::registry::foreign::{Admit, Foreign};
 use crate::registry::hops::Hops;
 use crate::registry::interdomain::Interdomain;
 use crate::registry::memory::{self, StateError, Store};
@@ -49,21 +50,18 @@ pub struct Settings {
     #[arg(long, env = "VWIRE_REGISTRY_STATE", value_name = "FILE")]
     pub state: Option<PathBuf>,
 
-    /// Who may register for others: SPIFFE IDs that begin so. Managers and proxies do; anybody may if it is empty.
-    #[arg(long, env = "VWIRE_REGISTRY_ASSERTERS", value_name = "PREFIXES", default_value = "")]
-    pub asserters: List<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub strict: Strict,
 
-    /// Who may provide a service: service=spiffe://prefix. A service without a rule may be provided by anybody.
-    #[arg(long, env = "VWIRE_REGISTRY_PROVIDERS", value_name = "RULES", default_value = "")]
-    pub providers: List<Provider>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub store: memory::Limits,
 
-    /// Most endpoints, and most services, of one identity.
-    #[arg(long, env = "VWIRE_REGISTRY_PER_IDENTITY", value_name = "COUNT", default_value_t = memory::Limits::default().per_identity)]
-    pub per_identity: usize,
-
-    /// Most endpoints, and most services, in all.
-    #[arg(long, env = "VWIRE_REGISTRY_TOTAL", value_name = "COUNT", default_value_t = memory::Limits::default().total)]
-    pub total: usize,
+    /// What members of other trust domains may register: `apart` (what no member of ours has), `any`, `none`, or trust domains that may
+    /// register anything.
+    #[arg(long, env = "VWIRE_REGISTRY_FOREIGN", value_name = "WHOM", default_value = "apart")]
+    pub foreign: Admit,
 }
 
 /// Why the registry can't run.
@@ -124,20 +122,19 @@ fn rules(settings: &Settings, process: &Process) -> Result<Option<Arc<dyn TokenR
     let common = &settings.common;
     // Read even if they are of no use, so that a slip shows at once.
     let policies = Policies::of_masks(&common.registry_server_policies, &common.registry_client_policies)?;
+    let policies = policies.with_transit(&common.transit);
     Ok(process.identity.current().map(|_| Arc::new(policies) as _))
 }
 
 fn store(settings: &Settings) -> Result<Store, StateError> {
-    let limits =
-        memory::Limits { per_identity: settings.per_identity, total: settings.total, ..Default::default() };
-    let store = memory::Settings { expire: settings.expire_period, limits };
+    let store = memory::Settings { expire: settings.expire_period, limits: settings.store.clone() };
     match &settings.state {
         Some(file) => Store::open(store, file),
         None => Ok(Store::new(store)),
     }
 }
 
-/// The registry from the outside in: this hop in the path, who may, which domain, the store.
+/// The registry from the outside in: this hop in the path, who may, which domain, what of other domains, the store.
 fn chain(
     settings: &Settings,
     process: &Process,
@@ -148,9 +145,9 @@ fn chain(
         let remote = Remote::new(Arc::clone(&process.pool), target).with_rules(rules.clone());
         Arc::new(remote) as Arc<dyn Registry>
     });
-    let strict = Strict { asserters: settings.asserters.0.clone(), providers: settings.providers.0.clone() };
-    let domains = Interdomain::new(store, proxy);
-    Arc::new(Hops::new(Authorize::new(domains, rules, strict), process.tokens.clone()))
+    let domains = Interdomain::new(Foreign::new(store, settings.foreign.clone()), proxy);
+    let authorized = Authorize::new(domains, rules, settings.strict.clone());
+    Arc::new(Hops::new(authorized, process.tokens.clone()))
 }
 
 /// What `vwire status` shows.

@@ -11,6 +11,7 @@ use rustls_pki_types::ServerName;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
+use super::belief::{self, Proof};
 use super::hop::{Hop, Link};
 use super::stream::{Stream, peer_of, unix_address, unproven};
 use super::tls::{Tls, in_words};
@@ -39,8 +40,13 @@ pub(super) async fn dial(target: &Target, tls: &Tls, tokens: TokenSource, how: &
     // The name plays no part: SPIFFE IDs are verified, and SNI is off.
     let name = ServerName::try_from("peer.invalid").expect("a DNS name");
     let stream = TlsConnector::from(session.client).connect(name, stream).await.map_err(in_words)?;
+    let proof = Proof::of(stream.get_ref().1, &session.svid);
     let peer = peer_of(stream.get_ref().1, session.svid, address, lane)?;
-    Hop::start(stream, link(peer)).await
+    let hop = Hop::start(stream, link(peer)).await?;
+    if proof.is_some() {
+        hop.cut_when(belief::lost(tls.identity().clone(), tls.accepted().clone(), proof));
+    }
+    Ok(hop)
 }
 
 async fn connect(target: &Target) -> io::Result<(Stream, PeerAddress)> {

@@ -25,7 +25,7 @@ use super::call::{TOKEN, TOKEN_EXPIRES, parse_timeout};
 use super::peer::UNTAKEN;
 use super::watched::Watched;
 use super::{Peer, Target};
-use crate::identity::{Leaf, TokenSource};
+use crate::identity::{Distrust, Leaf, TokenSource};
 
 /// Most bytes of an answer's metadata.
 const MAX_METADATA: u32 = 256 * 1024;
@@ -85,7 +85,8 @@ impl Hop {
         tokio::spawn(async move {
             match calls.await {
                 Ok(()) => tracing::debug!(%target, "the connection takes no more calls"),
-                Err(error) => tracing::info!(%target, error = %chain(&error), "the connection broke"),
+                // A server that ends says so in its own way; its calls fail with the reason.
+                Err(error) => tracing::debug!(%target, error = %chain(&error), "the connection broke"),
             }
         });
         let leaf = link.peer.leaf.as_ref().and_then(|leaf| Leaf::read(leaf).ok());
@@ -151,6 +152,21 @@ impl Hop {
     /// Ends the connection and all its calls.
     pub fn cut(&self) {
         self.0.cut.cancel();
+    }
+
+    /// Ends the connection and all its calls when the peer is not believed any more.
+    pub(super) fn cut_when(&self, lost: impl Future<Output = Distrust> + Send + 'static) {
+        let (ended, cut) = (self.0.ended.clone(), self.0.cut.clone());
+        let target = self.target().to_string();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = ended.cancelled() => {}
+                reason = lost => {
+                    tracing::warn!(%target, %reason, "the peer is not believed any more: the connection is cut");
+                    cut.cancel();
+                }
+            }
+        });
     }
 
     fn broke(&self, error: &dyn std::error::Error) -> Status {

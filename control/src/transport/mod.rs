@@ -3,13 +3,17 @@
 //! Server side: [`serve`] accepts on unix and TCP sockets, and each call's request carries the extension `Arc<Peer>`; [`origin`] and
 //! [`time_left`] read the rest. Client side: [`Pool::hop`] gives a [`Hop`], of which gRPC clients are made.
 
+mod belief;
 mod call;
 mod dial;
+mod ends;
+mod gate;
 mod hop;
 mod limits;
 mod listen;
 mod peer;
 mod pool;
+mod quotas;
 mod server;
 mod services;
 mod stream;
@@ -18,6 +22,7 @@ mod tls;
 mod watched;
 
 pub use call::{DEFAULT_TIME, MAX_TIME, TOKEN, TOKEN_EXPIRES, origin, peer, time_left};
+pub use gate::Gate;
 pub use hop::Hop;
 pub use limits::Limits;
 pub use peer::{FdLane, Peer, PeerAddress};

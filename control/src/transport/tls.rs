@@ -45,6 +45,11 @@ impl Tls {
         &self.identity
     }
 
+    /// Whose members may be peers.
+    pub fn accepted(&self) -> &Accepted {
+        &self.accepted
+    }
+
     /// The configurations for the SVID of now; none where TLS is off.
     pub fn current(&self) -> io::Result<Option<Session>> {
         let Some(svid) = self.identity.current() else { return Ok(None) };

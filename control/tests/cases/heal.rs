@@ -9,10 +9,10 @@ use crate::peers::netns::Netns;
 use crate::peers::observer::endpoint_of;
 use crate::peers::{Kind, must, until};
 
-/// The registry restarts, then the forwarder that carries the connection: the packets flow on, the same forwarder is kept, and
-/// nothing was closed.
+/// The registry restarts, then the one of ten forwarders that carries the connection: the packets flow on, the same forwarder is
+/// kept, and nothing was closed. Then it dies with its data plane: another carries on, and the endpoint hears of a Close.
 pub fn c22_registry_and_forwarder_restart(plan: Plan) {
-    let mut mesh = Mesh::start("c22", Plan { forwarders: 3, ..plan });
+    let mut mesh = Mesh::start("c22", Plan { forwarders: 10, ..plan });
     let _endpoint = mesh.endpoint(0, "nse-1", &[]);
     let mark = mesh.observer.mark();
     let mut client = mesh.client(0, "nsc", SERVICE, &[set("NSM_MAX_TOKEN_LIFETIME", "30s")]);
@@ -38,6 +38,21 @@ pub fn c22_registry_and_forwarder_restart(plan: Plan) {
         assert_eq!(client.space.ip("-o link show nsm-1"), interface, "the interface was made anew");
         assert_eq!(mesh.observer.counts(mark, "nse-1", "nsc").1, 0);
     }
+    let broken = mesh.observer.mark();
+    mesh.kill_forwarder(&forwarder);
+    mesh.kill_engine(&forwarder);
+    // A tap goes with its engine; a veth does not.
+    let _ = Command::new("ip").args(["-n", &client.space.name, "link", "del", "nsm-1"]).output();
+    let event = mesh.observer.wait("another forwarder", broken, "nsmgr-1", "nsc", |event| {
+        let path = names(&event.connections[0]);
+        event.kind == "UPDATE"
+            && path.len() == 4
+            && path[2] != forwarder
+            && event.connections[0].get("state").is_none()
+    });
+    let connection = event.connections[0].clone();
+    until("pings through another forwarder", || client.space.pings(&far_address(&connection)).then_some(()));
+    mesh.observer.wait("the Close", broken, "nse-1", "nsc", |event| event.kind == "DELETE");
 }
 
 /// The endpoint dies, and its data plane with it; another registers: the client is there. One Close follows, at its end.
@@ -149,6 +164,37 @@ pub fn c28_nsmgr_restarts(plan: Plan) {
     until("the interfaces are gone", || {
         (space.interfaces().is_empty() && endpoint.space.interfaces().is_empty()).then_some(())
     });
+}
+
+/// The endpoint's node loses its nsmgr: packets flow on and nothing moves. Then it loses the rest, but for the endpoint: the client
+/// goes to another endpoint, on a third node.
+pub fn c28_remote_node_dies(plan: Plan) {
+    if plan.forwarder == Kind::Go {
+        return; // it joins interfaces of one node only
+    }
+    let mut mesh = Mesh::start("c28r", plan.nodes(3));
+    let _first = mesh.endpoint(1, "nse-1", &[set("NSM_CIDR_PREFIX", "172.16.1.0/24")]);
+    let mark = mesh.observer.mark();
+    let mut client = mesh.client(0, "nsc", SERVICE, &[]);
+    let connection = client.connected(&mut mesh, mark);
+    assert_eq!(names(&connection).len(), 6);
+    let _second = mesh.endpoint(2, "nse-2", &[set("NSM_CIDR_PREFIX", "172.16.2.0/24")]);
+    let mark = mesh.observer.mark();
+    mesh.nodes[1].kill_nsmgr();
+    mesh.observer.wait("the loss", mark, "nsmgr-1", "nsc", |event| event.connections[0]["state"] == "DOWN");
+    for _ in 0..3 {
+        assert!(client.space.pings(&far_address(&connection)), "no packet while the remote nsmgr is dead");
+    }
+    assert_eq!(mesh.observer.counts(mark, "nse-2", "nsc"), (0, 0), "the client has moved");
+    let forwarder = mesh.forwarder_name(1, 0);
+    mesh.kill_forwarder(&forwarder);
+    mesh.kill_engine(&forwarder);
+    let connection = client.connected_to(&mut mesh, mark, "nse-2");
+    until("pings to the second endpoint", || client.space.pings(&far_address(&connection)).then_some(()));
+    let before = mesh.observer.mark();
+    let space = client.close();
+    mesh.observer.wait("the Close", before, "nse-2", "nsc", |event| event.kind == "DELETE");
+    until("the interface is gone", || space.interfaces().is_empty().then_some(()));
 }
 
 /// The registry comes back empty: endpoints and forwarders register again, an old client refreshes, a new one connects.

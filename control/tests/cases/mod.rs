@@ -3,6 +3,8 @@
 #![allow(dead_code)] // each test binary uses its own part
 
 pub mod basic;
+pub mod chains;
+pub mod context;
 pub mod expiry;
 pub mod heal;
 pub mod selection;
@@ -39,19 +41,22 @@ pub fn path_length(mesh: &Mesh) -> usize {
     if mesh.nodes.len() > 1 { 6 } else { 4 }
 }
 
-/// The cases as tests, for one plan; the attributes before it go to each test.
+/// The cases as tests, for one plan; the attributes before it go to each test. `@` before them, and parts with their cases after the
+/// plan: those alone.
 #[macro_export]
 macro_rules! conformance {
     ([$($attribute:tt)*] $plan:expr) => {
         conformance!(@ [$($attribute)*] [$plan]
             basic: c01_request_refresh_close, c02_between_nodes, c03_request_before_the_endpoint, c04_endpoint_that_answers_late,
                 c15_unix_sockets_only, c16_descriptors_after_a_refusal;
+            chains: c08_chain_of_seven_on_one_node;
+            context: c19_another_client_lowers_the_mtu, c20_name_servers_of_the_endpoint;
             selection: c05_endpoints_that_refuse, c07_matches_edited, c11_node_name_template, c12_forwarder_labels,
                 c14_endpoint_made_on_request;
             expiry: c06_endpoint_killed_refresh_fails, c17_client_dies_tokens_end, c18_endpoint_dies_registration_ends,
                 c33_registry_dead_close_arrives;
             heal: c22_registry_and_forwarder_restart, c24_endpoint_dies_another_takes_over, c25_data_plane_broken,
-                c26_control_of_endpoint_dead_data_healthy, c27_forwarder_dies_another_registers, c28_nsmgr_restarts,
+                c26_control_of_endpoint_dead_data_healthy, c27_forwarder_dies_another_registers, c28_nsmgr_restarts, c28_remote_node_dies,
                 c29_registry_restarts_empty, c30_endpoint_gone_close_while_healing;
         );
     };

@@ -8,7 +8,7 @@ use crate::peers::observer::endpoint_of;
 use crate::peers::{Kind, until};
 
 /// Endpoints whose service somebody else has registered.
-fn foreign_service(more: &[Setting]) -> Vec<Setting> {
+pub(super) fn foreign_service(more: &[Setting]) -> Vec<Setting> {
     let mut all = vec![set("NSM_REGISTER_SERVICE", "false")];
     all.extend_from_slice(more);
     all

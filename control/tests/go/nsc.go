@@ -24,7 +24,7 @@ import (
 )
 
 // runClient asks for NSM_NETWORK_SERVICES and keeps them until it ends. With NSM_MANUAL=true it asks when told to.
-// Commands: "request URL", "refresh N", "close N", "monitor [ID]"; N is the place in the order of the Requests, from 0.
+// With NSM_MTU it asks for that MTU. Commands: "request URL", "refresh N", "close N", "monitor [ID]"; N is the place in the order of the Requests, from 0.
 func runClient(ctx context.Context) error {
 	self, err := newProcess(ctx)
 	if err != nil {
@@ -118,6 +118,9 @@ func (h *held) request(ctx context.Context, service *url.URL) bool {
 		Id:             fmt.Sprintf("%s-%d", text("NSM_NAME", "nsc"), n),
 		NetworkService: parsed.NetworkService(),
 		Labels:         parsed.Labels(),
+	}
+	if mtu := number("NSM_MTU", "0"); mtu > 0 {
+		connection.Context = &networkservice.ConnectionContext{MTU: uint32(mtu)}
 	}
 	if !h.ask(ctx, n, connection, []*networkservice.Mechanism{parsed.Mechanism()}) {
 		return false

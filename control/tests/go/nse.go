@@ -2,21 +2,32 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"net"
 	"os"
 	"time"
 
+	"github.com/golang/protobuf/ptypes/empty"
 	registryapi "github.com/networkservicemesh/api/pkg/api/registry"
+	"google.golang.org/grpc"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	kernelapi "github.com/networkservicemesh/api/pkg/api/networkservice/mechanisms/kernel"
 	"github.com/networkservicemesh/api/pkg/api/networkservice/mechanisms/noop"
+	"github.com/networkservicemesh/sdk/pkg/networkservice/chains/client"
 	"github.com/networkservicemesh/sdk/pkg/networkservice/chains/endpoint"
 	"github.com/networkservicemesh/sdk/pkg/networkservice/common/authorize"
+	"github.com/networkservicemesh/sdk/pkg/networkservice/common/clienturl"
+	"github.com/networkservicemesh/sdk/pkg/networkservice/common/connect"
 	"github.com/networkservicemesh/sdk/pkg/networkservice/common/mechanisms"
 	"github.com/networkservicemesh/sdk/pkg/networkservice/common/mechanisms/kernel"
 	"github.com/networkservicemesh/sdk/pkg/networkservice/common/mechanisms/sendfd"
+	"github.com/networkservicemesh/sdk/pkg/networkservice/common/mechanismtranslation"
 	"github.com/networkservicemesh/sdk/pkg/networkservice/common/null"
+	"github.com/networkservicemesh/sdk/pkg/networkservice/common/passthrough"
+	"github.com/networkservicemesh/sdk/pkg/networkservice/connectioncontext/dnscontext"
+	"github.com/networkservicemesh/sdk/pkg/networkservice/connectioncontext/mtu/vl3mtu"
+	"github.com/networkservicemesh/sdk/pkg/networkservice/core/next"
 	"github.com/networkservicemesh/sdk/pkg/networkservice/ipam/point2pointipam"
 	registryclient "github.com/networkservicemesh/sdk/pkg/registry/chains/client"
 	"github.com/networkservicemesh/sdk/pkg/registry/common/clientinfo"
@@ -33,18 +44,16 @@ func runEndpoint(ctx context.Context) error {
 	watch := &watcher{quiet: flag("NSM_QUIET", "false")}
 	watch.refusing.Store(flag("NSM_REFUSE", "false"))
 	server := self.server()
+	elements := []networkservice.NetworkServiceServer{watch}
+	if flag("NSM_PASS_THROUGH", "false") {
+		elements = append(elements, passOn(ctx, self)...)
+	} else {
+		elements = append(elements, answer()...)
+	}
 	endpoint.NewServer(ctx, self.tokens,
 		endpoint.WithName(text("NSM_NAME", "icmp-server")),
 		endpoint.WithAuthorizeServer(authorize.NewServer()),
-		endpoint.WithAdditionalFunctionality(
-			watch,
-			point2pointipam.NewServer(prefixes()...),
-			mechanisms.NewServer(map[string]networkservice.NetworkServiceServer{
-				kernelapi.MECHANISM: kernel.NewServer(),
-				noop.MECHANISM:      null.NewServer(),
-			}),
-			sendfd.NewServer(),
-		)).Register(server)
+		endpoint.WithAdditionalFunctionality(elements...)).Register(server)
 
 	on := address("NSM_LISTEN_ON", "unix://"+os.TempDir()+"/listen.on")
 	registration := &registration{self: self, url: on.String()}
@@ -87,6 +96,62 @@ func runEndpoint(ctx context.Context) error {
 		report("unregister", registration.unregister(context.Background()))
 	}
 	return err
+}
+
+// answer is the end of a connection. NSM_LEAST_MTU=true lowers all connections to the least MTU that one of them asked for.
+func answer() (elements []networkservice.NetworkServiceServer) {
+	if flag("NSM_LEAST_MTU", "false") {
+		elements = append(elements, vl3mtu.NewServer())
+	}
+	var configs []*networkservice.DNSConfig
+	if err := json.Unmarshal([]byte(text("NSM_DNS_CONFIGS", "[]")), &configs); err != nil {
+		must(configs, err)
+	}
+	return append(elements,
+		point2pointipam.NewServer(prefixes()...),
+		dnscontext.NewServer(configs...),
+		mechanisms.NewServer(map[string]networkservice.NetworkServiceServer{
+			kernelapi.MECHANISM: kernel.NewServer(),
+			noop.MECHANISM:      null.NewServer(),
+		}),
+		sendfd.NewServer())
+}
+
+// passOn is the middle of a connection: the same service is asked for with our labels. The client has our name, as in Go's commands:
+// a segment of its own would have our token for the caller before it, where the policies look for one for itself.
+func passOn(ctx context.Context, self *process) []networkservice.NetworkServiceServer {
+	return []networkservice.NetworkServiceServer{
+		mechanisms.NewServer(map[string]networkservice.NetworkServiceServer{kernelapi.MECHANISM: kernel.NewServer()}),
+		sendfd.NewServer(),
+		clienturl.NewServer(address("NSM_CONNECT_TO", "unix:///var/lib/networkservicemesh/nsm.io.sock")),
+		connect.NewServer(client.NewClient(ctx,
+			client.WithName(text("NSM_NAME", "icmp-server")),
+			client.WithoutRefresh(),
+			client.WithDialTimeout(duration("NSM_DIAL_TIMEOUT", "5s")),
+			client.WithDialOptions(self.dialOptions(false)...),
+			client.WithAdditionalFunctionality(
+				mechanismtranslation.NewClient(),
+				passthrough.NewClient(labels("NSM_LABELS", "")),
+				ownPreference{},
+				kernel.NewClient(),
+				sendfd.NewClient()))),
+	}
+}
+
+// ownPreference forgets the forwarder's preferences: they are about the interface toward the client.
+type ownPreference struct{}
+
+func (ownPreference) Request(
+	ctx context.Context, request *networkservice.NetworkServiceRequest, opts ...grpc.CallOption,
+) (*networkservice.Connection, error) {
+	request.MechanismPreferences = nil
+	return next.Client(ctx).Request(ctx, request, opts...)
+}
+
+func (ownPreference) Close(
+	ctx context.Context, connection *networkservice.Connection, opts ...grpc.CallOption,
+) (*empty.Empty, error) {
+	return next.Client(ctx).Close(ctx, connection, opts...)
 }
 
 func report(verb string, err error) {

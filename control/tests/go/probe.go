@@ -5,8 +5,10 @@ import (
 	"sort"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	reflection "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	alpha "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/descriptorpb"
 )
@@ -50,9 +52,31 @@ func runProbe(ctx context.Context) error {
 			return err
 		}
 		more["methods"] = methods
+		more["services_v1alpha"], err = listServicesAlpha(ctx, connection)
+		if err != nil {
+			return err
+		}
 	}
 	emit("probed", more)
 	return nil
+}
+
+// listServicesAlpha asks by the older name of reflection, which older tools try alone.
+func listServicesAlpha(ctx context.Context, connection *grpc.ClientConn) (names []string, err error) {
+	stream, err := alpha.NewServerReflectionClient(connection).ServerReflectionInfo(ctx)
+	if err != nil {
+		return nil, err
+	}
+	request := &alpha.ServerReflectionRequest{MessageRequest: &alpha.ServerReflectionRequest_ListServices{ListServices: "*"}}
+	if err := stream.Send(request); err != nil {
+		return nil, err
+	}
+	answer, err := stream.Recv()
+	for _, service := range answer.GetListServicesResponse().GetService() {
+		names = append(names, service.GetName())
+	}
+	sort.Strings(names)
+	return names, err
 }
 
 // listMethods asks for each service's file and reads the methods there.

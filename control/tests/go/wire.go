@@ -40,8 +40,7 @@ func newProcess(ctx context.Context) (*process, error) {
 // dialOptions are those of the Go components: mutual TLS with any SPIFFE ID, a token on each call, descriptors on unix sockets.
 // patient calls wait for a connection; the chains of the nsmgr don't.
 func (p *process) dialOptions(patient bool) []grpc.DialOption {
-	config := tlsconfig.MTLSClientConfig(p.source, p.source, tlsconfig.AuthorizeAny())
-	config.MinVersion = tls.VersionTLS12
+	config := versions(tlsconfig.MTLSClientConfig(p.source, p.source, tlsconfig.AuthorizeAny()))
 	calls := []grpc.CallOption{grpc.PerRPCCredentials(token.NewPerRPCCredentials(p.tokens))}
 	if patient {
 		calls = append(calls, grpc.WaitForReady(true))
@@ -53,6 +52,15 @@ func (p *process) dialOptions(patient bool) []grpc.DialOption {
 		grpcfd.WithChainStreamInterceptor(),
 		grpcfd.WithChainUnaryInterceptor(),
 	)
+}
+
+// versions are those that the Go components take; with GOPEERS_TLS=1.2, the older of them alone.
+func versions(config *tls.Config) *tls.Config {
+	config.MinVersion = tls.VersionTLS12
+	if text("GOPEERS_TLS", "") == "1.2" {
+		config.MaxVersion = tls.VersionTLS12
+	}
+	return config
 }
 
 // dial opens one connection, for what is asked without a chain.
@@ -67,8 +75,7 @@ func (p *process) dial(ctx context.Context, to *url.URL) (*grpc.ClientConn, erro
 
 // server is a gRPC server as the Go components start it, with reflection for tools.
 func (p *process) server() *grpc.Server {
-	config := tlsconfig.MTLSServerConfig(p.source, p.source, tlsconfig.AuthorizeAny())
-	config.MinVersion = tls.VersionTLS12
+	config := versions(tlsconfig.MTLSServerConfig(p.source, p.source, tlsconfig.AuthorizeAny()))
 	server := grpc.NewServer(append(tracing.WithTracing(),
 		grpc.Creds(grpcfd.TransportCredentials(credentials.NewTLS(config))))...)
 	reflection.Register(server)

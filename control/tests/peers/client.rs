@@ -107,7 +107,11 @@ impl Client {
     }
 }
 
+/// The connection is up at the client's nsmgr, whose place in the path is the second; in a chain of endpoints it may have more.
 fn is_up(event: &Event) -> bool {
-    let up = |connection: &Value| connection.get("state").is_none() && segments(connection).len() > 2;
+    let up = |connection: &Value| {
+        let here = connection["path"]["index"] == 1;
+        here && connection.get("state").is_none() && segments(connection).len() > 2
+    };
     event.kind == "UPDATE" && event.connections.iter().all(up)
 }

@@ -3,7 +3,10 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use tempfile::TempDir;
+use vwire_control::cli::AdminClient;
+use vwire_control::transport::Target;
 
 use super::build;
 use super::client::Client;
@@ -271,6 +274,13 @@ impl Mesh {
         let mut process = self.go(name, "regclient", &space, &[], all);
         process.told("ready", 0);
         RegistryClient(process)
+    }
+
+    /// What a `vwire` process tells at its admin port; none while it does not answer.
+    pub fn admin(&self, name: &str, path: &str) -> Option<Value> {
+        let socket = self.directory().join(format!("{name}.admin"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(AdminClient(Target::Unix(socket)).get(path)).ok()
     }
 
     /// Asks a server for its health and, by reflection, for its methods; told as "probed".

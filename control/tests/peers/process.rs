@@ -159,14 +159,23 @@ impl Process {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// The last lines of what it wrote.
+    /// The first and the last lines of what it wrote.
     pub fn tail(&self) -> String {
         let bytes = std::fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<&str> = text.lines().collect();
         let short = |line: &&str| line.chars().take(600).collect::<String>();
-        let last: Vec<String> = lines[lines.len().saturating_sub(25)..].iter().map(short).collect();
-        format!("---- {}: {} lines, the last of them:\n{}", self.name, lines.len(), last.join("\n"))
+        let mut shown: Vec<String> = lines[lines.len().saturating_sub(25)..].iter().map(short).collect();
+        if lines.len() > 35 {
+            let first = lines[..10].iter().map(short).chain(["…".to_owned()]);
+            shown.splice(0..0, first);
+        }
+        format!(
+            "---- {}: {} lines, the first and last of them:\n{}",
+            self.name,
+            lines.len(),
+            shown.join("\n")
+        )
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) const TOKEN_LIFE: Duration = Duration::from_secs(600);
 pub(super) const MANAGER: &str = "nsmgr-1";
 
 pub(super) struct Mesh {
-    pub authority: Authority,
+    pub authority: Arc<Authority>,
     pub registry: Arc<dyn Registry>,
     folder: tempfile::TempDir,
 }
@@ -62,10 +62,15 @@ impl Drop for Hop {
 impl Mesh {
     pub(super) fn new() -> Self {
         Self {
-            authority: Authority::new(TrustDomain::new("example.org").unwrap()).unwrap(),
+            authority: Arc::new(Authority::new(TrustDomain::new("example.org").unwrap()).unwrap()),
             registry: Arc::new(Store::new(Settings::default())),
             folder: tempfile::tempdir().unwrap(),
         }
+    }
+
+    /// Another mesh with the same issuer.
+    pub(super) fn beside(&self) -> Self {
+        Self { authority: Arc::clone(&self.authority), ..Self::new() }
     }
 
     /// Hops that find and register by way of a manager's socket.

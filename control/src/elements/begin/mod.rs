@@ -12,6 +12,8 @@ use crate::api::networkservice::NetworkServiceRequest;
 use crate::chain::{Call, Element, Next, Origin, State};
 use crate::identity::SpiffeId;
 
+use super::authorize::Refused;
+
 mod owner;
 mod slots;
 
@@ -26,12 +28,15 @@ use slots::Slots;
 /// - A refresh that fails leaves the connection as it was.
 /// - Close of an unknown connection is done already; that of a known one gets the connection as it was answered last, whatever
 ///   the caller passed.
-/// - A Request in the state `RESELECT_REQUESTED` is a Close and a first Request in one.
+/// - A Close that the policies refuse leaves the connection as it was.
+/// - A Request in the state `RESELECT_REQUESTED` is a Close and a first Request in one. The policies judge the Close, too, by how
+///   this Request came: it may have come by another hop than the one before.
 /// - A run that the role itself starts names the connection by its id; where it gives no path, it gets the stored connection and
 ///   preferences.
 pub struct Begin {
     slots: Slots<Established>,
     binding: Binding,
+    passes_unknown: bool,
 }
 
 /// A connection between runs.
@@ -46,7 +51,14 @@ struct Established {
 impl Begin {
     /// With this rule about who may go on with a connection that someone else began.
     pub fn new(binding: Binding) -> Self {
-        Self { slots: Slots::default(), binding }
+        Self { slots: Slots::default(), binding, passes_unknown: false }
+    }
+
+    /// Passes the Close of an unknown connection on, too: where several processes of one name do the same work, another may have made
+    /// it. What the caller says of it is then all that is known.
+    #[must_use]
+    pub fn passing_unknown(self) -> Self {
+        Self { passes_unknown: true, ..self }
     }
 
     /// Takes over a connection that an earlier process of this role had established: in our coordinates, with what elements would
@@ -76,10 +88,25 @@ impl Begin {
     /// Ends the connection as elements know it, in the coordinates of this chain; what they remember goes.
     async fn end(call: &mut Call, connection: Connection, next: Next<'_>) -> Result<(), Status> {
         let done = guarded(next.close(call, connection)).await;
-        call.state.clear();
-        call.next_hop = None;
-        call.candidates.clear();
+        forget(call);
         done
+    }
+
+    /// Closes what is there, told to elements as `closing`. It is given back if the policies refuse that.
+    async fn end_known(
+        call: &mut Call,
+        mut known: Established,
+        closing: Connection,
+        next: Next<'_>,
+    ) -> (Option<Established>, Result<(), Status>) {
+        call.state = std::mem::take(&mut known.state);
+        let done = guarded(next.close(call, closing)).await;
+        if call.state.remove::<Refused>().is_some() {
+            known.state = std::mem::take(&mut call.state);
+            return (Some(known), done);
+        }
+        forget(call);
+        (None, done)
     }
 
     /// Frees what elements keep for a connection that never came to be.
@@ -130,12 +157,16 @@ impl Element for Begin {
                 mechanism_preferences: known.preferences.clone(),
             };
         }
-        if request.connection.as_ref().is_some_and(wants_reselect) {
-            call.state = known.state;
-            if let Err(status) = Self::end(call, known.connection, next).await {
-                tracing::info!(%status, "closing before a new selection");
+        if let Some(asked) = request.connection.as_ref().filter(|asked| wants_reselect(asked)) {
+            let (closing, revision) = (come_anew(&known.connection, asked), known.revision);
+            let (kept, done) = Self::end_known(call, known, closing, next).await;
+            *slot = kept;
+            match done {
+                Err(status) if slot.is_some() => return Err(status),
+                Err(status) => tracing::info!(%status, "closing before a new selection"),
+                Ok(()) => {}
             }
-            *slot = Some(first(call, request, next, known.revision + 1).await?);
+            *slot = Some(first(call, request, next, revision + 1).await?);
             return Ok(answer(&slot));
         }
         let (established, done) = refresh(call, request, next, known).await;
@@ -146,7 +177,12 @@ impl Element for Begin {
     async fn close(&self, call: &mut Call, connection: Connection, next: Next<'_>) -> Result<(), Status> {
         let lease = self.slots.lease(known_id(&connection)?);
         let mut slot = lease.turn(call).await?;
-        let Some(known) = slot.take() else { return Ok(()) };
+        let Some(known) = slot.take() else {
+            if self.passes_unknown && call.peer().is_some() {
+                return Self::end(call, connection, next).await;
+            }
+            return Ok(());
+        };
         if call.revision.is_some_and(|revision| revision != known.revision) {
             *slot = Some(known);
             return Ok(());
@@ -155,9 +191,31 @@ impl Element for Begin {
             *slot = Some(known);
             return Err(status);
         }
-        call.state = known.state;
-        Self::end(call, known.connection, next).await
+        let closing = known.connection.clone();
+        let (kept, done) = Self::end_known(call, known, closing, next).await;
+        *slot = kept;
+        done
     }
+}
+
+/// After a Close: nothing is remembered.
+fn forget(call: &mut Call) {
+    call.state.clear();
+    call.next_hop = None;
+    call.candidates.clear();
+}
+
+/// A connection that is there, with the path up to us as it is in a later Request: the rest of the path is where it went.
+fn come_anew(known: &Connection, asked: &Connection) -> Connection {
+    let mut closing = known.clone();
+    if let (Some(old), Some(new)) = (closing.path.as_mut(), asked.path.as_ref()) {
+        let ours = (new.index as usize + 1).min(new.path_segments.len());
+        let onward = old.path_segments.split_off((old.index as usize + 1).min(old.path_segments.len()));
+        old.path_segments = new.path_segments[..ours].to_vec();
+        old.path_segments.extend(onward);
+        old.index = new.index;
+    }
+    closing
 }
 
 /// A Request for what is not there yet.

@@ -246,3 +246,49 @@ async fn an_empty_id_is_refused() {
     let status = f.ask("nsc", Connection::default()).await.unwrap_err();
     assert_eq!(status.message(), "connection.id: empty");
 }
+
+/// Policies that know who may be the hop before us: who is in the path there.
+struct CameBy;
+
+impl crate::elements::authorize::PathPolicy for CameBy {
+    fn incoming(
+        &self,
+        path: &crate::api::connection::Path,
+        peer: &crate::transport::Peer,
+    ) -> Result<(), Status> {
+        let before = crate::api::path::PathExt::previous(path).map(|segment| segment.name.as_str());
+        let caller = peer.id.as_ref().map(|id| id.path().trim_start_matches('/').to_owned());
+        match before == caller.as_deref() {
+            true => Ok(()),
+            false => Err(Status::permission_denied(format!("{before:?} is not {caller:?}"))),
+        }
+    }
+
+    fn returned(&self, _: &crate::api::connection::Path, _: &crate::transport::Peer) -> Result<(), Status> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_refused_close_changes_nothing_and_a_reselection_by_another_hop_closes_what_was_there() {
+    let (begin, probe) = (Arc::new(Begin::new(Binding::Off)), Arc::<Probe>::default());
+    let elements: Vec<Arc<dyn Element>> = vec![
+        Arc::new(Shared(Arc::clone(&begin))),
+        Arc::new(crate::elements::Authorize::new(Arc::new(CameBy))),
+        Arc::new(Arc::clone(&probe)),
+    ];
+    let f = Fixture { chain: Chain::new("nse", |_| elements), begin, probe };
+    let by = |hop: &str| connection(&["nsc/nsc-0", &format!("{hop}/h"), "nse/e"]);
+    f.ask("one", by("one")).await.unwrap();
+    f.close("two", by("two")).await.unwrap_err();
+    assert_eq!((f.probe.counts(), f.begin.len()), ((1, 0), 1), "refused, and still there");
+    let mut again = by("two");
+    again.set_state(ConnectionState::ReselectRequested);
+    f.ask("thief", again.clone()).await.unwrap_err();
+    assert_eq!((f.probe.counts(), f.begin.len()), ((1, 0), 1), "refused, and still there");
+    f.ask("two", again).await.unwrap();
+    assert_eq!((f.probe.counts(), f.begin.len()), ((2, 1), 1));
+    let lease = f.begin.slots.lease("e".into());
+    let slot = lease.turn(&call_by("two")).await.unwrap();
+    assert_eq!(slot.as_ref().unwrap().state.get::<Seen>().unwrap().0, 1, "the state is the second's");
+}

@@ -14,7 +14,9 @@ use vwire_proto::dataplane::v1 as pb;
 
 use super::{Ask, Kind};
 use crate::api::connection::{Connection, Mechanism};
-use crate::api::mechanism::{DST_IP, DST_PORT, MTU, REMOTE, SRC_IP, SRC_PORT, VNI, VXLAN};
+use crate::api::mechanism::{
+    DST_IP, DST_PORT, MTU, ORIG_DST_IP, ORIG_SRC_IP, REMOTE, SRC_IP, SRC_PORT, VNI, VXLAN,
+};
 use crate::dataplane::ends::{EndSpec, Make, Payload};
 use crate::dataplane::kernel::Side;
 use crate::dataplane::wanted::Half;
@@ -23,10 +25,6 @@ use crate::dataplane::wanted::Half;
 pub const INNER: &str = "inner";
 /// Its only value.
 const IP: &str = "ip";
-/// The client's address before an nsmgr-proxy translated it.
-const ORIG_SRC_IP: &str = "orig_src_ip";
-/// The server's, likewise.
-const ORIG_DST_IP: &str = "orig_dst_ip";
 /// The UDP port of RFC 7348.
 const USUAL_PORT: u16 = 4789;
 /// Outer headers and an inner Ethernet header with a VLAN tag, as networkservicemesh/sdk-vpp counts them, in bytes.

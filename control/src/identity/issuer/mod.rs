@@ -3,10 +3,13 @@
 
 mod api;
 mod authority;
+pub mod bundle;
+mod federation;
 mod names;
 mod store;
 
 pub use api::{Issuer, serve};
 pub use authority::{Authority, IssuerError};
+pub use federation::{Folder, Links};
 pub use names::{Caller, Name, Rule};
 pub use store::read_bundle;

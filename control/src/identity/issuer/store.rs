@@ -6,15 +6,14 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 
-use super::{Authority, IssuerError};
+use super::{Authority, IssuerError, bundle};
 use crate::identity::TrustDomain;
 
 const KEY: &str = "authority.key";
 const CERTIFICATE: &str = "authority.der";
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> IssuerError + '_ {
+pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> IssuerError + '_ {
     |reason| IssuerError::File { file: path.to_owned(), reason: reason.to_string() }
 }
 
@@ -44,12 +43,13 @@ impl Authority {
     /// # Errors
     /// [`IssuerError::File`].
     pub fn export(&self, file: &Path) -> Result<(), IssuerError> {
-        write_new(file, pem(self.certificate()).as_bytes(), 0o644).map_err(at(file))
+        let text = bundle::to_pem(std::slice::from_ref(self.certificate()));
+        write_new(file, text.as_bytes(), 0o644).map_err(at(file))
     }
 }
 
 /// Writes beside and renames, so that nobody reads half a file.
-fn write_new(file: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+pub(super) fn write_new(file: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let beside = PathBuf::from(format!("{}.new", file.display()));
     let _ = fs::remove_file(&beside);
     let mut new = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
@@ -58,28 +58,11 @@ fn write_new(file: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     fs::rename(&beside, file)
 }
 
-fn pem(certificate: &CertificateDer<'_>) -> String {
-    use base64::Engine;
-    let text = base64::engine::general_purpose::STANDARD.encode(certificate);
-    let lines: Vec<&str> =
-        text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).expect("ASCII")).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
-}
-
-/// A foreign trust domain's authorities, PEM.
+/// A foreign trust domain's authorities: PEM, or a SPIFFE bundle.
 ///
 /// # Errors
 /// [`IssuerError::File`] if the file can't be read or holds no certificate.
 pub fn read_bundle(file: &Path) -> Result<Vec<CertificateDer<'static>>, IssuerError> {
-    let bad = |reason: String| IssuerError::File { file: file.to_owned(), reason };
-    let all: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(file).map_err(|error| bad(error.to_string()))?.collect();
-    let all = all.map_err(|error| bad(error.to_string()))?;
-    if all.is_empty() {
-        return Err(bad("no certificate in it; a bundle is one or more in PEM".to_owned()));
-    }
-    match all.iter().find_map(|der| webpki::anchor_from_trusted_cert(der).err()) {
-        Some(error) => Err(bad(format!("a certificate that can't be an authority: {error}"))),
-        None => Ok(all),
-    }
+    let bytes = fs::read(file).map_err(at(file))?;
+    bundle::parse(&bytes).map_err(|reason| IssuerError::File { file: file.to_owned(), reason })
 }

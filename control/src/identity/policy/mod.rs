@@ -10,7 +10,9 @@
 //! | `prev_token_signed` | the caller's is signed by the key of the certificate that it showed, and names that certificate's ID | callers |
 //! | `next_token_signed` | likewise the next hop's | answers |
 //! | `client_allowed` | a name is registered by one identity only (decided where the record is) | registry |
+//! | `foreign_domain` | a peer of another trust domain speaks for members of its own only; not Go's, always asked (see [`Transit`]) | both |
 
+mod foreign;
 mod masks;
 mod rules;
 #[cfg(test)]
@@ -21,11 +23,15 @@ use std::sync::Arc;
 use tonic::Status;
 use vwire_proto::nsm::connection::Path;
 
+pub use foreign::Transit;
+pub(crate) use foreign::foreign;
 pub use masks::BadPolicies;
 use rules::{Denied, Rules, Tokens};
 
+use super::jwt;
 use crate::api::path::PathExt;
 use crate::elements::authorize::PathPolicy;
+use crate::obs::Ration;
 use crate::registry::authorize::TokenRules;
 use crate::transport::Peer;
 
@@ -34,17 +40,19 @@ use crate::transport::Peer;
 pub struct Policies {
     server: Rules,
     client: Rules,
+    /// Who may speak for other trust domains than its own; none where nothing is asked.
+    transit: Option<Arc<[Transit]>>,
 }
 
 impl Policies {
     /// The Go components' defaults.
     pub fn standard() -> Self {
-        Self { server: Rules::standard(), client: Rules::standard() }
+        Self { server: Rules::standard(), client: Rules::standard(), transit: Some(Arc::default()) }
     }
 
     /// Nothing is asked: for processes that run without TLS, where there are no tokens.
     pub fn off() -> Self {
-        Self { server: Rules::default(), client: Rules::default() }
+        Self { server: Rules::default(), client: Rules::default(), transit: None }
     }
 
     /// What these lists select (`NSM_REGISTRY_SERVER_POLICIES`, `NSM_REGISTRY_CLIENT_POLICIES`): names of built-in policies, or
@@ -53,7 +61,17 @@ impl Policies {
     /// # Errors
     /// [`BadPolicies`] for a list that is empty, and an entry that selects nothing: nobody means to switch policies off by a slip.
     pub fn of_masks(server: &[String], client: &[String]) -> Result<Self, BadPolicies> {
-        Ok(Self { server: masks::select(server)?, client: masks::select(client)? })
+        Ok(Self {
+            server: masks::select(server)?,
+            client: masks::select(client)?,
+            transit: Some(Arc::default()),
+        })
+    }
+
+    /// Lets these trust domains speak for others (`VWIRE_TRANSIT`).
+    #[must_use]
+    pub fn with_transit(self, transit: &[Transit]) -> Self {
+        Self { transit: self.transit.map(|_| transit.into()), ..self }
     }
 
     /// Whether a name that somebody registered is kept for them (`client_allowed`).
@@ -70,7 +88,9 @@ impl Policies {
         let tokens: Tokens<'_> =
             path.path_segments[..until].iter().map(|segment| segment.token.as_str()).collect();
         let signed = (path.index as usize).checked_sub(1);
-        verdict(self.server.check(&tokens, Some((signed, "prev_token_signed")), peer), path.root_id(), peer)
+        let checked = self.server.check(&tokens, Some((signed, "prev_token_signed")), peer);
+        let before = &tokens[..tokens.len().min(path.index as usize)];
+        verdict(checked.and_then(|()| self.speaks_for_itself(before, peer)), path.root_id(), peer)
     }
 
     /// Whether an answer may be believed: its whole path, in our coordinates.
@@ -80,7 +100,9 @@ impl Policies {
     pub fn check_client(&self, path: &Path, peer: &Peer) -> Result<(), Status> {
         let tokens: Tokens<'_> = path.path_segments.iter().map(|segment| segment.token.as_str()).collect();
         let signed = (path.index as usize).checked_add(1);
-        verdict(self.client.check(&tokens, Some((signed, "next_token_signed")), peer), path.root_id(), peer)
+        let checked = self.client.check(&tokens, Some((signed, "next_token_signed")), peer);
+        let after = tokens.get(path.index as usize + 1..).unwrap_or_default();
+        verdict(checked.and_then(|()| self.speaks_for_itself(after, peer)), path.root_id(), peer)
     }
 
     /// As [`check_server`](Self::check_server) for a registration: the tokens up to ours, the last but one is the caller's.
@@ -90,7 +112,9 @@ impl Policies {
     pub fn check_registry_server(&self, tokens: &[Arc<str>], peer: &Peer) -> Result<(), Status> {
         let all: Tokens<'_> = tokens.iter().map(AsRef::as_ref).collect();
         let signed = tokens.len().checked_sub(2);
-        verdict(self.server.check(&all, Some((signed, "prev_token_signed")), peer), "", peer)
+        let checked = self.server.check(&all, Some((signed, "prev_token_signed")), peer);
+        let before = &all[..all.len().saturating_sub(1)];
+        verdict(checked.and_then(|()| self.speaks_for_itself(before, peer)), "", peer)
     }
 
     /// As [`check_client`](Self::check_client) for a registration: all tokens, the one after `index` is the server's.
@@ -100,15 +124,27 @@ impl Policies {
     pub fn check_registry_client(&self, tokens: &[Arc<str>], index: u32, peer: &Peer) -> Result<(), Status> {
         let all: Tokens<'_> = tokens.iter().map(AsRef::as_ref).collect();
         let signed = (index as usize).checked_add(1);
-        verdict(self.client.check(&all, Some((signed, "next_token_signed")), peer), "", peer)
+        let checked = self.client.check(&all, Some((signed, "next_token_signed")), peer);
+        let after = all.get(index as usize + 1..).unwrap_or_default();
+        verdict(checked.and_then(|()| self.speaks_for_itself(after, peer)), "", peer)
+    }
+
+    /// Asks it of the tokens that a peer hands us. One that can't be read is no word of anybody, and not spoken for.
+    fn speaks_for_itself(&self, tokens: &[&str], peer: &Peer) -> Result<(), Denied> {
+        let (Some(transit), Some(_)) = (&self.transit, foreign(peer)) else { return Ok(()) };
+        let claims: Vec<_> = tokens.iter().filter_map(|token| jwt::read(token).ok()).collect();
+        foreign::speaks_for_itself(claims.iter().map(|claims| claims.sub.as_str()), peer, transit)
     }
 }
 
 /// The peer learns which policy it was; the log has the rest.
 fn verdict(checked: Result<(), Denied>, connection: &str, peer: &Peer) -> Result<(), Status> {
+    static LINES: Ration = Ration::new();
     checked.map_err(|denied| {
-        let peer = peer.id.as_ref().map(ToString::to_string);
-        tracing::warn!(connection, peer, policy = denied.policy, reason = %denied.reason, "denied by a policy");
+        if let Some(withheld) = LINES.take() {
+            let peer = peer.id.as_ref().map(ToString::to_string);
+            tracing::warn!(connection, peer, policy = denied.policy, reason = %denied.reason, withheld, "denied by a policy");
+        }
         Status::permission_denied(format!("no sufficient privileges: policy {}", denied.policy))
     })
 }

@@ -154,3 +154,110 @@ fn a_list_that_selects_nothing_ends_the_start() {
     assert_eq!(typo, Err(BadPolicies::Nothing("etc/nsm/opa/comon/.*.rego".to_owned())));
     assert!(matches!(masks(&["etc/("]), Err(BadPolicies::Mask { .. })));
 }
+
+/// A peer of `b.test` at a process of `a.test`, and who is behind it.
+struct Border {
+    ours: Svid,
+    theirs: Svid,
+    behind: Svid,
+    third: Svid,
+}
+
+impl Border {
+    fn new() -> Self {
+        let issue = |domain: &str, path: &str| {
+            let authority = Authority::new(TrustDomain::new(domain).unwrap()).unwrap();
+            authority.issue(path, Duration::from_secs(3600)).unwrap()
+        };
+        let b = Authority::new(TrustDomain::new("b.test").unwrap()).unwrap();
+        let of_b = |path| b.issue(path, Duration::from_secs(3600)).unwrap();
+        Self {
+            ours: issue("a.test", "/proxy"),
+            theirs: of_b("/proxy"),
+            behind: of_b("/nsc"),
+            third: issue("c.test", "/nsc"),
+        }
+    }
+
+    fn peer(&self) -> Peer {
+        let ours = Arc::new(
+            Svid::new(self.ours.chain.clone(), self.ours.key.clone_key(), self.ours.bundles.clone()).unwrap(),
+        );
+        Peer { local: Some(ours), ..peer(&self.theirs) }
+    }
+
+    /// What comes in when `first` is behind the peer.
+    fn incoming(&self, first: &Svid) -> Path {
+        let tokens = [
+            token(first, &self.theirs, 60),
+            token(&self.theirs, &self.ours, 60),
+            token(&self.ours, &self.theirs, 60),
+        ];
+        path(2, tokens)
+    }
+
+    /// What comes back when `last` is behind the peer.
+    fn returned(&self, last: &Svid) -> Path {
+        let tokens = [
+            token(&self.ours, &self.theirs, 60),
+            token(&self.theirs, last, 60),
+            token(last, &self.theirs, 60),
+        ];
+        path(0, tokens)
+    }
+}
+
+#[test]
+fn a_foreign_peer_speaks_for_members_of_its_own_domain_only() {
+    let border = Border::new();
+    let (policies, peer) = (Policies::standard(), border.peer());
+    policies.check_server(&border.incoming(&border.behind), &peer).unwrap();
+    policies.check_client(&border.returned(&border.behind), &peer).unwrap();
+    for pretended in [&border.ours, &border.third] {
+        assert_eq!(policy(policies.check_server(&border.incoming(pretended), &peer)), "foreign_domain");
+        assert_eq!(policy(policies.check_client(&border.returned(pretended), &peer)), "foreign_domain");
+        // Registrations, with the same tokens.
+        let tokens = |path: Path| -> Vec<Arc<str>> {
+            path.path_segments.into_iter().map(|segment| segment.token.into()).collect()
+        };
+        let registration = tokens(border.incoming(pretended));
+        assert_eq!(policy(policies.check_registry_server(&registration, &peer)), "foreign_domain");
+        let answer = tokens(border.returned(pretended));
+        assert_eq!(policy(policies.check_registry_client(&answer, 0, &peer)), "foreign_domain");
+    }
+}
+
+#[test]
+fn a_domain_between_two_others_may_speak_for_those_that_the_setting_names() {
+    let border = Border::new();
+    let with = |transit: &[&str]| {
+        let transit: Vec<Transit> = transit.iter().map(|text| text.parse().unwrap()).collect();
+        Policies::standard().with_transit(&transit)
+    };
+    let peer = border.peer();
+    for (transit, ours, third) in [
+        (&["b.test=c.test"][..], false, true),
+        (&["b.test=*"], true, true),
+        (&["c.test=*", "b.test=other.test"], false, false),
+        (&["b.test=other.test", "b.test=a.test"], true, false),
+    ] {
+        let policies = with(transit);
+        for (who, may) in [(&border.ours, ours), (&border.third, third)] {
+            assert_eq!(
+                policies.check_server(&border.incoming(who), &peer).is_ok(),
+                may,
+                "{transit:?} {}",
+                who.id
+            );
+            assert_eq!(
+                policies.check_client(&border.returned(who), &peer).is_ok(),
+                may,
+                "{transit:?} {}",
+                who.id
+            );
+        }
+    }
+    for bad in ["", "b.test", "b.test=", "=c.test", "B_!=x"] {
+        assert!(bad.parse::<Transit>().is_err(), "{bad}");
+    }
+}

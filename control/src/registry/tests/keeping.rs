@@ -12,7 +12,7 @@ use super::support::*;
 use crate::registry::cache::Cached;
 use crate::registry::keeper::Keeper;
 use crate::registry::memory::{Settings, Store};
-use crate::registry::{EndpointEvent, Found, Registry, RegistryCall, ServiceEvent, find};
+use crate::registry::{EndpointEvent, Found, Registry, RegistryCall, ServiceEvent, find, layer};
 
 #[tokio::test]
 async fn a_kept_endpoint_outlives_its_expiry_and_others_go() {
@@ -88,17 +88,11 @@ async fn a_kept_endpoint_comes_back_when_it_is_removed_and_when_the_registry_sta
 struct Counting<R>(R, Arc<AtomicUsize>);
 
 #[async_trait]
-impl<R: Registry> Registry for Counting<R> {
-    async fn register_service(
-        &self,
-        call: &mut RegistryCall,
-        it: NetworkService,
-    ) -> Result<NetworkService, Status> {
-        self.0.register_service(call, it).await
-    }
+impl<R: Registry> layer::Layer for Counting<R> {
+    type Inner = R;
 
-    async fn unregister_service(&self, call: &mut RegistryCall, it: NetworkService) -> Result<(), Status> {
-        self.0.unregister_service(call, it).await
+    fn inner(&self) -> &R {
+        &self.0
     }
 
     async fn find_services(
@@ -109,22 +103,6 @@ impl<R: Registry> Registry for Counting<R> {
     ) -> Result<Found<ServiceEvent>, Status> {
         self.1.fetch_add(1, Ordering::SeqCst);
         self.0.find_services(call, query, watch).await
-    }
-
-    async fn register_endpoint(
-        &self,
-        call: &mut RegistryCall,
-        it: NetworkServiceEndpoint,
-    ) -> Result<NetworkServiceEndpoint, Status> {
-        self.0.register_endpoint(call, it).await
-    }
-
-    async fn unregister_endpoint(
-        &self,
-        call: &mut RegistryCall,
-        it: NetworkServiceEndpoint,
-    ) -> Result<(), Status> {
-        self.0.unregister_endpoint(call, it).await
     }
 
     async fn find_endpoints(

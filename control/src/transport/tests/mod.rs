@@ -1,7 +1,9 @@
 //! Both sides against each other, in one process.
 
 mod calls;
+mod federation;
 mod life;
+mod quotas;
 mod services;
 mod strangers;
 mod support;

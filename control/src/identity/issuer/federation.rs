@@ -1,0 +1,227 @@
+//! Which other trust domains an issuer's workloads believe: bundles in files, looked at again and again.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::bundle::{self, Authorities};
+use super::store::{at, write_new};
+use super::{IssuerError, read_bundle};
+use crate::identity::{Bundles, TrustDomain};
+
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// By which endings a folder's bundles are known.
+const ENDINGS: [&str; 2] = ["pem", "json"];
+
+/// A folder with a bundle of each trust domain that is believed: `<trust domain>.pem` or `<trust domain>.json`.
+#[derive(Debug, Clone)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// The folder, made if it is not there.
+    ///
+    /// # Errors
+    /// [`IssuerError::File`].
+    pub fn open(path: &Path) -> Result<Self, IssuerError> {
+        fs::create_dir_all(path).map_err(at(path))?;
+        Ok(Self(path.to_owned()))
+    }
+
+    /// Its bundles' files.
+    fn files(&self) -> Vec<(TrustDomain, PathBuf)> {
+        let Ok(entries) = fs::read_dir(&self.0) else { return Vec::new() };
+        let mut files: Vec<_> =
+            entries.flatten().filter_map(|entry| Some((named(&entry.path())?, entry.path()))).collect();
+        files.sort_by(|a, b| a.1.cmp(&b.1));
+        files
+    }
+
+    /// Puts a domain's bundle there, in place of one that is there.
+    ///
+    /// # Errors
+    /// [`IssuerError::File`].
+    pub fn put(&self, domain: &TrustDomain, authorities: &Authorities) -> Result<(), IssuerError> {
+        let file = self.0.join(format!("{domain}.pem"));
+        write_new(&file, bundle::to_pem(authorities).as_bytes(), 0o644).map_err(at(&file))?;
+        // In another form it would be believed beside the new one.
+        self.remove_but(domain, Some(&file)).map(drop)
+    }
+
+    /// Takes a domain's bundle away; false if there was none.
+    ///
+    /// # Errors
+    /// [`IssuerError::File`].
+    pub fn remove(&self, domain: &TrustDomain) -> Result<bool, IssuerError> {
+        self.remove_but(domain, None)
+    }
+
+    fn remove_but(&self, domain: &TrustDomain, keep: Option<&Path>) -> Result<bool, IssuerError> {
+        let mut any = false;
+        for (of, file) in self.files() {
+            if of == *domain && Some(file.as_path()) != keep {
+                fs::remove_file(&file).map_err(at(&file))?;
+                any = true;
+            }
+        }
+        Ok(any)
+    }
+}
+
+/// The trust domain that a bundle's file is named after.
+fn named(file: &Path) -> Option<TrustDomain> {
+    let ending = file.extension()?.to_str()?;
+    let domain = file.file_stem()?.to_str()?;
+    ENDINGS.contains(&ending).then(|| TrustDomain::new(domain).ok()).flatten()
+}
+
+/// Where the bundles of other trust domains are.
+#[derive(Debug, Clone, Default)]
+pub struct Links {
+    /// Files named one by one.
+    pub files: Vec<(TrustDomain, PathBuf)>,
+    /// All in a folder, as they come and go.
+    pub folder: Option<Folder>,
+}
+
+impl Links {
+    /// The bundles, followed until `shutdown`. A file that can't be read any more leaves its domain's last bundle in force; a file
+    /// that was taken out of the folder ends it. A bundle of `own` is none of a link's business and is passed over.
+    ///
+    /// # Errors
+    /// [`IssuerError::File`] if a file that was named can't be read now.
+    pub fn follow(
+        self,
+        own: TrustDomain,
+        shutdown: CancellationToken,
+    ) -> Result<watch::Receiver<Bundles>, IssuerError> {
+        for (_, file) in &self.files {
+            read_bundle(file)?;
+        }
+        let mut known = Known { own, links: self, files: BTreeMap::new() };
+        let (sender, receiver) = watch::channel(known.look());
+        tokio::spawn(shutdown.run_until_cancelled_owned(async move {
+            loop {
+                tokio::time::sleep(LOOK).await;
+                let now = known.look();
+                sender.send_if_modified(|before| {
+                    let changed = *before != now;
+                    *before = now;
+                    changed
+                });
+            }
+        }));
+        Ok(receiver)
+    }
+}
+
+/// By what a file is seen to be another one.
+type Stamp = Option<(SystemTime, u64, u64)>;
+
+/// What was read so far.
+struct Known {
+    own: TrustDomain,
+    links: Links,
+    files: BTreeMap<PathBuf, (Stamp, Option<Authorities>)>,
+}
+
+impl Known {
+    /// Reads what is new, forgets what went, and says what is believed now.
+    fn look(&mut self) -> Bundles {
+        let mut listed = self.links.files.clone();
+        listed.extend(self.links.folder.iter().flat_map(Folder::files));
+        self.files.retain(|file, _| {
+            let stays = listed.iter().any(|(_, listed)| listed == file);
+            if !stays {
+                tracing::info!(file = %file.display(), "a bundle was taken away");
+            }
+            stays
+        });
+        let mut bundles = Bundles::new();
+        for (domain, file) in listed {
+            if let Some(authorities) = self.read(&domain, file) {
+                bundles.entry(domain).or_default().extend(authorities);
+            }
+        }
+        bundles
+    }
+
+    fn read(&mut self, domain: &TrustDomain, file: PathBuf) -> Option<Authorities> {
+        let stamp = stamp(&file);
+        let (seen, authorities) = self.files.entry(file.clone()).or_insert((None, None));
+        if *seen == stamp && stamp.is_some() {
+            return authorities.clone();
+        }
+        let first_failure = seen.is_some() || authorities.is_none();
+        *seen = stamp;
+        if *domain == self.own {
+            tracing::error!(%domain, file = %file.display(), "a bundle of our own trust domain is passed over: the issuer has its own");
+            return None;
+        }
+        match read_bundle(&file) {
+            Ok(new) => {
+                tracing::info!(%domain, authorities = new.len(), file = %file.display(), "a bundle was read");
+                *authorities = Some(new);
+            }
+            Err(error) if first_failure => {
+                tracing::error!(%domain, %error, "a bundle can't be read; what was there stays in force");
+            }
+            Err(_) => {}
+        }
+        authorities.clone()
+    }
+}
+
+fn stamp(file: &Path) -> Stamp {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = fs::metadata(file).ok()?;
+    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::issuer::Authority;
+
+    fn authority(name: &str) -> Authority {
+        Authority::new(TrustDomain::new(name).unwrap()).unwrap()
+    }
+
+    fn known(folder: &Folder) -> Known {
+        let own = TrustDomain::new("own.test").unwrap();
+        let links = Links { files: Vec::new(), folder: Some(folder.clone()) };
+        Known { own, links, files: BTreeMap::new() }
+    }
+
+    #[test]
+    fn a_folder_says_whom_to_believe_in_either_form_and_bad_files_change_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = Folder::open(&place.path().join("links")).unwrap();
+        let at = |name: &str| place.path().join("links").join(name);
+        let (a, b) = (authority("a.test"), authority("b.test"));
+        let mut known = known(&folder);
+        assert!(known.look().is_empty());
+        folder.put(a.domain(), &vec![a.certificate().clone()]).unwrap();
+        fs::write(at("b.test.json"), bundle::to_json(&[b.certificate().clone()]).unwrap()).unwrap();
+        fs::write(at("own.test.pem"), bundle::to_pem(&[a.certificate().clone()])).unwrap();
+        fs::write(at("README"), "no bundle").unwrap();
+        let both: Bundles = a.bundles().into_iter().chain(b.bundles()).collect();
+        assert_eq!(known.look(), both);
+
+        fs::write(at("b.test.json"), "{ half").unwrap();
+        assert_eq!(known.look(), both, "the last good one stays");
+        let newer = authority("b.test");
+        folder.put(newer.domain(), &vec![newer.certificate().clone()]).unwrap();
+        assert_eq!(known.look()[b.domain()], [newer.certificate().clone()], "in its place, not beside it");
+
+        assert!(folder.remove(b.domain()).unwrap());
+        assert!(!folder.remove(b.domain()).unwrap());
+        assert_eq!(known.look(), a.bundles());
+        fs::remove_dir_all(at("")).unwrap();
+        assert!(known.look().is_empty());
+    }
+}

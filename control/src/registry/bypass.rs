@@ -1,0 +1,149 @@
+//! The registry of an nsmgr-proxy: what goes out and comes back has this proxy's URL, and the proxy remembers whose it was
+//! (sdk, `pkg/registry/common/{interdomainbypass,swapip,clusterinfo}`).
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use tonic::Status;
+use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
+
+use super::{EndpointEvent, Found, Registry, RegistryCall, ServiceEvent};
+use crate::config::WatchedMap;
+use crate::domain::{AddressMap, Places};
+use crate::transport::Target;
+
+/// What an nsmgr-proxy is for its own domain, and for others.
+pub struct Settings {
+    /// The URL by which our domain reaches us.
+    pub url: String,
+    /// Addresses as other domains see them.
+    pub addresses: Arc<AddressMap>,
+    /// Added to the labels of endpoints that register in other domains.
+    pub cluster: Arc<WatchedMap>,
+}
+
+/// In front of the registries of other domains.
+pub struct Bypass<R> {
+    inner: R,
+    settings: Arc<Settings>,
+    places: Arc<Places>,
+}
+
+impl<R: Registry> Bypass<R> {
+    /// Puts this before `inner`; Requests find in `places` where they go on.
+    pub fn new(inner: R, settings: Settings, places: Arc<Places>) -> Self {
+        Self { inner, settings: Arc::new(settings), places }
+    }
+
+    /// An endpoint of ours as other domains see it.
+    fn outward(&self, endpoint: &mut NetworkServiceEndpoint) {
+        endpoint.url = self.settings.addresses.url_outward(&self.settings.url);
+    }
+}
+
+/// What can be dialled from here on behalf of others: never a socket of this machine.
+fn tcp(url: &str) -> Option<Target> {
+    Target::parse(url).ok().filter(|target| matches!(target, Target::Tcp(_)))
+}
+
+/// What our domain is shown of an endpoint of another.
+///
+/// An endpoint of our own that registered there is used directly, as are its own connections; the rest is behind us.
+fn inward(settings: &Settings, places: &Places, event: &mut EndpointEvent) {
+    let endpoint = Arc::make_mut(&mut event.endpoint);
+    event.socket = None;
+    if let Some(manager) = places.ours(&endpoint.name) {
+        endpoint.url = manager.to_string();
+        return;
+    }
+    match tcp(&settings.addresses.url_outward(&endpoint.url)) {
+        Some(proxy) if !event.deleted => places.found(&endpoint.name, proxy),
+        Some(_) => {}
+        None => tracing::info!(
+            endpoint = endpoint.name,
+            url = endpoint.url,
+            "its URL is none that another domain's Requests may be sent to"
+        ),
+    }
+    endpoint.url.clone_from(&settings.url);
+}
+
+#[async_trait]
+impl<R: Registry> Registry for Bypass<R> {
+    async fn register_service(
+        &self,
+        call: &mut RegistryCall,
+        service: NetworkService,
+    ) -> Result<NetworkService, Status> {
+        self.inner.register_service(call, service).await
+    }
+
+    async fn unregister_service(
+        &self,
+        call: &mut RegistryCall,
+        service: NetworkService,
+    ) -> Result<(), Status> {
+        self.inner.unregister_service(call, service).await
+    }
+
+    async fn find_services(
+        &self,
+        call: &mut RegistryCall,
+        query: NetworkService,
+        watch: bool,
+    ) -> Result<Found<ServiceEvent>, Status> {
+        self.inner.find_services(call, query, watch).await
+    }
+
+    async fn register_endpoint(
+        &self,
+        call: &mut RegistryCall,
+        mut endpoint: NetworkServiceEndpoint,
+    ) -> Result<NetworkServiceEndpoint, Status> {
+        let original = endpoint.url.clone();
+        let manager = tcp(&original).ok_or_else(|| {
+            Status::invalid_argument(format!(
+                "url: {original:?} of endpoint `{}` is not a manager's TCP address; other domains' Requests need one (tcp:// in the manager's NSM_LISTEN_ON)",
+                endpoint.name
+            ))
+        })?;
+        self.outward(&mut endpoint);
+        let cluster = self.settings.cluster.current();
+        for labels in endpoint.network_service_labels.values_mut() {
+            labels.labels.extend(cluster.iter().map(|(key, value)| (key.clone(), value.clone())));
+        }
+        let mut registered = self.inner.register_endpoint(call, endpoint).await?;
+        // By the name of the answer: an endpoint may have been given its domain's name on the way.
+        self.places.register(&registered.name, manager);
+        registered.url = original;
+        Ok(registered)
+    }
+
+    async fn unregister_endpoint(
+        &self,
+        call: &mut RegistryCall,
+        mut endpoint: NetworkServiceEndpoint,
+    ) -> Result<(), Status> {
+        self.places.unregister(&endpoint.name);
+        self.outward(&mut endpoint);
+        self.inner.unregister_endpoint(call, endpoint).await
+    }
+
+    async fn find_endpoints(
+        &self,
+        call: &mut RegistryCall,
+        query: NetworkServiceEndpoint,
+        watch: bool,
+    ) -> Result<Found<EndpointEvent>, Status> {
+        let found = self.inner.find_endpoints(call, query, watch).await?;
+        let (settings, places) = (Arc::clone(&self.settings), Arc::clone(&self.places));
+        let shown = found.map(move |event| {
+            event.map(|mut event| {
+                inward(&settings, &places, &mut event);
+                event
+            })
+        });
+        Ok(shown.boxed())
+    }
+}
