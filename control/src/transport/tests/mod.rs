@@ -3,6 +3,7 @@
 mod calls;
 mod federation;
 mod life;
+mod quotas;
 mod services;
 mod strangers;
 mod support;
