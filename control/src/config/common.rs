@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{List, Maybe, boolean, duration};
+use crate::identity::TrustDomain;
 use crate::identity::policy::Transit;
 use crate::obs::{LogFormat, LogLevel};
 use crate::transport::Target;
@@ -41,6 +42,10 @@ pub struct Common {
     /// How long a peer has to accept a connection.
     #[arg(long, env = "NSM_DIAL_TIMEOUT", value_name = "DURATION", default_value = "750ms", value_parser = duration)]
     pub dial_timeout: Duration,
+
+    /// Trust domains whose members are believed where we call; all that we hold a bundle of unless named.
+    #[arg(long, env = "VWIRE_SERVER_TRUST_DOMAINS", value_name = "DOMAINS", default_value = "")]
+    pub server_trust_domains: List<TrustDomain>,
 
     /// Policies for calls of our registry; masks of files, and the names of those built in.
     #[arg(

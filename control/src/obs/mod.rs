@@ -3,6 +3,7 @@
 mod admin;
 mod log;
 mod metrics;
+mod ration;
 mod redact;
 mod serve;
 mod view;
@@ -10,6 +11,7 @@ mod view;
 pub use admin::{Admin, Reporter};
 pub use log::{BadLevel, LogFormat, LogLevel, Logs};
 pub use metrics::{Metrics, Operation};
+pub use ration::Ration;
 pub use redact::Redacted;
 pub use serve::{AdminError, AdminSocket, default_socket, serve};
 pub use view::{ConnectionView, Heal, HopView, MechanismView, Status, seconds};

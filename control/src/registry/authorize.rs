@@ -15,6 +15,7 @@ use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
 use super::hops::subject;
 use super::{Layer, Owner, Registry, RegistryCall};
 use crate::chain::Origin;
+use crate::config::List;
 use crate::transport::Peer;
 
 /// What a path's tokens must satisfy. Implemented by the policies of a role.
@@ -30,12 +31,14 @@ pub trait TokenRules: Send + Sync + 'static {
 }
 
 /// Beyond the Go components' policies; all off unless set.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct Strict {
-    /// Prefixes of the SPIFFE IDs that may register for others: managers and proxies. Empty: anybody.
-    pub asserters: Vec<String>,
-    /// Who may provide a service. One that no rule names may be provided by anybody.
-    pub providers: Vec<Provider>,
+    /// Who may register for others: SPIFFE IDs that begin so. Managers and proxies do; anybody may if it is empty.
+    #[arg(long, env = "VWIRE_REGISTRY_ASSERTERS", value_name = "PREFIXES", default_value = "")]
+    pub asserters: List<String>,
+    /// Who may provide a service: service=spiffe://prefix. A service without a rule may be provided by anybody.
+    #[arg(long, env = "VWIRE_REGISTRY_PROVIDERS", value_name = "RULES", default_value = "")]
+    pub providers: List<Provider>,
 }
 
 /// `service=spiffe://prefix`: only identities that begin so may provide the service.
@@ -198,8 +201,8 @@ mod tests {
     #[test]
     fn strict_rules_say_who_asserts_and_who_provides() {
         let strict = Strict {
-            asserters: vec!["spiffe://a/nsmgr".into()],
-            providers: vec!["forwarder=spiffe://a/system/".parse().unwrap()],
+            asserters: "spiffe://a/nsmgr".parse().unwrap(),
+            providers: "forwarder=spiffe://a/system/".parse().unwrap(),
         };
         let services = |name: &str| [name.to_owned()];
         assert!(strict.check("spiffe://a/nse", "spiffe://a/nse", &services("icmp")).is_ok(), "for itself");

@@ -27,6 +27,8 @@ pub struct Settings {
     pub client_rules: Option<Arc<dyn TokenRules>>,
     /// Rules beyond the policies.
     pub strict: Strict,
+    /// How much is taken where the manager is its own registry.
+    pub store: memory::Limits,
 }
 
 /// A manager's registry.
@@ -44,7 +46,10 @@ impl Nsmgr {
             Some(target) => {
                 Arc::new(Cached::new(Remote::new(pool, target).with_rules(settings.client_rules)))
             }
-            None => Arc::new(Store::new(memory::Settings::default())),
+            None => {
+                let store = memory::Settings { expire: expiry::DEFAULT, limits: settings.store };
+                Arc::new(Store::new(store))
+            }
         };
         let bypass = local_bypass::Settings {
             public_url: settings.public_url,

@@ -7,6 +7,8 @@ use super::forwarder::Vwiring;
 use super::{Process, forwarder, nsmgr};
 use crate::config::{self, List, Maybe};
 use crate::elements::excluded_prefixes;
+use crate::registry::authorize::Strict;
+use crate::registry::memory;
 use crate::transport::{Limits, Target};
 
 /// The node's settings: the manager's and the forwarder's, where both are of use.
@@ -18,6 +20,13 @@ pub struct Settings {
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened")]
     pub limits: Limits,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub strict: Strict,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub store: memory::Limits,
 
     /// The manager's name in paths; the forwarder's is NAME-forwarder.
     #[arg(long, env = "NSM_NAME", value_name = "NAME", default_value = "node")]
@@ -95,6 +104,8 @@ fn split(settings: Settings) -> Result<(nsmgr::Settings, forwarder::Settings), N
     let manager = nsmgr::Settings {
         common: settings.common,
         limits: settings.limits,
+        strict: settings.strict,
+        store: settings.store,
         name: settings.name,
         listen_on: settings.listen_on,
         registry_url: settings.registry_url,

@@ -23,7 +23,7 @@ use crate::elements::{
 use crate::identity::policy::{BadPolicies, Policies};
 use crate::obs::{ConnectionView, Reporter};
 use crate::registry::authorize::{Strict, TokenRules};
-use crate::registry::{self, Registry};
+use crate::registry::{self, Registry, memory};
 use crate::transport::{Limits, ServeError, Server, Services, Target};
 
 /// The manager's settings.
@@ -35,6 +35,13 @@ pub struct Settings {
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened")]
     pub limits: Limits,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub strict: Strict,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub store: memory::Limits,
 
     /// Our name in paths. No hop beside us may have the same.
     #[arg(long, env = "NSM_NAME", value_name = "NAME", default_value = "nmgr")]
@@ -163,7 +170,8 @@ impl Manager {
             edit: Some(Arc::new(move |endpoint| labels.add_to_endpoint(endpoint))),
             server_rules: registrations.clone(),
             client_rules: registrations,
-            strict: Strict::default(),
+            strict: settings.strict.clone(),
+            store: settings.store.clone(),
         };
         let registry =
             registry::nsmgr::Nsmgr::new(registry, Arc::clone(&process.pool), process.tokens.clone());

@@ -72,7 +72,11 @@ impl Process {
         admin.identity(identity.clone());
         admin.ready("its SVID");
         let tokens = TokenSource::new(identity.clone(), common.max_token_lifetime);
-        let dialling = Dialling { timeout: common.dial_timeout, ..Dialling::default() };
+        let dialling = Dialling {
+            timeout: common.dial_timeout,
+            trust_domains: common.server_trust_domains.0.clone(),
+            ..Dialling::default()
+        };
         let pool = Arc::new(Pool::new(identity.clone(), tokens.clone(), dialling));
         Ok(Self { identity, tokens, pool, admin, shutdown })
     }

@@ -12,11 +12,12 @@ use crate::config::{self, List, Maybe};
 use crate::identity::policy::{BadPolicies, Policies};
 use crate::obs::Reporter;
 use crate::registry::Registry;
-use crate::registry::authorize::{Authorize, Provider, Strict, TokenRules};
+use crate::registry::authorize::{Authorize, Strict, TokenRules};
 use crate::registry::foreign::{Admit, Foreign};
 use crate::registry::hops::Hops;
 use crate::registry::interdomain::Interdomain;
 use crate::registry::memory::{self, StateError, Store};
+use crate::registry::mirror;
 use crate::registry::remote::Remote;
 use crate::registry::server;
 use crate::transport::{Limits, ServeError, Server, Services, Target};
@@ -50,26 +51,39 @@ pub struct Settings {
     #[arg(long, env = "VWIRE_REGISTRY_STATE", value_name = "FILE")]
     pub state: Option<PathBuf>,
 
-    /// Who may register for others: SPIFFE IDs that begin so. Managers and proxies do; anybody may if it is empty.
-    #[arg(long, env = "VWIRE_REGISTRY_ASSERTERS", value_name = "PREFIXES", default_value = "")]
-    pub asserters: List<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub strict: Strict,
 
-    /// Who may provide a service: service=spiffe://prefix. A service without a rule may be provided by anybody.
-    #[arg(long, env = "VWIRE_REGISTRY_PROVIDERS", value_name = "RULES", default_value = "")]
-    pub providers: List<Provider>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub store: memory::Limits,
+
+    /// A registry of several domains (`vwire nsmrs`): what is registered here is registered there, too. Nobody here waits for it.
+    #[arg(long, env = "NSMRS_ADDRESS", value_name = "ADDRESS", default_value = "")]
+    pub nsmrs_address: Maybe<Target>,
+
+    /// How often that is repeated, so that it is not forgotten there: a duration, or seconds.
+    #[arg(long, env = "NSE_TRACKING_INTERVAL", value_name = "DURATION", default_value = "2m", value_parser = config::seconds)]
+    pub tracking_interval: Duration,
+
+    /// The URL that our endpoints have there: our nsmgr-proxy's, as other domains reach it. Their managers' if it is empty.
+    #[arg(long, env = "VWIRE_NSMRS_ENDPOINT_URL", value_name = "URL", default_value = "")]
+    pub nsmrs_endpoint_url: Maybe<Target>,
+
+    /// The service of forwarders, which are not registered there.
+    #[arg(
+        long,
+        env = "NSM_FORWARDER_NETWORK_SERVICE_NAME",
+        value_name = "NAME",
+        default_value = "forwarder"
+    )]
+    pub forwarder_network_service_name: String,
 
     /// What members of other trust domains may register: `apart` (what no member of ours has), `any`, `none`, or trust domains that may
     /// register anything.
     #[arg(long, env = "VWIRE_REGISTRY_FOREIGN", value_name = "WHOM", default_value = "apart")]
     pub foreign: Admit,
-
-    /// Most endpoints, and most services, of one identity.
-    #[arg(long, env = "VWIRE_REGISTRY_PER_IDENTITY", value_name = "COUNT", default_value_t = memory::Limits::default().per_identity)]
-    pub per_identity: usize,
-
-    /// Most endpoints, and most services, in all.
-    #[arg(long, env = "VWIRE_REGISTRY_TOTAL", value_name = "COUNT", default_value_t = memory::Limits::default().total)]
-    pub total: usize,
 }
 
 /// Why the registry can't run.
@@ -101,10 +115,14 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), RegistryErr
         );
         return Err(RegistryError::Setting(told));
     }
+    if settings.tracking_interval < Duration::from_secs(1) {
+        let told = format!("NSE_TRACKING_INTERVAL: {:?} is below 1s", settings.tracking_interval);
+        return Err(RegistryError::Setting(told));
+    }
     let rules = rules(&settings, &process)?;
     let store = Arc::new(store(&settings)?);
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
-    let registry = chain(&settings, &process, rules, Arc::clone(&store));
+    let registry = chain(&settings, &process, rules.clone(), Arc::clone(&store));
     let (routes, _health) = Services::new()
         .with(|routes| server::add_to(routes, &registry, &process.shutdown))
         .named("registry.NetworkServiceRegistry")
@@ -113,6 +131,7 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), RegistryErr
         .named("networkservice.NetworkService")
         .routes()
         .await;
+    forward(&settings, &process, rules, Arc::clone(&store));
     process.admin.report(Arc::new(Figures(Arc::clone(&store))));
     let figures = tokio::spawn(
         process.shutdown.clone().run_until_cancelled_owned(count(Arc::clone(&store), process.clone())),
@@ -135,9 +154,7 @@ fn rules(settings: &Settings, process: &Process) -> Result<Option<Arc<dyn TokenR
 }
 
 fn store(settings: &Settings) -> Result<Store, StateError> {
-    let limits =
-        memory::Limits { per_identity: settings.per_identity, total: settings.total, ..Default::default() };
-    let store = memory::Settings { expire: settings.expire_period, limits };
+    let store = memory::Settings { expire: settings.expire_period, limits: settings.store.clone() };
     match &settings.state {
         Some(file) => Store::open(store, file),
         None => Ok(Store::new(store)),
@@ -155,9 +172,23 @@ fn chain(
         let remote = Remote::new(Arc::clone(&process.pool), target).with_rules(rules.clone());
         Arc::new(remote) as Arc<dyn Registry>
     });
-    let strict = Strict { asserters: settings.asserters.0.clone(), providers: settings.providers.0.clone() };
     let domains = Interdomain::new(Foreign::new(store, settings.foreign.clone()), proxy);
-    Arc::new(Hops::new(Authorize::new(domains, rules, strict), process.tokens.clone()))
+    let authorized = Authorize::new(domains, rules, settings.strict.clone());
+    Arc::new(Hops::new(authorized, process.tokens.clone()))
+}
+
+/// Forwards what is registered to the registry of several domains, if there is one.
+fn forward(settings: &Settings, process: &Process, rules: Option<Arc<dyn TokenRules>>, store: Arc<Store>) {
+    let Some(target) = settings.nsmrs_address.0.clone() else { return };
+    let there = Remote::new(Arc::clone(&process.pool), target).with_rules(rules);
+    let domain = process.identity.current().map(|svid| svid.id.trust_domain().clone());
+    let how = mirror::Settings {
+        interval: settings.tracking_interval,
+        url: settings.nsmrs_endpoint_url.0.as_ref().map(ToString::to_string),
+        private: [settings.forwarder_network_service_name.clone()].into(),
+        domain,
+    };
+    tokio::spawn(mirror::run(store, Arc::new(there), how, process.shutdown.clone()));
 }
 
 /// What `vwire status` shows.

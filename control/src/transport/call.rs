@@ -10,6 +10,7 @@ use tonic::{Request, Status};
 use super::Peer;
 use crate::chain::Origin;
 use crate::identity::{Token, jwt};
+use crate::obs::Ration;
 
 /// Metadata: the caller's token, made for us.
 pub const TOKEN: &str = "nsm-client-token";
@@ -32,8 +33,11 @@ pub fn origin<T>(request: &Request<T>) -> Result<Origin, Status> {
         // Without TLS there are none, and nothing to say about it.
         Err(_) if peer.leaf.is_none() => None,
         Err(reason) => {
-            let id = peer.id.as_ref().map(ToString::to_string);
-            tracing::info!(peer = id, address = ?peer.address, %reason, "a call without a usable token");
+            static LINES: Ration = Ration::new();
+            if let Some(withheld) = LINES.take() {
+                let id = peer.id.as_ref().map(ToString::to_string);
+                tracing::info!(peer = id, address = ?peer.address, %reason, withheld, "a call without a usable token");
+            }
             None
         }
     };

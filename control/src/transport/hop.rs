@@ -87,7 +87,8 @@ impl Hop {
         tokio::spawn(async move {
             match calls.await {
                 Ok(()) => tracing::debug!(%target, "the connection takes no more calls"),
-                Err(error) => tracing::info!(%target, error = %chain(&error), "the connection broke"),
+                // A server that ends says so in its own way; its calls fail with the reason.
+                Err(error) => tracing::debug!(%target, error = %chain(&error), "the connection broke"),
             }
         });
         let leaf = link.peer.leaf.as_ref().and_then(|leaf| Leaf::read(leaf).ok());

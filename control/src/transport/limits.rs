@@ -19,6 +19,19 @@ pub struct Limits {
     /// Most calls under way on one connection; a monitored connection is one.
     #[arg(long = "max-streams", env = "VWIRE_MAX_STREAMS", default_value_t = 20_000)]
     pub streams: u32,
+    /// Most connections that one identity may have open, on all listeners.
+    #[arg(
+        long = "max-connections-per-identity",
+        env = "VWIRE_MAX_CONNECTIONS_PER_IDENTITY",
+        default_value_t = 1024
+    )]
+    pub connections_per_identity: usize,
+    /// Most calls of one identity under way, on all its connections; a watch and a monitored connection are one each.
+    #[arg(long = "max-calls-per-identity", env = "VWIRE_MAX_CALLS_PER_IDENTITY", default_value_t = 20_000)]
+    pub calls_per_identity: usize,
+    /// Most calls that one identity may begin in a second; 0 is no limit.
+    #[arg(long = "max-calls-per-second", env = "VWIRE_MAX_CALLS_PER_SECOND", default_value_t = 0)]
+    pub calls_per_second: u32,
     /// Most bytes of one call's metadata; a registry's path travels there.
     #[arg(long = "max-metadata", env = "VWIRE_MAX_METADATA", default_value_t = 256 * 1024)]
     pub metadata: u32,
@@ -40,6 +53,9 @@ impl Default for Limits {
             connections: 4096,
             handshakes: 256,
             streams: 20_000,
+            connections_per_identity: 1024,
+            calls_per_identity: 20_000,
+            calls_per_second: 0,
             metadata: 256 * 1024,
             trust_domains: Vec::new(),
             handshake_time: Duration::from_secs(5),

@@ -6,12 +6,14 @@
 mod belief;
 mod call;
 mod dial;
+mod ends;
 mod gate;
 mod hop;
 mod limits;
 mod listen;
 mod peer;
 mod pool;
+mod quotas;
 mod server;
 mod services;
 mod stream;

@@ -13,7 +13,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, TryAcquireError};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -25,10 +25,12 @@ use tower::Service;
 use super::belief::{self, Proof};
 use super::listen::Listener;
 use super::peer::UNTAKEN;
+use super::quotas::Quotas;
 use super::stream::{Stream, peer_of, unproven};
 use super::tls::{Tls, in_words};
-use super::{FdLane, Limits, Peer, PeerAddress, Target};
+use super::{FdLane, Limits, Peer, PeerAddress, Target, ends};
 use crate::identity::{Distrust, Identity};
+use crate::obs::Ration;
 
 /// After which silence of a client it is pinged, and how long it may take to answer. Every gRPC client answers.
 const PING_AFTER: Duration = Duration::from_secs(10);
@@ -125,7 +127,9 @@ impl Server {
     }
 
     async fn run(self, tls: Tls, routes: Routes, shutdown: CancellationToken) {
-        let shared = Arc::new(Shared { tls, routes: routes.prepare(), limits: self.limits, shutdown });
+        let quotas = Quotas::new(&self.limits);
+        let shared =
+            Arc::new(Shared { tls, routes: routes.prepare(), limits: self.limits, quotas, shutdown });
         let mut accepting = JoinSet::new();
         for listener in self.listeners {
             accepting.spawn(accept(listener, Arc::clone(&shared)));
@@ -139,6 +143,7 @@ struct Shared {
     tls: Tls,
     routes: Routes,
     limits: Limits,
+    quotas: Arc<Quotas>,
     shutdown: CancellationToken,
 }
 
@@ -157,7 +162,10 @@ async fn accept(listener: Listener, shared: Arc<Shared>) {
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%at, %error, "a connection was not accepted");
+                static LINES: Ration = Ration::new();
+                if let Some(withheld) = LINES.take() {
+                    tracing::warn!(%at, %error, withheld, "a connection was not accepted");
+                }
                 if is_scarcity(&error) {
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
@@ -166,17 +174,15 @@ async fn accept(listener: Listener, shared: Arc<Shared>) {
         };
         let places = (Arc::clone(&open).try_acquire_owned(), Arc::clone(&unfinished).try_acquire_owned());
         let (Ok(place), Ok(handshake)) = places else {
-            refuse(&at, &address, &places.0.err().or(places.1.err()), &shared.limits);
+            refuse(&at, &address, &shared.limits);
             continue;
         };
         let shared = Arc::clone(&shared);
         let at = at.clone();
         connections.spawn(async move {
             let _place = place;
-            match connection(&shared, stream, address.clone(), handshake).await {
-                Ok(()) => tracing::debug!(%at, ?address, "a connection ended"),
-                Err(error) => tracing::info!(%at, ?address, %error, "a connection was refused or broke"),
-            }
+            let ended = connection(&shared, stream, address.clone(), handshake).await;
+            ends::tell(&at, &address, ended);
         });
     }
     // Nobody new gets in while the last calls end.
@@ -194,9 +200,11 @@ fn is_scarcity(error: &io::Error) -> bool {
     scarce.iter().any(|scarce| error.raw_os_error() == Some(scarce.raw_os_error()))
 }
 
-fn refuse(at: &str, address: &PeerAddress, _: &Option<TryAcquireError>, limits: &Limits) {
+fn refuse(at: &str, address: &PeerAddress, limits: &Limits) {
+    static LINES: Ration = Ration::new();
+    let Some(withheld) = LINES.take() else { return };
     tracing::warn!(
-        %at, ?address,
+        %at, ?address, withheld,
         "closed a connection: {} are open or {} shake hands already (VWIRE_MAX_CONNECTIONS, VWIRE_MAX_HANDSHAKES)",
         limits.connections, limits.handshakes
     );
@@ -247,14 +255,25 @@ async fn calls<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let place = peer.id.as_ref().map(|id| shared.quotas.connect(id)).transpose()?.map(Arc::new);
     let peer = Arc::new(peer);
     let lane = peer.fds.clone();
     let routes = shared.routes.clone();
     let service = service_fn(move |mut request: http::Request<Incoming>| {
         request.extensions_mut().insert(Arc::clone(&peer));
-        let answer = routes.clone().call(request);
+        let counted = place.as_ref().map(|place| place.call()).transpose();
+        // Nothing of a refused call runs.
+        let answer = counted.map(|under_way| (under_way, routes.clone().call(request)));
         async move {
-            Ok::<_, Infallible>(AssertUnwindSafe(answer).catch_unwind().await.map_or_else(panicked, always))
+            let (under_way, answer) = match answer {
+                Ok(answer) => answer,
+                Err(refused) => return Ok::<_, Infallible>(refused.into_http()),
+            };
+            let answer = AssertUnwindSafe(answer).catch_unwind().await.map_or_else(panicked, always);
+            Ok(match under_way {
+                Some(under_way) => under_way.until_end_of(answer),
+                None => answer,
+            })
         }
     });
     let connection = http2::Builder::new(TokioExecutor::new())

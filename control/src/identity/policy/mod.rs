@@ -31,6 +31,7 @@ use rules::{Denied, Rules, Tokens};
 use super::jwt;
 use crate::api::path::PathExt;
 use crate::elements::authorize::PathPolicy;
+use crate::obs::Ration;
 use crate::registry::authorize::TokenRules;
 use crate::transport::Peer;
 
@@ -138,9 +139,12 @@ impl Policies {
 
 /// The peer learns which policy it was; the log has the rest.
 fn verdict(checked: Result<(), Denied>, connection: &str, peer: &Peer) -> Result<(), Status> {
+    static LINES: Ration = Ration::new();
     checked.map_err(|denied| {
-        let peer = peer.id.as_ref().map(ToString::to_string);
-        tracing::warn!(connection, peer, policy = denied.policy, reason = %denied.reason, "denied by a policy");
+        if let Some(withheld) = LINES.take() {
+            let peer = peer.id.as_ref().map(ToString::to_string);
+            tracing::warn!(connection, peer, policy = denied.policy, reason = %denied.reason, withheld, "denied by a policy");
+        }
         Status::permission_denied(format!("no sufficient privileges: policy {}", denied.policy))
     })
 }

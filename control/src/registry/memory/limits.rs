@@ -5,23 +5,32 @@ use tonic::Status;
 use super::resource::Resource;
 
 /// Limits of a store. A registration beyond one is refused with its name.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, clap::Args)]
+#[group(skip)]
 pub struct Limits {
     /// Longest name, bytes.
+    #[arg(skip = Limits::default().name_bytes)]
     pub name_bytes: usize,
     /// Largest service or endpoint, bytes as encoded.
+    #[arg(skip = Limits::default().object_bytes)]
     pub object_bytes: usize,
     /// Most services that one endpoint offers.
+    #[arg(skip = Limits::default().services_per_endpoint)]
     pub services_per_endpoint: usize,
     /// Most labels and selectors of one service or endpoint.
+    #[arg(skip = Limits::default().labels)]
     pub labels: usize,
-    /// Most services, and most endpoints, of one identity.
+    /// Most endpoints, and most services, of one identity.
+    #[arg(id = "registry-per-identity", long = "registry-per-identity", alias = "per-identity", env = "VWIRE_REGISTRY_PER_IDENTITY", value_name = "COUNT", default_value_t = Limits::default().per_identity)]
     pub per_identity: usize,
-    /// Most services, and most endpoints.
+    /// Most endpoints, and most services, in all.
+    #[arg(id = "registry-total", long = "registry-total", alias = "total", env = "VWIRE_REGISTRY_TOTAL", value_name = "COUNT", default_value_t = Limits::default().total)]
     pub total: usize,
-    /// Most watches at a time.
+    /// Most watches of services, and of endpoints, at a time.
+    #[arg(id = "registry-watches", long = "registry-watches", env = "VWIRE_REGISTRY_WATCHES", value_name = "COUNT", default_value_t = Limits::default().watches)]
     pub watches: usize,
     /// Most changes that wait for one slow watcher; one further behind is disconnected.
+    #[arg(skip = Limits::default().watch_backlog)]
     pub watch_backlog: usize,
 }
 
@@ -62,17 +71,17 @@ impl Limits {
 
     /// One more of what is there already.
     pub(super) fn check_counts<T: Resource>(&self, total: usize, of_owner: usize) -> Result<(), Status> {
-        let full = |whose: &str, most: usize| {
+        let full = |whose: &str, most: usize, setting: &str| {
             Err(Status::resource_exhausted(format!(
-                "{whose} {most} {}s already: the limit of this registry",
+                "{whose} {most} {}s already: the limit of this registry ({setting})",
                 T::KIND
             )))
         };
         if total >= self.total {
-            return full("there are", self.total);
+            return full("there are", self.total, "VWIRE_REGISTRY_TOTAL");
         }
         if of_owner >= self.per_identity {
-            return full("the caller's identity has", self.per_identity);
+            return full("the caller's identity has", self.per_identity, "VWIRE_REGISTRY_PER_IDENTITY");
         }
         Ok(())
     }

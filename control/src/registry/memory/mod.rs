@@ -162,8 +162,11 @@ impl Shared {
         let limits = &self.settings.limits;
         let mut locked = write(table(self));
         if locked.watchers.len() >= limits.watches {
-            let told =
-                format!("{} watches of {}s already: the limit of this registry", limits.watches, T::KIND);
+            let told = format!(
+                "{} watches of {}s already: the limit of this registry (VWIRE_REGISTRY_WATCHES)",
+                limits.watches,
+                T::KIND
+            );
             return Err(Status::resource_exhausted(told));
         }
         let present = locked.find(&query);

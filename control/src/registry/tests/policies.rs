@@ -90,8 +90,8 @@ async fn strict_rules_keep_asserters_and_providers_out() {
     let mesh = Mesh::new();
     let member = mesh.member("registry");
     let strict = Strict {
-        asserters: vec![id("nsmgr")],
-        providers: vec![format!("forwarder={}", id("system/")).parse().unwrap()],
+        asserters: id("nsmgr").parse().unwrap(),
+        providers: format!("forwarder={}", id("system/")).parse().unwrap(),
     };
     let authorized = Authorize::new(Store::new(Settings::default()), rules(), strict);
     let registry = member.serve(Arc::new(Hops::new(authorized, member.tokens.clone()))).await;

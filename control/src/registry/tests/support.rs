@@ -92,6 +92,7 @@ impl Mesh {
             server_rules: rules.clone(),
             client_rules: rules,
             strict: Strict::default(),
+            store: Default::default(),
         };
         let manager = Nsmgr::new(settings, Arc::clone(&member.pool), member.tokens.clone());
         member.serve(manager.served).await

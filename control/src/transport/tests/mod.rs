@@ -4,6 +4,7 @@ mod calls;
 mod carriers;
 mod federation;
 mod life;
+mod quotas;
 mod services;
 mod strangers;
 mod support;
