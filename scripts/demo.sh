@@ -6,7 +6,8 @@
 #         client with memifs ──┘   and two endpoints beside it                     └─ endpoint with memif
 #
 # First the mesh (config/lab/two-nodes.yaml): connections, pings, what an operator sees, and the death of every control process
-# under a running ping. Then how much the engine alone carries. Leaves nothing behind.
+# under a running ping. Then two domains with a name server and a filter between them (config/lab/two-domains.yaml), and how much the
+# engine alone carries. Leaves nothing behind.
 . "$(dirname "$0")/lib.sh"
 
 RUN=/run/vwire/demo
@@ -17,7 +18,7 @@ FILES=/run/vwire/lab/$LAB
 
 need_root
 need_rust
-need_packages build-essential iproute2 iputils-ping iperf3 jq curl nsd
+need_packages build-essential iproute2 iputils-ping iperf3 jq curl nsd nftables
 modprobe tun 2>/dev/null || true
 need_hugepages 64
 
@@ -61,6 +62,18 @@ survive() {
 lab_down() {
     "$BIN/vwire" lab down "$LAB"
     ! ip netns list | grep "vw-$LAB-"
+}
+
+# The first NSM's own walk: a client in one domain asks for icmp-responder of another, by name and by address, and pings it through
+# kernel, VXLAN and memif.
+two_domains() {
+    "$BIN/vwire" lab down two-domains
+    "$BIN/vwire" lab up "$ROOT/config/lab/two-domains.yaml"
+    "$BIN/vwire" lab check two-domains
+    say "the path of icmp-responder@domain1.test, hop by hop:"
+    "$BIN/vwire" path by-name-0
+    "$BIN/vwire" lab down two-domains
+    ! ip netns list | grep "vw-two-domains-"
 }
 
 # in_background LOG COMMAND...: starts COMMAND and stops it when the script ends.
@@ -112,6 +125,8 @@ loud_step "a memif client's vWire, hop by hop: vwire path" "$BIN/vwire" path nsc
 loud_step "who would serve a client, and why: vwire explain" explain
 loud_step "the control plane dies and no packet is lost" survive
 loud_step "nothing is left: vwire lab down" lab_down
+undo "$BIN/vwire" lab down two-domains
+loud_step "two domains: a client asks for icmp-responder@domain1" two_domains
 step "the engine alone: two nodes joined by VXLAN" start_engines
 loud_step "throughput" throughput
 say "done; everything is taken down again"

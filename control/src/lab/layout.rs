@@ -14,6 +14,8 @@ const NETNS: &str = "/run/netns";
 const NSMGR_PORT: u16 = 5001;
 /// The registry's.
 pub const REGISTRY_PORT: u16 = 5002;
+/// Forwarders' tunnels, UDP.
+pub const NODE_PORT: u16 = 4789;
 /// The proxy's.
 pub const PROXY_PORT: u16 = 5004;
 
@@ -106,6 +108,11 @@ impl Layout {
         Target::Tcp(format!("{}:{PROXY_PORT}", address(spec, &domain.name)))
     }
 
+    /// What a domain's proxy is told of its nodes' addresses.
+    pub fn address_map(&self, domain: &Domain) -> PathBuf {
+        self.scratch(&format!("map-ip-{}.yaml", domain.name))
+    }
+
     /// Where issuers put their bundles, for each other.
     pub fn bundles(&self) -> PathBuf {
         self.directory.join("bundles")
@@ -129,6 +136,14 @@ pub fn address(spec: &Spec, part: &str) -> Ipv4Addr {
         }
     }
     Ipv4Addr::new(10, 200, 0, 1)
+}
+
+/// The address by which a node knows itself: its underlay address, or an inner one where that is translated.
+pub fn inside(spec: &Spec, node: &str) -> Ipv4Addr {
+    let outer = address(spec, node);
+    let [_, _, domain, last] = outer.octets();
+    let is_behind = spec.nodes().any(|(_, one)| one.name == node && one.nat);
+    if is_behind { Ipv4Addr::new(192, 168, domain, last) } else { outer }
 }
 
 #[cfg(test)]

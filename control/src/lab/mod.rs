@@ -8,6 +8,7 @@
 //! | `state` | what was made, written down before it is made |
 //! | `net` | namespaces and the underlay |
 //! | `dns` | how domains find each other |
+//! | `guard` | what their namespaces let through |
 //! | `roles` | which processes there are, and what each is told |
 //! | `process` | starting processes, and ending exactly those |
 //! | `up`, `check`, `down` | the verbs |
@@ -18,6 +19,7 @@
 mod check;
 mod dns;
 mod down;
+mod guard;
 mod layout;
 mod net;
 mod process;

@@ -7,7 +7,7 @@ use super::layout::address;
 use super::{Dns, LabError, Layout, Spec};
 
 /// Runs `ip` with these words.
-fn ip(words: &[&str]) -> Result<(), LabError> {
+pub(super) fn ip(words: &[&str]) -> Result<(), LabError> {
     let what = format!("ip {}", words.join(" "));
     let output = Command::new("ip").args(words).output().map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => LabError::failed(&what, "not found; install iproute2"),

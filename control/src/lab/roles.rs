@@ -1,6 +1,6 @@
 //! Which processes a lab has, and what each is told: by NSM's variables, as in Kubernetes.
 
-use super::layout::address;
+use super::layout::{address, inside};
 use super::process::Start;
 use super::spec::{Client, Domain, Endpoint, Leg, Node, Spec};
 use super::{LabError, Layout, Programs, dns};
@@ -162,11 +162,10 @@ impl Make<'_> {
     fn proxy(&self, domain: &Domain) -> Start {
         let at = address(self.spec, &domain.name);
         let (found_by, value) = dns::settings(self.spec);
-        let map = self.layout.scratch(&format!("map-ip-{}.yaml", domain.name));
         let mut more = env([
             ("NSM_LISTEN_ON", format!("tcp://{at}:5004,tcp://{at}:5005,tcp://{at}:5006")),
             ("NSM_REGISTRY_URL", self.layout.registry(self.spec, domain).to_string()),
-            ("NSM_MAP_IP_FILE_PATH", map.display().to_string()),
+            ("NSM_MAP_IP_FILE_PATH", self.layout.address_map(domain).display().to_string()),
             ("VWIRE_DOMAINS", domain.dns_name()),
         ]);
         more.push((found_by, value));
@@ -188,7 +187,7 @@ impl Make<'_> {
             ),
         ]);
         let forwarder = env([
-            ("NSM_TUNNEL_IP", address(self.spec, &node.name).to_string()),
+            ("NSM_TUNNEL_IP", inside(self.spec, &node.name).to_string()),
             ("VWIRE_RUN", self.layout.directory().display().to_string()),
             ("VWIRE_DATAPLANE", format!("unix://{}", self.layout.engine(node).display())),
         ]);

@@ -43,6 +43,9 @@ pub struct Spec {
     /// How they find each other.
     #[serde(default)]
     pub dns: Dns,
+    /// True: domains let through only what they need of each other.
+    #[serde(default)]
+    pub firewall: bool,
     /// What `lab check` looks at, in this order.
     #[serde(default, with = "serde_yaml_ng::with::singleton_map_recursive")]
     pub checks: Vec<Check>,
@@ -106,6 +109,9 @@ pub struct Node {
     /// True: manager and forwarder are processes of their own, as in Kubernetes. False: one `vwire node`.
     #[serde(default)]
     pub split: bool,
+    /// True: it knows only an inner address; the one that others know is translated, one to one.
+    #[serde(default)]
+    pub nat: bool,
     /// Endpoints on it.
     #[serde(default)]
     pub endpoints: Vec<Endpoint>,
@@ -311,6 +317,12 @@ impl Spec {
             if !domain.registry && domain.nodes.len() != 1 {
                 return bad(&format!("{field}.registry"), "without one there can be one node only");
             }
+            if domain.nodes.len() > 1 && domain.nodes.iter().any(|node| node.nat) {
+                return bad(
+                    &format!("{field}.nodes"),
+                    "a node with nat is the only one of its domain: only the proxy translates",
+                );
+            }
             if !domain.registry && domain.proxy {
                 return bad(&format!("{field}.proxy"), "a proxy needs a registry");
             }
@@ -435,6 +447,6 @@ checks:
             names.push(spec.name);
         }
         names.sort();
-        assert_eq!(names, ["floating", "one-node", "two-domains", "two-nodes"]);
+        assert_eq!(names, ["floating", "nat", "one-node", "two-domains", "two-nodes"]);
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::process::{self, Start};
 use super::roles;
 use super::state::Place;
-use super::{LabError, Layout, Progress, Record, Spec, dns, down, net, step};
+use super::{LabError, Layout, Progress, Record, Spec, dns, down, guard, net, step};
 use crate::cli::AdminClient;
 use crate::obs::{ConnectionView, Status};
 
@@ -194,6 +194,8 @@ impl Lab {
         self.record.write(&self.layout)?;
         step(progress, "namespaces", async { self.make_namespaces() }).await?;
         step(progress, "underlay", async { net::make_underlay(&self.layout, &self.record.spec) }).await?;
+        guard::put(&self.layout, &self.record.spec)?;
+        guard::write_maps(&self.layout, &self.record.spec)?;
         roles::write_engine_configs(&self.layout, &self.record.spec)?;
         dns::write(&self.layout, &self.record.spec)?;
         for (what, starts) in self.starts() {

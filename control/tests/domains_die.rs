@@ -1,0 +1,139 @@
+//! Two domains (config/lab/two-domains.yaml) whose parts die one by one while packets cross the border: what is connected goes on
+//! without a loss, and what died is taken up again. Needs root.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use vwire_control::cli::AdminClient;
+use vwire_control::lab::{Lab, Programs, Silent, Spec, check};
+use vwire_control::obs::ConnectionView;
+
+/// What is killed, and started again; the endpoint comes last and by itself.
+const PARTS: [&str; 8] = [
+    "proxy-domain1",
+    "proxy-domain2",
+    "registry-domain1",
+    "registry-domain2",
+    "dns",
+    "nsmgr-node-1",
+    "forwarder-node-1",
+    "node-node-2",
+];
+const SERVICE: &str = "icmp-responder@domain1.test";
+const PINGS: usize = 100;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The lab's directory; a lab that a test leaves is taken down.
+struct Run(PathBuf, String);
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let program = env!("CARGO_BIN_EXE_vwire");
+        let down = Command::new(program).args(["lab", "down", &self.1, "--run"]).arg(&self.0).output();
+        assert!(std::thread::panicking() || down.is_ok_and(|output| output.status.success()));
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// A running `ping`, whose output goes to a file.
+struct Pings(Child, PathBuf);
+
+impl Pings {
+    fn start(lab: &Lab, address: &str, log: PathBuf) -> Self {
+        let out = std::fs::File::create(&log).unwrap();
+        let space = lab.layout().namespace("by-name");
+        let count = PINGS.to_string();
+        let words = ["netns", "exec", &space, "ping", "-n", "-i", "0.02", "-c", &count, "-W", "2", address];
+        let child = Command::new("ip").args(words).stdin(Stdio::null()).stdout(out).spawn().unwrap();
+        Self(child, log)
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.1).unwrap_or_default()
+    }
+
+    async fn answered(&self, times: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.said().matches("icmp_seq=").count() < times {
+            assert!(Instant::now() < deadline, "no {times} answers: {}", self.said());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn end(mut self) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        while self.0.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "ping does not end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.said()
+    }
+}
+
+impl Drop for Pings {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The endpoint's address on the client's vWire, if that is up.
+async fn address(lab: &Lab) -> Option<String> {
+    let admin = AdminClient(lab.layout().admin("nsc-by-name"));
+    let all: Vec<ConnectionView> = admin.get("/connections").await.ok()?;
+    let up = all.into_iter().find(|view| view.service == SERVICE && view.state == "UP")?;
+    Some(up.endpoint_addresses.first()?.split('/').next()?.to_owned())
+}
+
+fn answers(lab: &Lab, address: &str) -> bool {
+    let space = lab.layout().namespace("by-name");
+    let words = ["netns", "exec", &space, "ping", "-n", "-c", "1", "-W", "1", address];
+    Command::new("ip").args(words).output().is_ok_and(|output| output.status.success())
+}
+
+#[tokio::test]
+async fn no_packet_is_lost_while_the_parts_of_both_domains_die_and_an_endpoint_is_asked_again() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/lab/two-domains.yaml");
+    let mut spec = Spec::load(&file).unwrap();
+    spec.name = format!("die-{}", std::process::id());
+    let run = Run(std::env::temp_dir().join(&spec.name), spec.name.clone());
+    let programs = Programs::beside(Path::new(env!("CARGO_BIN_EXE_vwire"))).unwrap();
+    let mut lab = Lab::up(&spec, &run.0, &programs, &Silent).await.unwrap_or_else(|error| panic!("{error}"));
+    let log = lab.layout().directory().join("ping.log");
+    for part in PARTS {
+        let to = address(&lab).await.expect("a vWire that is up");
+        let pings = Pings::start(&lab, &to, log.clone());
+        pings.answered(10).await;
+        lab.kill(part).await.unwrap();
+        let said = pings.end().await;
+        let none_lost = format!("{PINGS} packets transmitted, {PINGS} received");
+        assert!(said.contains(&none_lost), "{part} died: {said}");
+        lab.restart(part).await.unwrap_or_else(|error| panic!("{error}"));
+        // Whoever asked for something in between asks again; then all is as it was.
+        let deadline = Instant::now() + PATIENCE;
+        while address(&lab).await.is_none() {
+            assert!(Instant::now() < deadline, "after {part}'s death the vWire did not come up again");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    lab.kill("nse-responder").await.unwrap();
+    lab.restart("nse-responder").await.unwrap_or_else(|error| panic!("{error}"));
+    let back = Instant::now();
+    loop {
+        if let Some(to) = address(&lab).await
+            && answers(&lab, &to)
+        {
+            break;
+        }
+        assert!(back.elapsed() < PATIENCE, "the client did not ask again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    println!("the endpoint is pinged again {} ms after it was back", back.elapsed().as_millis());
+    for wanted in &spec.checks {
+        for outcome in check(&lab, wanted).await.unwrap() {
+            assert_eq!(outcome.failed, None, "{}", outcome.check);
+        }
+    }
+    lab.down(&Silent).await.unwrap();
+}
