@@ -102,7 +102,7 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), RegistryErr
         .named("registry.NetworkServiceRegistry")
         .named("registry.NetworkServiceEndpointRegistry")
         // The Go registry claims it, and probes ask for it.
-        .named("networkservice.NetworkService")
+        .claimed("networkservice.NetworkService")
         .routes()
         .await;
     process.admin.report(Arc::new(Figures(Arc::clone(&store))));
