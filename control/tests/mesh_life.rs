@@ -81,8 +81,7 @@ fn start_node(mesh: &mut Mesh) -> Process {
         set("NSM_REGISTRY_URL", mesh.registry_url()),
         set("VWIRE_DATAPLANE", format!("unix://{directory}/engine-forwarder-1-1.sock")),
     ];
-    let space = mesh.nodes[0].space.name.clone();
-    let node = mesh.vwire("node", "node", &space, settings);
+    let node = mesh.role_on(Kind::Vwire, "node", "node", 0, settings);
     mesh.wait_registered("node-x-forwarder");
     node
 }

@@ -110,6 +110,7 @@ pub struct Mesh {
     /// The nodes.
     pub nodes: Vec<Node>,
     services: HashSet<String>,
+    registry_at: String,
     identities: Process,
     fabric: Netns,
     directory: TempDir,
@@ -154,6 +155,7 @@ impl Mesh {
             registry: None,
             nodes,
             services: HashSet::new(),
+            registry_at: REGISTRY.to_owned(),
             identities,
             fabric,
             directory,
@@ -212,9 +214,23 @@ impl Mesh {
         self.spawn(&program(kind), role, name, &space.name, private, settings)
     }
 
-    /// Starts a role of `vwire` in a namespace, by that one's name.
-    pub fn vwire(&mut self, role: &str, name: &str, space: &str, settings: Vec<Setting>) -> Process {
-        self.spawn(&build::vwire(), role, name, space, &[], settings)
+    /// Where it is looked whether somebody is registered, in a mesh with more registries than one.
+    pub fn look_at(&mut self, registry: &str) {
+        self.registry_at = registry.to_owned();
+        self.services.clear();
+    }
+
+    /// Starts a role in a node's namespace.
+    pub fn role_on(
+        &mut self,
+        kind: Kind,
+        role: &str,
+        name: &str,
+        node: usize,
+        settings: Vec<Setting>,
+    ) -> Process {
+        let space = self.nodes[node].space.name.clone();
+        self.spawn(&program(kind), role, name, &space, &[], settings)
     }
 
     /// Starts a Go peer that is no role of a mesh.
@@ -410,12 +426,12 @@ impl Mesh {
 
     /// Waits until an endpoint or forwarder of this name is found in the registry.
     pub fn wait_registered(&mut self, name: &str) {
-        self.observer.wait_endpoint(REGISTRY, name, true);
+        self.observer.wait_endpoint(&self.registry_at, name, true);
     }
 
     /// Waits until it is not found any more.
     pub fn wait_gone(&mut self, name: &str) {
-        self.observer.wait_endpoint(REGISTRY, name, false);
+        self.observer.wait_endpoint(&self.registry_at, name, false);
     }
 
     /// Starts an endpoint on a node and waits until it serves and is registered.
