@@ -108,7 +108,7 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), RegistryErr
         .named("registry.NetworkServiceRegistry")
         .named("registry.NetworkServiceEndpointRegistry")
         // The Go registry claims it, and probes ask for it.
-        .named("networkservice.NetworkService")
+        .claimed("networkservice.NetworkService")
         .routes()
         .await;
     settings.forwarding.start(&process, rules, Arc::clone(&store) as _, None);
