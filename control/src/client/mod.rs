@@ -81,8 +81,18 @@ impl Client {
             tracing::info_span!("session", connection = %id, service = %wanted.connection.network_service);
         let news = self.watcher.subscribe(&id);
         let settings = self.settings.clone();
-        let task =
-            task::Task { wanted, negotiator, settings, news, commands: orders, status, connection: None };
+        let (life, asked_with) = (settings.token_life, settings.request_timeout);
+        let task = task::Task {
+            wanted,
+            negotiator,
+            settings,
+            news,
+            commands: orders,
+            status,
+            connection: None,
+            life,
+            asked_with,
+        };
         let task = tokio::spawn(task.run().instrument(span));
         Session { id, commands, status: seen, task }
     }

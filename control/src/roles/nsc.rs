@@ -236,7 +236,12 @@ fn open_all(settings: &Settings, process: &Process) -> Result<Arc<[Kept]>, NscEr
     let client = Arc::new(Client::new(
         settings.name.clone(),
         Arc::new(manager),
-        ClientSettings { request_timeout: settings.request_timeout, liveness, ..Default::default() },
+        ClientSettings {
+            request_timeout: settings.request_timeout,
+            token_life: process.identity.current().map(|_| settings.common.max_token_lifetime),
+            liveness,
+            ..Default::default()
+        },
     ));
     let namespace = match &settings.netns.0 {
         Some(file) => Namespace::open(file)
