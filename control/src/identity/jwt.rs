@@ -20,8 +20,10 @@ use super::source::key_pair;
 
 /// Longest token that is read, bytes. With the longest SPIFFE IDs (2 KiB each) a token has 6 KiB.
 pub const MAX_LENGTH: usize = 16 * 1024;
-/// Verified tokens that are remembered.
+/// Verified tokens that are remembered, and tokens whose claims are.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// Longest token whose claims are remembered, bytes: what strangers send must not fill our memory.
+const MAX_REMEMBERED: usize = 1024;
 
 /// What a token says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,11 +65,23 @@ pub enum BadToken {
     Key,
 }
 
-/// Reads a token without asking who signed it.
+/// Reads a token without asking who signed it. What was read is remembered: a path's tokens come again with each call, and several
+/// times within one.
 ///
 /// # Errors
 /// [`BadToken::Malformed`] or [`BadToken::Header`].
 pub fn read(jwt: &str) -> Result<Claims, BadToken> {
+    if let Some(claims) = lock(&READ).get(jwt) {
+        return Ok(claims.clone());
+    }
+    let claims = parse(jwt)?;
+    if jwt.len() <= MAX_REMEMBERED {
+        lock(&READ).put(jwt.to_owned(), claims.clone());
+    }
+    Ok(claims)
+}
+
+fn parse(jwt: &str) -> Result<Claims, BadToken> {
     install();
     if jwt.len() > MAX_LENGTH {
         return Err(BadToken::Malformed(format!("{} bytes long; {MAX_LENGTH} are accepted", jwt.len())));
@@ -113,6 +127,9 @@ pub fn verify(jwt: &str, leaf: &CertificateDer<'_>) -> Result<Claims, BadToken> 
     lock(&VERIFIED).put(pair, ());
     Ok(claims)
 }
+
+static READ: LazyLock<Mutex<LruCache<String, Claims>>> =
+    LazyLock::new(|| Mutex::new(LruCache::new(REMEMBERED)));
 
 type Fingerprint = [u8; 32];
 static VERIFIED: LazyLock<Mutex<LruCache<Fingerprint, ()>>> =

@@ -37,6 +37,7 @@ use crate::identity::SpiffeId;
 use crate::identity::policy::Policies;
 use crate::obs::{ConnectionView, Reporter};
 use crate::registry::Registry;
+use crate::registry::cache::Cached;
 use crate::registry::keeper::Keeper;
 use crate::registry::remote::Remote;
 use crate::transport::{Limits, ServeError, Server, Target};
@@ -164,10 +165,10 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), ForwarderEr
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
     let policies = if settings.common.insecure { Policies::off() } else { Policies::standard() };
     let policies = Arc::new(policies.with_transit(&settings.common.transit));
-    let registry: Arc<dyn Registry> = Arc::new(
-        Remote::new(Arc::clone(&process.pool), settings.connect_to.clone())
-            .with_rules(Some(policies.clone())),
-    );
+    let manager = Remote::new(Arc::clone(&process.pool), settings.connect_to.clone())
+        .with_rules(Some(policies.clone()));
+    // Each Request asks for its service and endpoints: a watch of the manager's registry answers, not a call each time.
+    let registry: Arc<dyn Registry> = Arc::new(Cached::new(manager));
     let tunnel = find_tunnel(&settings).await?;
     let forwarder = Forwarder::start(&settings, &process, Arc::clone(&registry), policies, tunnel).await?;
     let service =

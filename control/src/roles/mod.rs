@@ -7,6 +7,7 @@ pub mod nsc;
 pub mod nse;
 pub mod nsmgr;
 pub mod nsmgr_proxy;
+pub mod nsmrs;
 mod process;
 pub mod proxy;
 pub mod registry;

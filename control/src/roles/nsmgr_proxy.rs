@@ -20,7 +20,7 @@ use crate::elements::{
     Admission, Authorize, Begin, Binding, ClusterInfo, Connect, Discover, Follow, Hub, InterdomainBypass,
     Monitor, RefuseLoops, SwapIp, Timeout, TrimPath, UpdatePath, UpdateToken, cluster_info,
 };
-use crate::identity::policy::{BadPolicies, Policies};
+use crate::identity::policy::{BadPolicies, Policies, Transit};
 use crate::obs::{ConnectionView, Reporter};
 use crate::registry::authorize::{Authorize as AuthorizeRegistry, Strict, TokenRules};
 use crate::registry::bypass::{self, Bypass};
@@ -123,7 +123,9 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NsmgrProxyE
     let target = settings.registry_proxy_url.clone();
     let beyond = Remote::new(Arc::clone(&process.pool), target).with_rules(rules.clone());
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
-    let setup = Setup { door: &settings.door, bounds: &settings.bounds, rules, beyond: Arc::new(beyond) };
+    let transit = &settings.common.transit;
+    let setup =
+        Setup { door: &settings.door, bounds: &settings.bounds, rules, transit, beyond: Arc::new(beyond) };
     setup.serve(server, process).await
 }
 
@@ -132,6 +134,8 @@ pub(super) struct Setup<'a> {
     pub door: &'a Door,
     pub bounds: &'a Bounds,
     pub rules: Option<Arc<dyn TokenRules>>,
+    /// Which other trust domains may speak for others.
+    pub transit: &'a [Transit],
     /// The registries of other domains.
     pub beyond: Arc<dyn Registry>,
 }
@@ -186,7 +190,7 @@ impl Setup<'_> {
                 // What another proxy of our name has made is closed by us, too.
                 Arc::new(Begin::new(door.binding).passing_unknown()),
                 Arc::new(UpdateToken::new(process.tokens.clone())),
-                Arc::new(Authorize::new(path_policy(process))),
+                Arc::new(Authorize::new(path_policy(process, self.transit))),
                 Arc::new(Timeout::new(chain)),
                 Arc::new(Monitor::new(Arc::clone(&hub))),
                 Arc::new(TrimPath),
@@ -207,9 +211,9 @@ impl Setup<'_> {
 }
 
 /// As everywhere: the caller has signed, and each hop was meant for the next.
-fn path_policy(process: &Process) -> Arc<dyn PathPolicy> {
+fn path_policy(process: &Process, transit: &[Transit]) -> Arc<dyn PathPolicy> {
     match process.identity.current() {
-        Some(_) => Arc::new(Policies::standard()),
+        Some(_) => Arc::new(Policies::standard().with_transit(transit)),
         None => Arc::new(Policies::off()),
     }
 }
