@@ -19,6 +19,7 @@
 //! another endpoint, a lost next hop or failed refreshes ask for the same one first.
 
 mod datapath;
+pub mod dns;
 mod excluded;
 mod kernel;
 mod manager;

@@ -184,10 +184,9 @@ pub fn c28_client_and_nsmgr_restart(plan: Plan) {
     let mut client = mesh.client_in(0, "nsc", SERVICE, space, &[]);
     let connection = client.connected(&mut mesh, again);
     assert!(client.space.pings(&far_address(&connection)));
-    until("one interface at each end", || {
-        let names = (client.space.interfaces(), endpoint.space.interfaces());
-        (names.0.len() == 1 && names.1.len() == 1).then_some(())
-    });
+    assert_eq!(client.space.interfaces(), ["nsm-1"]);
+    mesh.observer.wait("the former's end", mark, "nse-1", "nsc", |event| event.kind == "DELETE");
+    assert_eq!(mesh.observer.counts(mark, "nse-1", "nsc").1, 1, "the former connection is closed, once");
     let space = client.close();
     until("the interfaces are gone", || {
         (space.interfaces().is_empty() && endpoint.space.interfaces().is_empty()).then_some(())
