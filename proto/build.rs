@@ -13,6 +13,8 @@ const NSM: &[&str] = &[
     "nsm/connectioncontext.proto",
     "nsm/registry.proto",
 ];
+/// The registry calls before v1. Their package has v1's name, so what is generated lies in a folder of its own.
+const NSM_02: &[&str] = &["nsm02/registry.proto"];
 /// The SPIFFE Workload API.
 const WORKLOAD: &[&str] = &["spiffe/workload.proto"];
 
@@ -24,6 +26,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let sorted = || plain().btree_map(".");
     compile(DATAPLANE, plain(), &out.join("dataplane_v1.bin"))?;
     compile(NSM, sorted(), &out.join("nsm.bin"))?;
+    let old = out.join("nsm02");
+    std::fs::create_dir_all(&old)?;
+    compile(NSM_02, sorted().out_dir(&old), &old.join("nsm02.bin"))?;
     compile(WORKLOAD, sorted(), &out.join("workload.bin"))?;
     Ok(())
 }

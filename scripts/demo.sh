@@ -17,7 +17,7 @@ FILES=/run/vwire/lab/$LAB
 
 need_root
 need_rust
-need_packages build-essential iproute2 iputils-ping iperf3 jq curl
+need_packages build-essential iproute2 iputils-ping iperf3 jq curl nsd
 modprobe tun 2>/dev/null || true
 need_hugepages 64
 

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use vwire_control::config::{Common, Effective};
 use vwire_control::roles::{
-    Process, begin, ca, forwarder, node, nsc, nse, nsmgr, nsmgr_proxy, proxy, registry, registry_proxy_dns,
+    Process, begin, ca, forwarder, node, nsc, nse, nsmgr, nsmgr_proxy, nsmrs, proxy, registry,
+    registry_proxy_dns,
 };
 use vwire_control::{cli, config};
 
@@ -32,6 +33,8 @@ enum Command {
     Node(Box<node::Settings>),
     /// A domain's registry: which services there are, and who offers them.
     Registry(Box<registry::Settings>),
+    /// The registry of several domains, which floating interdomain names are found in.
+    Nsmrs(Box<nsmrs::Settings>),
     /// Finds and registers names of other domains at their registries, which DNS says.
     RegistryProxyDns(Box<registry_proxy_dns::Settings>),
     /// A domain's door for Requests to and from other domains.
@@ -48,6 +51,8 @@ enum Command {
     Path(cli::PathArgs),
     /// Shows which endpoints would serve a client, and why not the others.
     Explain(cli::ExplainArgs),
+    /// Makes trust domains believe each other, and ends that.
+    Link(cli::LinkArgs),
     /// Brings up topologies on this machine, checks them, and takes them down.
     Lab(cli::LabArgs),
 }
@@ -96,6 +101,10 @@ async fn run(command: Command, effective: Effective) -> Result<(), String> {
             let process = start(&settings.common, "registry", "registry", effective).await?;
             registry::run(*settings, process).await.map_err(text)
         }
+        Command::Nsmrs(settings) => {
+            let process = start(&settings.common, "nsmrs", "nsmrs", effective).await?;
+            nsmrs::run(*settings, process).await.map_err(text)
+        }
         Command::RegistryProxyDns(settings) => {
             let process =
                 start(&settings.common, "registry-proxy-dns", "registry-proxy-dns", effective).await?;
@@ -120,6 +129,7 @@ async fn run(command: Command, effective: Effective) -> Result<(), String> {
         Command::Status(args) => args.run().await.map_err(text),
         Command::Path(args) => args.run().await.map_err(text),
         Command::Explain(args) => args.run().await.map_err(text),
+        Command::Link(args) => args.run().await.map_err(text),
         Command::Lab(args) => args.run().await.map_err(text),
     }
 }

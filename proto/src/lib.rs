@@ -1,4 +1,4 @@
-//! What two processes must agree on, and only that: NSM's API ([`nsm`]), SPIFFE's Workload API ([`workload`]), the API between
+//! What two processes must agree on, and only that: NSM's API ([`nsm`], and what is left of v0.2 in [`nsm02`]), SPIFFE's Workload API ([`workload`]), the API between
 //! control and packet engine ([`dataplane::v1`]), the layout of the statistics segment and the names of drop reasons.
 
 pub mod stats;
@@ -65,6 +65,16 @@ pub mod nsm {
 
     /// The encoded `FileDescriptorSet` of these packages, for gRPC reflection.
     pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nsm.bin"));
+}
+
+/// The registry calls of NSM before v1 (v0.2): package `registry`, as v1's is called, with other messages and methods.
+pub mod nsm02 {
+    #![expect(missing_docs, reason = "generated; documented in the .proto file where comments are possible")]
+    #![allow(clippy::doc_lazy_continuation, clippy::too_long_first_doc_paragraph)]
+    include!(concat!(env!("OUT_DIR"), "/nsm02/registry.rs"));
+
+    /// The encoded `FileDescriptorSet` of this package, for gRPC reflection.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nsm02/nsm02.bin"));
 }
 
 /// The SPIFFE Workload API.

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_ANSWER: usize = 256 << 20;
 
 /// What names of admin sockets begin with.
-const ROLES: [&str; 7] = ["ca", "forwarder", "node", "nsc", "nse", "nsmgr", "registry"];
+const ROLES: [&str; 9] = ["ca", "forwarder", "node", "nsc", "nse", "nsmgr", "nsmrs", "proxy", "registry"];
 /// How deep below the directory admin sockets are: lab/NAME/admin.
 const DEPTH: usize = 4;
 

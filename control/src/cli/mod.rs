@@ -3,6 +3,7 @@
 mod admin;
 mod explain;
 mod lab;
+mod link;
 mod path;
 mod status;
 mod table;
@@ -10,6 +11,7 @@ mod table;
 pub use admin::{AdminClient, AskError, Where};
 pub use explain::ExplainArgs;
 pub use lab::LabArgs;
+pub use link::LinkArgs;
 pub use path::PathArgs;
 pub use status::StatusArgs;
 

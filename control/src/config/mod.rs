@@ -44,5 +44,5 @@ mod watched;
 
 pub use common::Common;
 pub use load::{Effective, Origin, Setting, StartError, load};
-pub use values::{Labels, List, Maybe, boolean, duration};
+pub use values::{Labels, List, Maybe, boolean, duration, seconds};
 pub use watched::WatchedMap;

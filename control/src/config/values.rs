@@ -70,6 +70,17 @@ fn scaled(number: &str, scale: u64) -> Option<u128> {
     whole.checked_mul(scale.into())?.checked_add(part * u128::from(scale) / divisor)
 }
 
+/// As [`duration`], and a bare number is seconds: the variables of NSM before v1 were described that way.
+///
+/// # Errors
+/// The reason.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    match text.trim().parse::<u32>() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds.into())),
+        Err(_) => duration(text),
+    }
+}
+
 /// Reads a boolean as Go's `strconv.ParseBool` does.
 ///
 /// # Errors

@@ -75,7 +75,7 @@ async fn connections(
 /// How a client's leg to a service is carried, by what the file says.
 fn leg(lab: &Lab, client: &str, service: &str) -> Option<Leg> {
     let (_, client) = lab.spec().clients().find(|(_, one)| one.name == client)?;
-    let asked = |url: &&String| url::Url::parse(url).is_ok_and(|url| url.host_str() == Some(service));
+    let asked = |url: &&String| Client::service(url).as_deref() == Some(service);
     Client::leg(client.services.iter().find(asked)?)
 }
 
@@ -166,7 +166,9 @@ async fn transfer(lab: &Lab, from: &str, service: &str, megabytes: u32) -> Resul
     let outcome =
         |failed: Option<String>, seen: String| Ok(vec![Outcome { check: check.clone(), failed, seen }]);
     let view = connections(lab, from, Some(service)).await?.remove(0);
-    let Some((_, endpoint)) = lab.spec().endpoints().find(|(_, endpoint)| endpoint.service == service) else {
+    let Some((_, endpoint)) =
+        lab.spec().endpoints().find(|(_, endpoint)| endpoint.service == crate::domain::target(service))
+    else {
         return outcome(Some("no endpoint of this service in the file".into()), String::new());
     };
     let Some(address) = view.endpoint_addresses.first().map(|address| bare(address)) else {

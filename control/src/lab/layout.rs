@@ -10,9 +10,12 @@ use crate::transport::Target;
 pub const RUN: &str = "/run/vwire/lab";
 /// Where `ip netns` keeps namespaces.
 const NETNS: &str = "/run/netns";
-/// The manager's and the registry's TCP ports, as in NSM's manifests.
+/// The manager's TCP port, as in NSM's manifests.
 const NSMGR_PORT: u16 = 5001;
-const REGISTRY_PORT: u16 = 5002;
+/// The registry's.
+pub const REGISTRY_PORT: u16 = 5002;
+/// The proxy's.
+pub const PROXY_PORT: u16 = 5004;
 
 /// Says what the parts of one lab are called and where they are. All of it follows from names, so that `down` finds what a broken `up`
 /// has left.
@@ -96,6 +99,16 @@ impl Layout {
     /// A node's manager, for other nodes.
     pub fn manager_tcp(&self, spec: &Spec, node: &Node) -> Target {
         Target::Tcp(format!("{}:{NSMGR_PORT}", address(spec, &node.name)))
+    }
+
+    /// A domain's proxy, for its own registry.
+    pub fn proxy(&self, spec: &Spec, domain: &Domain) -> Target {
+        Target::Tcp(format!("{}:{PROXY_PORT}", address(spec, &domain.name)))
+    }
+
+    /// Where issuers put their bundles, for each other.
+    pub fn bundles(&self) -> PathBuf {
+        self.directory.join("bundles")
     }
 
     /// A domain's registry.

@@ -7,6 +7,7 @@
 //! | `layout` | names, addresses and paths that follow from it |
 //! | `state` | what was made, written down before it is made |
 //! | `net` | namespaces and the underlay |
+//! | `dns` | how domains find each other |
 //! | `roles` | which processes there are, and what each is told |
 //! | `process` | starting processes, and ending exactly those |
 //! | `up`, `check`, `down` | the verbs |
@@ -15,6 +16,7 @@
 //! lab's mark in its environment. `down` takes away what carries them, and nothing else.
 
 mod check;
+mod dns;
 mod down;
 mod layout;
 mod net;
@@ -25,6 +27,7 @@ mod state;
 mod up;
 
 pub use check::{Outcome, check};
+pub use dns::{Dns, Records};
 pub use down::down;
 pub use layout::{Layout, RUN};
 pub use spec::{BadSpec, Check, Client, Domain, Endpoint, Node, Spec};

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::layout::address;
-use super::{LabError, Layout, Spec};
+use super::{Dns, LabError, Layout, Spec};
 
 /// Runs `ip` with these words.
 fn ip(words: &[&str]) -> Result<(), LabError> {
@@ -53,6 +53,10 @@ pub fn make_underlay(layout: &Layout, spec: &Spec) -> Result<(), LabError> {
     let net = layout.namespace(layout.underlay());
     ip(&["-n", &net, "link", "add", "br0", "type", "bridge"])?;
     ip(&["-n", &net, "link", "set", "br0", "up"])?;
+    if spec.dns == Dns::Nsd {
+        // The name server is at the bridge itself.
+        ip(&["-n", &net, "addr", "add", &format!("{}/16", address(spec, layout.underlay())), "dev", "br0"])?;
+    }
     let parts = spec
         .domains
         .iter()

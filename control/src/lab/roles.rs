@@ -3,7 +3,7 @@
 use super::layout::address;
 use super::process::Start;
 use super::spec::{Client, Domain, Endpoint, Leg, Node, Spec};
-use super::{LabError, Layout, Programs};
+use super::{LabError, Layout, Programs, dns};
 
 /// The variable that says where a process gets its identity.
 const WORKLOAD_API: &str = "SPIFFE_ENDPOINT_SOCKET";
@@ -37,6 +37,10 @@ pub fn waves(layout: &Layout, spec: &Spec, programs: &Programs) -> Vec<(&'static
                 .map(|domain| make.registry(domain))
                 .collect(),
         ),
+        (
+            "proxies",
+            spec.domains.iter().filter(|domain| domain.proxy).map(|domain| make.proxy(domain)).collect(),
+        ),
         ("nodes", spec.nodes().flat_map(|(domain, node)| make.node(domain, node)).collect()),
         ("endpoints", make.endpoints()),
         ("clients", make.clients()),
@@ -44,7 +48,9 @@ pub fn waves(layout: &Layout, spec: &Spec, programs: &Programs) -> Vec<(&'static
     let all: Vec<Start> = waves.iter().flat_map(|(_, starts): &(_, Vec<Start>)| starts.clone()).collect();
     let secure = spec.domains.iter().filter(|domain| !domain.insecure);
     waves.insert(0, ("issuers", secure.map(|domain| make.issuer(domain, &all)).collect()));
+    waves.insert(0, ("name server", dns::server(layout, spec).into_iter().collect()));
     waves.insert(0, ("engines", spec.nodes().map(|(_, node)| make.engine(node)).collect()));
+    waves.retain(|(_, starts)| !starts.is_empty());
     let number = |(wave, (what, mut starts)): (u8, (&'static str, Vec<Start>))| {
         starts.iter_mut().for_each(|start| start.wave = wave);
         (what, starts)
@@ -92,7 +98,8 @@ impl Make<'_> {
     fn role(&self, role: &str, name: &str, part: &str, domain: Option<&Domain>, more: Env) -> Start {
         let process = format!("{role}-{name}");
         // In a path two hops of one name can't be told apart: a node's manager and forwarder have its name with their role's before it.
-        let in_paths = if part == name && ["nsmgr", "forwarder"].contains(&role) { &process } else { name };
+        let in_paths =
+            if part == name && ["nsmgr", "forwarder", "proxy"].contains(&role) { &process } else { name };
         let mut all = env([
             ("NSM_NAME", in_paths.to_owned()),
             ("NSM_LOG_LEVEL", self.spec.log_level.clone()),
@@ -118,7 +125,7 @@ impl Make<'_> {
 
     /// The issuer gives each process of its domain a socket of its own, and by that a name.
     fn issuer(&self, domain: &Domain, starts: &[Start]) -> Start {
-        let trust_domain = domain.trust_domain.clone().unwrap_or_else(|| format!("{}.lab", domain.name));
+        let trust_domain = domain.trust();
         let api = |start: &Start| {
             let api = start.env.iter().find(|(name, _)| name == WORKLOAD_API).map(|(_, url)| url.clone())?;
             start.domain.as_ref().filter(|name| **name == domain.name)?;
@@ -126,17 +133,44 @@ impl Make<'_> {
         };
         let workloads: Vec<String> = starts.iter().filter_map(api).collect();
         let state = self.layout.scratch(&format!("ca-{}", domain.name));
-        let more = env([
-            ("VWIRE_CA_TRUST_DOMAIN", trust_domain),
+        let mut more = env([
+            ("VWIRE_CA_TRUST_DOMAIN", trust_domain.clone()),
             ("VWIRE_CA_WORKLOADS", workloads.join(",")),
             ("VWIRE_CA_STATE", state.display().to_string()),
         ]);
+        if self.spec.domains.len() > 1 {
+            // Each leaves its bundle where all others look.
+            let bundles = self.layout.bundles();
+            let own = bundles.join(format!("{trust_domain}.pem"));
+            more.extend(env([
+                ("VWIRE_CA_BUNDLE", own.display().to_string()),
+                ("VWIRE_CA_FEDERATION", bundles.display().to_string()),
+            ]));
+        }
         self.role("ca", &domain.name, &domain.name, None, more)
     }
 
     fn registry(&self, domain: &Domain) -> Start {
-        let more = env([("NSM_LISTEN_ON", self.layout.registry(self.spec, domain).to_string())]);
+        let mut more = env([("NSM_LISTEN_ON", self.layout.registry(self.spec, domain).to_string())]);
+        if domain.proxy {
+            more.extend(env([("NSM_PROXY_REGISTRY_URL", self.layout.proxy(self.spec, domain).to_string())]));
+        }
         self.role("registry", &domain.name, &domain.name, Some(domain), more)
+    }
+
+    /// The door of a domain: both proxies in one process, at their usual ports.
+    fn proxy(&self, domain: &Domain) -> Start {
+        let at = address(self.spec, &domain.name);
+        let (found_by, value) = dns::settings(self.spec);
+        let map = self.layout.scratch(&format!("map-ip-{}.yaml", domain.name));
+        let mut more = env([
+            ("NSM_LISTEN_ON", format!("tcp://{at}:5004,tcp://{at}:5005,tcp://{at}:5006")),
+            ("NSM_REGISTRY_URL", self.layout.registry(self.spec, domain).to_string()),
+            ("NSM_MAP_IP_FILE_PATH", map.display().to_string()),
+            ("VWIRE_DOMAINS", domain.dns_name()),
+        ]);
+        more.push((found_by, value));
+        self.role("proxy", &domain.name, &domain.name, Some(domain), more)
     }
 
     fn node(&self, domain: &Domain, node: &Node) -> Vec<Start> {

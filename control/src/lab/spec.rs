@@ -8,6 +8,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use super::dns::{Dns, Records};
+use crate::client::nsurl::ServiceUrl;
+
 /// Longest file that is read.
 const MAX_BYTES: u64 = 1 << 20;
 /// Longest name: the paths of sockets have 107 bytes in all.
@@ -37,6 +40,9 @@ pub struct Spec {
     pub name: String,
     /// Each with an issuer and a registry of its own.
     pub domains: Vec<Domain>,
+    /// How they find each other.
+    #[serde(default)]
+    pub dns: Dns,
     /// What `lab check` looks at, in this order.
     #[serde(default, with = "serde_yaml_ng::with::singleton_map_recursive")]
     pub checks: Vec<Check>,
@@ -63,8 +69,28 @@ pub struct Domain {
     /// False: its node's manager has the registry. Then there can be one node only.
     #[serde(default = "yes")]
     pub registry: bool,
-    /// Its nodes.
+    /// True: a `vwire proxy` joins it to the others.
+    #[serde(default)]
+    pub proxy: bool,
+    /// What is behind the @ of its names; NAME.test if it is left out.
+    pub dns_name: Option<String>,
+    /// How its name is found, where there is a name server.
+    #[serde(default)]
+    pub records: Records,
+    /// Its nodes. None: a registry and no more, in which endpoints of other domains register.
     pub nodes: Vec<Node>,
+}
+
+impl Domain {
+    /// What is behind the @ of its names.
+    pub fn dns_name(&self) -> String {
+        self.dns_name.clone().unwrap_or_else(|| format!("{}.test", self.name))
+    }
+
+    /// The trust domain of its SPIFFE IDs.
+    pub fn trust(&self) -> String {
+        self.trust_domain.clone().unwrap_or_else(|| format!("{}.lab", self.name))
+    }
 }
 
 fn yes() -> bool {
@@ -206,6 +232,11 @@ impl Client {
             _ => None,
         }
     }
+
+    /// The network service that one of its services asks for: `SERVICE` or `SERVICE@DOMAIN`.
+    pub fn service(url: &str) -> Option<String> {
+        Some(url.parse::<ServiceUrl>().ok()?.service)
+    }
 }
 
 impl FromStr for Spec {
@@ -274,11 +305,14 @@ impl Spec {
         }
         for domain in &self.domains {
             let field = format!("domains.{}", domain.name);
-            if domain.nodes.is_empty() || domain.nodes.len() > MAX_NODES {
-                return bad(&format!("{field}.nodes"), "a domain has 1 to 200");
+            if domain.nodes.len() > MAX_NODES {
+                return bad(&format!("{field}.nodes"), "a domain has at most 200");
             }
-            if !domain.registry && domain.nodes.len() > 1 {
+            if !domain.registry && domain.nodes.len() != 1 {
                 return bad(&format!("{field}.registry"), "without one there can be one node only");
+            }
+            if !domain.registry && domain.proxy {
+                return bad(&format!("{field}.proxy"), "a proxy needs a registry");
             }
         }
         for (_, endpoint) in self.endpoints() {
@@ -401,6 +435,6 @@ checks:
             names.push(spec.name);
         }
         names.sort();
-        assert_eq!(names, ["one-node", "two-nodes"]);
+        assert_eq!(names, ["floating", "one-node", "two-domains", "two-nodes"]);
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::process::{self, Start};
 use super::roles;
 use super::state::Place;
-use super::{LabError, Layout, Progress, Record, Spec, down, net, step};
+use super::{LabError, Layout, Progress, Record, Spec, dns, down, net, step};
 use crate::cli::AdminClient;
 use crate::obs::{ConnectionView, Status};
 
@@ -195,6 +195,7 @@ impl Lab {
         step(progress, "namespaces", async { self.make_namespaces() }).await?;
         step(progress, "underlay", async { net::make_underlay(&self.layout, &self.record.spec) }).await?;
         roles::write_engine_configs(&self.layout, &self.record.spec)?;
+        dns::write(&self.layout, &self.record.spec)?;
         for (what, starts) in self.starts() {
             if starts.is_empty() {
                 continue;
@@ -257,6 +258,11 @@ impl Lab {
                     Err(error) => Err(format!("{}: {error}", socket.display())),
                 })
                 .await;
+        }
+        if name == dns::PROCESS {
+            let pid = self.place(name)?.pid;
+            let is_ready = async || if dns::is_ready(pid) { Ok(()) } else { Err("no socket yet".to_owned()) };
+            return self.wait(name, READY, is_ready).await;
         }
         let admin = AdminClient(self.layout.admin(name));
         self.wait(name, READY, async || match admin.get::<Status>("/status").await {
@@ -323,7 +329,7 @@ fn make_directory(layout: &Layout) -> Result<(), LabError> {
         let hint = format!("a lab of this name is up, or half up; `vwire lab down {}` first", layout.lab());
         return Err(failed(&hint));
     }
-    for sub in ["log", "admin", "spiffe", "tmp"] {
+    for sub in ["log", "admin", "spiffe", "tmp", "bundles"] {
         let made = fs::DirBuilder::new().mode(0o750).recursive(true).create(directory.join(sub));
         made.map_err(|error| failed(&error))?;
     }

@@ -15,7 +15,8 @@ use async_trait::async_trait;
 use tonic::Status;
 use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
 
-use super::{EndpointEvent, Found, Registry, RegistryCall, ServiceEvent, find};
+use super::layer::Layer;
+use super::{Registry, RegistryCall, find};
 use crate::chain::Origin;
 use crate::identity::policy::foreign;
 use crate::identity::{SpiffeId, TrustDomain};
@@ -130,12 +131,55 @@ fn is_of(path_ids: &[String], domain: &TrustDomain) -> bool {
     path_ids.first().and_then(|id| SpiffeId::new(id).ok()).is_some_and(|id| id.trust_domain() == domain)
 }
 
+/// True if it is known to be of another trust domain.
+fn is_foreign(path_ids: &[String], ours: &TrustDomain) -> bool {
+    !path_ids.is_empty() && !is_of(path_ids, ours)
+}
+
 fn refused(why: String) -> Status {
     Status::permission_denied(format!("no sufficient privileges: {why}"))
 }
 
+impl<R: Registry> Foreign<R> {
+    /// Removes a service of this name that a foreign member registered.
+    async fn take_service(&self, name: &str, ours: &TrustDomain) -> Result<(), Status> {
+        let query = NetworkService { name: name.to_owned(), ..Default::default() };
+        for old in find::services(&self.inner, &mut looking(), query.clone()).await? {
+            if old.name == name && is_foreign(&old.path_ids, ours) {
+                tracing::warn!(
+                    service = name,
+                    "a service that another trust domain had registered is taken over by ours"
+                );
+                self.inner.unregister_service(&mut looking(), query.clone()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Likewise an endpoint.
+    async fn take_endpoint(&self, name: &str, ours: &TrustDomain) -> Result<(), Status> {
+        let query = NetworkServiceEndpoint { name: name.to_owned(), ..Default::default() };
+        for old in find::endpoints(&self.inner, &mut looking(), query.clone()).await? {
+            if old.endpoint.name == name && is_foreign(&old.endpoint.path_ids, ours) {
+                tracing::warn!(
+                    endpoint = name,
+                    "a name that another trust domain had registered is taken over by ours"
+                );
+                self.inner.unregister_endpoint(&mut looking(), query.clone()).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
 #[async_trait]
-impl<R: Registry> Registry for Foreign<R> {
+impl<R: Registry> Layer for Foreign<R> {
+    type Inner = R;
+
+    fn inner(&self) -> &R {
+        &self.inner
+    }
+
     async fn register_service(
         &self,
         call: &mut RegistryCall,
@@ -146,35 +190,11 @@ impl<R: Registry> Registry for Foreign<R> {
                 self.admit(&theirs, &ours, std::slice::from_ref(&service.name)).await?
             }
             From::Us(Some(ours)) if self.admit == Admit::Apart => {
-                let query = NetworkService { name: service.name.clone(), ..Default::default() };
-                for old in find::services(&self.inner, &mut looking(), query).await? {
-                    if old.name == service.name && !old.path_ids.is_empty() && !is_of(&old.path_ids, &ours) {
-                        tracing::warn!(service = %old.name, "a service that another trust domain had registered is taken over by ours");
-                        let old = NetworkService { name: old.name.clone(), ..Default::default() };
-                        self.inner.unregister_service(&mut looking(), old).await?;
-                    }
-                }
+                self.take_service(&service.name, &ours).await?
             }
             From::Us(_) => {}
         }
         self.inner.register_service(call, service).await
-    }
-
-    async fn unregister_service(
-        &self,
-        call: &mut RegistryCall,
-        service: NetworkService,
-    ) -> Result<(), Status> {
-        self.inner.unregister_service(call, service).await
-    }
-
-    async fn find_services(
-        &self,
-        call: &mut RegistryCall,
-        query: NetworkService,
-        watch: bool,
-    ) -> Result<Found<ServiceEvent>, Status> {
-        self.inner.find_services(call, query, watch).await
     }
 
     async fn register_endpoint(
@@ -185,35 +205,10 @@ impl<R: Registry> Registry for Foreign<R> {
         match Self::from(call) {
             From::Them(theirs, ours) => self.admit(&theirs, &ours, &endpoint.network_service_names).await?,
             From::Us(Some(ours)) if self.admit == Admit::Apart => {
-                let query = NetworkServiceEndpoint { name: endpoint.name.clone(), ..Default::default() };
-                for old in find::endpoints(&self.inner, &mut looking(), query).await? {
-                    let old = &old.endpoint;
-                    if old.name == endpoint.name && !old.path_ids.is_empty() && !is_of(&old.path_ids, &ours) {
-                        tracing::warn!(endpoint = %old.name, "a name that another trust domain had registered is taken over by ours");
-                        let old = NetworkServiceEndpoint { name: old.name.clone(), ..Default::default() };
-                        self.inner.unregister_endpoint(&mut looking(), old).await?;
-                    }
-                }
+                self.take_endpoint(&endpoint.name, &ours).await?
             }
             From::Us(_) => {}
         }
         self.inner.register_endpoint(call, endpoint).await
-    }
-
-    async fn unregister_endpoint(
-        &self,
-        call: &mut RegistryCall,
-        endpoint: NetworkServiceEndpoint,
-    ) -> Result<(), Status> {
-        self.inner.unregister_endpoint(call, endpoint).await
-    }
-
-    async fn find_endpoints(
-        &self,
-        call: &mut RegistryCall,
-        query: NetworkServiceEndpoint,
-        watch: bool,
-    ) -> Result<Found<EndpointEvent>, Status> {
-        self.inner.find_endpoints(call, query, watch).await
     }
 }

@@ -37,12 +37,14 @@ pub mod layer;
 pub mod local_bypass;
 pub mod matching;
 pub mod memory;
+pub mod mirror;
 pub mod nsmgr;
 pub mod path;
 pub mod remote;
 mod serial;
 pub mod server;
 pub mod sockets;
+pub mod v02;
 
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -141,7 +141,8 @@ pub async fn run(settings: Settings, admin: Admin, shutdown: CancellationToken) 
         folder: settings.federation.as_deref().map(Folder::open).transpose()?,
     };
     let federated = links.follow(settings.trust_domain.clone(), shutdown.clone())?;
-    let bundle = bundle::to_json(std::slice::from_ref(authority.certificate())).ok();
+    let bundle = bundle::to_json(std::slice::from_ref(authority.certificate())).map_err(CaError::Setting)?;
+    let bundle = serde_json::from_str(&bundle).unwrap_or_default();
     admin.report(Arc::new(Figures { settings: settings.clone(), bundle, federated: federated.clone() }));
     let issuer = Arc::new(Issuer::new(authority, settings.svid_lifetime, settings.rules.clone(), federated));
     let common = settings.listen_on.0.clone().map(|socket| (socket, None));
@@ -185,10 +186,10 @@ fn check(settings: &Settings) -> Result<(), CaError> {
     }
 }
 
-/// What `vwire status` shows, and what `vwire link` needs.
+/// What `vwire link` needs to know.
 struct Figures {
     settings: Settings,
-    bundle: Option<String>,
+    bundle: Value,
     federated: watch::Receiver<Bundles>,
 }
 
@@ -196,19 +197,18 @@ struct Figures {
 impl Reporter for Figures {
     async fn report(&self) -> Map<String, Value> {
         let federated = self.federated.borrow().clone();
-        let links =
-            federated.iter().map(|(domain, authorities)| (domain.to_string(), authorities.len().into()));
+        let one = |(domain, authorities): (&TrustDomain, &bundle::Authorities)| {
+            (domain.to_string(), bundle::fingerprints(authorities).into())
+        };
         let folder = self.settings.federation.as_ref();
         let folder = folder.map(|folder| std::path::absolute(folder).unwrap_or_else(|_| folder.clone()));
-        [
-            ("trust_domain", self.settings.trust_domain.to_string().into()),
-            ("bundle", self.bundle.clone().into()),
-            ("federation", folder.map(|folder| folder.display().to_string()).into()),
-            ("federated", Value::Object(links.collect())),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
+        let link = json!({
+            "trust_domain": self.settings.trust_domain.to_string(),
+            "bundle": self.bundle,
+            "federation": folder,
+            "federated": federated.iter().map(one).collect::<Map<_, _>>(),
+        });
+        [("linked".to_owned(), federated.len().into()), ("link".to_owned(), link)].into_iter().collect()
     }
 }
 

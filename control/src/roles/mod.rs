@@ -2,11 +2,13 @@
 
 pub mod ca;
 pub mod forwarder;
+pub mod forwarding;
 pub mod node;
 pub mod nsc;
 pub mod nse;
 pub mod nsmgr;
 pub mod nsmgr_proxy;
+pub mod nsmrs;
 mod process;
 pub mod proxy;
 pub mod registry;

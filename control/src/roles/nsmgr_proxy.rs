@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 
 use super::Process;
+use super::forwarding::Forwarding;
 use super::nsmgr::{check_name, public_url};
 use super::registry_proxy_dns::{Bounds, rules};
 use crate::chain::service::Service;
@@ -20,7 +21,7 @@ use crate::elements::{
     Admission, Authorize, Begin, Binding, ClusterInfo, Connect, Discover, Follow, Hub, InterdomainBypass,
     Monitor, RefuseLoops, SwapIp, Timeout, TrimPath, UpdatePath, UpdateToken, cluster_info,
 };
-use crate::identity::policy::{BadPolicies, Policies};
+use crate::identity::policy::{BadPolicies, Policies, Transit};
 use crate::obs::{ConnectionView, Reporter};
 use crate::registry::authorize::{Authorize as AuthorizeRegistry, Strict, TokenRules};
 use crate::registry::bypass::{self, Bypass};
@@ -78,6 +79,10 @@ pub struct Door {
     #[arg(long, env = "VWIRE_DOMAINS", value_name = "NAMES", default_value = "")]
     pub domains: List<String>,
 
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub forwarding: Forwarding,
+
     /// Most Requests under way at one time.
     #[arg(long, env = "VWIRE_PROXY_MAX_REQUESTS", value_name = "COUNT", default_value_t = 256)]
     pub proxy_max_requests: usize,
@@ -123,7 +128,9 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NsmgrProxyE
     let target = settings.registry_proxy_url.clone();
     let beyond = Remote::new(Arc::clone(&process.pool), target).with_rules(rules.clone());
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
-    let setup = Setup { door: &settings.door, bounds: &settings.bounds, rules, beyond: Arc::new(beyond) };
+    let transit = &settings.common.transit;
+    let setup =
+        Setup { door: &settings.door, bounds: &settings.bounds, rules, transit, beyond: Arc::new(beyond) };
     setup.serve(server, process).await
 }
 
@@ -132,6 +139,8 @@ pub(super) struct Setup<'a> {
     pub door: &'a Door,
     pub bounds: &'a Bounds,
     pub rules: Option<Arc<dyn TokenRules>>,
+    /// Which other trust domains may speak for others.
+    pub transit: &'a [Transit],
     /// The registries of other domains.
     pub beyond: Arc<dyn Registry>,
 }
@@ -168,6 +177,10 @@ impl Setup<'_> {
         let places = Arc::new(Places::default());
         let own = Remote::new(Arc::clone(&process.pool), door.registry_url.clone());
         let own: Arc<dyn Registry> = Arc::new(own.with_rules(self.rules.clone()));
+        door.forwarding.check().map_err(NsmgrProxyError::Setting)?;
+        let (ours, map) = (url.clone(), Arc::clone(&addresses));
+        let outside = Arc::new(move || map.url_outward(&ours));
+        door.forwarding.start(process, self.rules.clone(), Arc::clone(&own), Some(outside));
         let requests =
             Gate::new(door.proxy_max_requests, "Requests of other domains", "VWIRE_PROXY_MAX_REQUESTS");
         let hub = Hub::new(if door.monitor_strict { Strictness::Strict } else { Strictness::Open });
@@ -186,7 +199,7 @@ impl Setup<'_> {
                 // What another proxy of our name has made is closed by us, too.
                 Arc::new(Begin::new(door.binding).passing_unknown()),
                 Arc::new(UpdateToken::new(process.tokens.clone())),
-                Arc::new(Authorize::new(path_policy(process))),
+                Arc::new(Authorize::new(path_policy(process, self.transit))),
                 Arc::new(Timeout::new(chain)),
                 Arc::new(Monitor::new(Arc::clone(&hub))),
                 Arc::new(TrimPath),
@@ -207,9 +220,9 @@ impl Setup<'_> {
 }
 
 /// As everywhere: the caller has signed, and each hop was meant for the next.
-fn path_policy(process: &Process) -> Arc<dyn PathPolicy> {
+fn path_policy(process: &Process, transit: &[Transit]) -> Arc<dyn PathPolicy> {
     match process.identity.current() {
-        Some(_) => Arc::new(Policies::standard()),
+        Some(_) => Arc::new(Policies::standard().with_transit(transit)),
         None => Arc::new(Policies::off()),
     }
 }

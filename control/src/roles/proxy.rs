@@ -76,6 +76,8 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), ProxyError>
     );
     let server = Server::bind(&listens, settings.limits.clone()).await?;
     let beyond = domains(&settings.discovery, &process, rules.clone())?;
-    let setup = Setup { door: &settings.door, bounds: &settings.bounds, rules, beyond: Arc::new(beyond) };
+    let transit = &settings.common.transit;
+    let setup =
+        Setup { door: &settings.door, bounds: &settings.bounds, rules, transit, beyond: Arc::new(beyond) };
     Ok(setup.serve(server, process).await?)
 }

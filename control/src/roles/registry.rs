@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 
 use super::Process;
+use super::forwarding::Forwarding;
 use crate::config::{self, List, Maybe};
 use crate::identity::policy::{BadPolicies, Policies};
 use crate::obs::Reporter;
@@ -58,6 +59,10 @@ pub struct Settings {
     #[expect(missing_docs, reason = "flattened")]
     pub store: memory::Limits,
 
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub forwarding: Forwarding,
+
     /// What members of other trust domains may register: `apart` (what no member of ours has), `any`, `none`, or trust domains that may
     /// register anything.
     #[arg(long, env = "VWIRE_REGISTRY_FOREIGN", value_name = "WHOM", default_value = "apart")]
@@ -93,18 +98,20 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), RegistryErr
         );
         return Err(RegistryError::Setting(told));
     }
+    settings.forwarding.check().map_err(RegistryError::Setting)?;
     let rules = rules(&settings, &process)?;
     let store = Arc::new(store(&settings)?);
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
-    let registry = chain(&settings, &process, rules, Arc::clone(&store));
+    let registry = chain(&settings, &process, rules.clone(), Arc::clone(&store));
     let (routes, _health) = Services::new()
         .with(|routes| server::add_to(routes, &registry, &process.shutdown))
         .named("registry.NetworkServiceRegistry")
         .named("registry.NetworkServiceEndpointRegistry")
         // The Go registry claims it, and probes ask for it.
-        .named("networkservice.NetworkService")
+        .claimed("networkservice.NetworkService")
         .routes()
         .await;
+    settings.forwarding.start(&process, rules, Arc::clone(&store) as _, None);
     process.admin.report(Arc::new(Figures(Arc::clone(&store))));
     let figures = tokio::spawn(
         process.shutdown.clone().run_until_cancelled_owned(count(Arc::clone(&store), process.clone())),

@@ -123,6 +123,7 @@ pub(super) fn rules(
 ) -> Result<Option<Arc<dyn TokenRules>>, BadPolicies> {
     // Read even if they are of no use, so that a slip shows at once.
     let policies = Policies::of_masks(&common.registry_server_policies, &common.registry_client_policies)?;
+    let policies = policies.with_transit(&common.transit);
     Ok(process.identity.current().map(|_| Arc::new(policies) as _))
 }
 

@@ -128,6 +128,13 @@ fn pem(certificate: &CertificateDer<'_>) -> String {
     format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
+/// By what people tell authorities apart: SHA-256 of the certificates, hexadecimal.
+pub fn fingerprints(authorities: &[CertificateDer<'_>]) -> Vec<String> {
+    let hash = |der: &CertificateDer<'_>| ring::digest::digest(&ring::digest::SHA256, der);
+    let hex = |hash: ring::digest::Digest| hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    authorities.iter().map(|der| hex(hash(der))).collect()
+}
+
 /// The trust domain that an authority's certificate names as its own (X.509-SVID §3), if it names one.
 pub fn domain(authorities: &[CertificateDer<'_>]) -> Option<TrustDomain> {
     authorities.iter().find_map(|der| {

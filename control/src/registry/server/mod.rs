@@ -25,6 +25,7 @@ use vwire_proto::nsm::registry::network_service_registry_server::{
 };
 
 use super::path::{self, RegistryPath};
+use super::v02::{Beside, Old};
 use super::{EndpointEvent, Found, Registry, RegistryCall, ServiceEvent};
 use crate::transport;
 
@@ -40,6 +41,24 @@ pub fn add_to(routes: Routes, registry: &Arc<dyn Registry>, shutdown: &Cancellat
     routes
         .add_service(Finding { server: server.clone(), kind: OfServices, rest: services })
         .add_service(Finding { server, kind: OfEndpoints, rest: endpoints })
+}
+
+/// As [`add_to`], with the registry calls before v1 beside today's.
+pub fn add_to_with_old(
+    routes: Routes,
+    registry: &Arc<dyn Registry>,
+    old: &Old,
+    shutdown: &CancellationToken,
+) -> Routes {
+    let server = Server { registry: Arc::clone(registry), shutdown: shutdown.clone() };
+    let services = NetworkServiceRegistryServer::new(server.clone());
+    let endpoints = NetworkServiceEndpointRegistryServer::new(server.clone());
+    let services = Finding { server: server.clone(), kind: OfServices, rest: services };
+    old.add_discovery(routes).add_service(Beside::new(services, old.clone())).add_service(Finding {
+        server,
+        kind: OfEndpoints,
+        rest: endpoints,
+    })
 }
 
 #[derive(Clone)]

@@ -5,5 +5,7 @@ mod foreign;
 mod keeping;
 mod managers;
 mod metadata;
+mod mirror;
+mod old;
 mod policies;
 mod support;
