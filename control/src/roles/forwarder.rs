@@ -39,7 +39,7 @@ use crate::registry::Registry;
 use crate::registry::cache::Cached;
 use crate::registry::keeper::Keeper;
 use crate::registry::remote::Remote;
-use crate::transport::{Limits, ServeError, Server, Target};
+use crate::transport::{Limits, ServeError, Server, Services, Target};
 
 /// How long a start waits for the engine.
 const ENGINE_TIME: Duration = Duration::from_secs(30);
@@ -180,7 +180,12 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), ForwarderEr
     let forwarder = Forwarder::start(&settings, &process, Arc::clone(&registry), policies, tunnel).await?;
     let service =
         Service::new(Arc::clone(&forwarder.chain), Arc::clone(&forwarder.hub), process.identity.clone());
-    let routes = service.add_to(tonic::service::Routes::default());
+    let (routes, _health) = Services::new()
+        .with(|routes| service.add_to(routes))
+        .named("networkservice.NetworkService")
+        .named("connection.MonitorConnection")
+        .routes()
+        .await;
     let registered = register(&settings, &server, registry);
     let served = server.serve(process.identity.clone(), routes, process.shutdown.clone()).await;
     // The vWires stay, and so does our name: who asks for us meanwhile is told that we are not there, and asks again.
