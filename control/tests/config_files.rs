@@ -47,7 +47,7 @@ fn every_settings_file_is_one_that_its_role_starts_with() {
             }
             Role::Registry(settings) => assert!(settings.state.is_some()),
             Role::Nsmgr(settings) => assert_eq!(settings.listen_on.len(), 2),
-            Role::Forwarder(settings) => assert!(settings.dataplane.is_some()),
+            Role::Forwarder(settings) => assert!(settings.vwires.dataplane.is_some()),
             Role::Nsc(_) | Role::Nse(_) => panic!("{} has no place here", file.display()),
         }
         seen.push(role);

@@ -93,6 +93,8 @@ pub struct Engine {
     counters: Counters,
     owners: HashMap<PortIndex, (WorkerId, Attachment)>,
     attachments: u64,
+    /// Tables put in force so far.
+    publications: u64,
     events: Events,
     reported: Receiver<Event>,
 }
@@ -113,6 +115,7 @@ impl Engine {
             counters,
             owners: HashMap::new(),
             attachments: 0,
+            publications: 0,
             events,
             reported,
         };
@@ -188,21 +191,24 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes a port from its worker and closes it here, off the packet path.
+    /// Takes a port from its worker. What it was made of is to be dropped off the packet path.
     ///
     /// # Errors
     /// [`EngineError::NotAttached`] or [`EngineError::Stuck`].
-    pub fn detach(&mut self, port: PortIndex) -> Result<(), EngineError> {
+    pub fn detach(&mut self, port: PortIndex) -> Result<PortParts, EngineError> {
         let (worker, _) = self.owners.remove(&port).ok_or(EngineError::NotAttached(port))?;
         let (reply, answer) = bounded(1);
         self.give(worker, Command::Detach { port, reply })?;
         let deadline = Instant::now() + PATIENCE;
-        while answer.recv_timeout(ANSWER).is_err() {
-            if self.is_dead(worker) || Instant::now() > deadline {
-                return Err(EngineError::Stuck(worker.0));
+        loop {
+            match answer.recv_timeout(ANSWER) {
+                Ok(parts) => return Ok(parts),
+                Err(_) if self.is_dead(worker) || Instant::now() > deadline => {
+                    return Err(EngineError::Stuck(worker.0));
+                }
+                Err(_) => {}
             }
         }
-        Ok(())
     }
 
     /// True if the worker's thread has ended, so that no answer will come.
@@ -227,7 +233,8 @@ impl Engine {
     /// [`EngineError::Stuck`] if a worker does not come round; the tables are in force all the same.
     pub fn publish(&mut self, tables: Tables) -> Result<(), EngineError> {
         let generation = tables.generation;
-        self.publisher.publish(tables);
+        self.publications += 1;
+        self.publisher.publish(Tables { publication: self.publications, ..tables });
         self.counters.header().generation.store(generation, Ordering::Relaxed);
         let deadline = Instant::now() + PATIENCE;
         while !self.publisher.reclaim() {

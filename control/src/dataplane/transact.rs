@@ -172,7 +172,7 @@ impl Dataplane {
         let stays = |end: &End| ends.iter().any(|new| new.end.port.name == end.port.name);
         let there = |end: &&End| self.client.link(&end.port.name).is_some();
         let leaving = before.into_iter().flat_map(Record::ends).filter(|end| !stays(end)).filter(there);
-        leaving.for_each(|end| change.push(end.remove()));
+        leaving.for_each(|end| change.remove(end));
         for (at, prepared) in ends.iter().enumerate() {
             let note = if at == 0 { note.encoded() } else { Vec::new() };
             if prepared.fresh {
@@ -273,15 +273,17 @@ impl Dataplane {
     /// What the engine or the kernel refused; what else there was is removed all the same.
     pub async fn remove(&self, id: &str) -> Result<(), Status> {
         let _turn = self.turn(id).await;
-        self.wanted.vnis.release(id, &[]);
-        let Some(record) = self.wanted.remove(id) else { return Ok(()) };
+        let Some(record) = self.wanted.remove(id) else {
+            self.wanted.vnis.release(id, &[]);
+            return Ok(());
+        };
         let ports: Vec<String> = record.ends().map(|end| end.port.name.clone()).collect();
         let mut change = Change::default();
         if let Some((a, b)) = self.joined(&record) {
             change.push(Op::RemoveXconnect(pb::Xconnect { a, b }));
         }
         for end in record.ends().filter(|end| self.client.link(&end.port.name).is_some()) {
-            change.push(end.remove());
+            change.remove(end);
         }
         let removed = match self.client.apply(change).await {
             Err(status) if status.code() == Code::Unavailable => {
@@ -292,6 +294,8 @@ impl Dataplane {
             Err(_) => self.remove_ports(&ports.into_iter().collect()).await,
             done => done,
         };
+        // Not before: the next who gets them must not come to the engine while these ports are there.
+        self.wanted.vnis.release(id, &[]);
         let tables = record.note.tables.clone();
         let unconfigured = match record.rules_in.filter(|_| !tables.is_empty()) {
             Some(namespace) => namespace.run(move || kernel::unconfigure(&tables)).await,

@@ -1,6 +1,6 @@
 //! `connect`: the next hop.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::api::networkservice::NetworkServiceRequest;
 use crate::api::networkservice::network_service_client::NetworkServiceClient;
 use crate::api::path::{self, PathExt};
 use crate::chain::{Call, Element, Fds, Next};
-use crate::transport::{FdLane, Hop, Inode, Peer, Pool, Target};
+use crate::transport::{FdLane, Hop, Inode, Peer, Pool, SharedFd, Target};
 
 /// Longest time that a Close waits for the next hop: what is held here must be freed even if nobody answers there.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
@@ -64,11 +64,11 @@ impl Connect {
         target: &Target,
         request: NetworkServiceRequest,
     ) -> Result<Answer, Status> {
-        let hop = within(time_for_next(call), target, self.pool.hop(target)).await?;
-        let fds = call.state.get_or_default::<Fds>();
         let mechanisms =
             request.mechanism_preferences.iter().chain(request.connection.iter().flat_map(mechanism));
-        send(&hop, fds, mechanisms)?;
+        let fds = named(call.state.get_or_default::<Fds>(), mechanisms);
+        let hop = within(time_for_next(call), target, self.pool.hop_with(target, fds.len())).await?;
+        send(&hop, &fds)?;
         let own =
             request.connection.as_ref().map(|own| (own.id.clone(), path::of(own).index)).unwrap_or_default();
         let mut message = Request::new(request);
@@ -99,9 +99,9 @@ impl Connect {
             follow.remove(target, &connection.id);
         }
         let time = call.remaining().min(CLOSE_TIME);
-        let hop = within(time, target, self.pool.hop(target)).await?;
-        let fds = call.state.get_or_default::<Fds>();
-        send(&hop, fds, mechanism(&connection))?;
+        let fds = named(call.state.get_or_default::<Fds>(), mechanism(&connection));
+        let hop = within(time, target, self.pool.hop_with(target, fds.len())).await?;
+        send(&hop, &fds)?;
         let mut message = Request::new(connection);
         message.set_timeout(time);
         let closed = within(time, target, NetworkServiceClient::new(hop).close(message)).await;
@@ -209,18 +209,19 @@ pub(super) fn inode(mechanism: &Mechanism) -> Option<Inode> {
     mechanism.parameters.get(INODE_URL)?.parse().ok()
 }
 
-/// Sends the descriptors that these mechanisms name, once each, as far as we have them; what is written next carries them.
-fn send<'a>(hop: &Hop, fds: &Fds, mechanisms: impl IntoIterator<Item = &'a Mechanism>) -> Result<(), Status> {
+/// The descriptors that these mechanisms name, once each, as far as we have them.
+fn named<'a>(fds: &Fds, mechanisms: impl IntoIterator<Item = &'a Mechanism>) -> BTreeMap<Inode, SharedFd> {
+    let named = mechanisms.into_iter().filter_map(inode);
+    named.filter_map(|inode| Some((inode, SharedFd::clone(fds.get(&inode)?)))).collect()
+}
+
+/// Sends descriptors; what is written next carries them.
+fn send(hop: &Hop, fds: &BTreeMap<Inode, SharedFd>) -> Result<(), Status> {
     let Some(FdLane { sender, .. }) = &hop.peer().fds else { return Ok(()) };
-    let mut sent = BTreeSet::new();
-    for inode in mechanisms.into_iter().filter_map(inode) {
-        if let Some(fd) = fds.get(&inode)
-            && sent.insert(inode)
-        {
-            sender
-                .send(fd)
-                .map_err(|error| Status::internal(format!("{inode}: sending the descriptor: {error}")))?;
-        }
+    for (inode, fd) in fds {
+        sender
+            .send(fd)
+            .map_err(|error| Status::internal(format!("{inode}: sending the descriptor: {error}")))?;
     }
     Ok(())
 }

@@ -40,7 +40,7 @@ use crate::registry::Registry;
 use crate::registry::cache::Cached;
 use crate::registry::keeper::Keeper;
 use crate::registry::remote::Remote;
-use crate::transport::{Limits, ServeError, Server, Target};
+use crate::transport::{Limits, ServeError, Server, Services, Target};
 
 /// How long a start waits for the engine.
 const ENGINE_TIME: Duration = Duration::from_secs(30);
@@ -82,10 +82,6 @@ pub struct Settings {
     #[arg(long, env = "NSM_NAME", value_name = "NAME", default_value = "forwarder")]
     pub name: String,
 
-    /// Our labels as an endpoint of the service `forwarder`; services may ask for some.
-    #[arg(long, env = "NSM_LABELS", value_name = "LABELS", default_value = "p2p:true")]
-    pub labels: Labels,
-
     /// The service that we are an endpoint of.
     #[arg(long, env = "NSM_NSNAME", value_name = "SERVICE", default_value = "forwarder")]
     pub nsname: String,
@@ -97,6 +93,18 @@ pub struct Settings {
     /// Where we listen; the first is what we register.
     #[arg(long, env = "NSM_LISTEN_ON", value_name = "URL", default_value = "unix:///listen.on.socket")]
     pub listen_on: List<Target>,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub vwires: Vwiring,
+}
+
+/// How vWires are made: what `vwire node` has of a forwarder's settings.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Vwiring {
+    /// The forwarder's labels as an endpoint of the service `forwarder`; services may ask for some.
+    #[arg(long, env = "NSM_LABELS", value_name = "LABELS", default_value = "p2p:true")]
+    pub labels: Labels,
 
     /// Our address for tunnels; the first global one of the default route's interface if left out.
     #[arg(long, env = "NSM_TUNNEL_IP", value_name = "IP", default_value = "")]
@@ -173,7 +181,12 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), ForwarderEr
     let forwarder = Forwarder::start(&settings, &process, Arc::clone(&registry), policies, tunnel).await?;
     let service =
         Service::new(Arc::clone(&forwarder.chain), Arc::clone(&forwarder.hub), process.identity.clone());
-    let routes = service.add_to(tonic::service::Routes::default());
+    let (routes, _health) = Services::new()
+        .with(|routes| service.add_to(routes))
+        .named("networkservice.NetworkService")
+        .named("connection.MonitorConnection")
+        .routes()
+        .await;
     let registered = register(&settings, &server, registry);
     let served = server.serve(process.identity.clone(), routes, process.shutdown.clone()).await;
     // The vWires stay, and so does our name: who asks for us meanwhile is told that we are not there, and asks again.
@@ -183,7 +196,7 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), ForwarderEr
 
 /// Registers us with the node's manager, for as long as what is returned lives.
 fn register(settings: &Settings, server: &Server, registry: Arc<dyn Registry>) -> Keeper {
-    let labels = NetworkServiceLabels { labels: settings.labels.0.clone().into_iter().collect() };
+    let labels = NetworkServiceLabels { labels: settings.vwires.labels.0.clone().into_iter().collect() };
     let url = server.targets().first().map(ToString::to_string).unwrap_or_default();
     let endpoint = NetworkServiceEndpoint {
         name: settings.name.clone(),
@@ -197,7 +210,7 @@ fn register(settings: &Settings, server: &Server, registry: Arc<dyn Registry>) -
 }
 
 async fn find_tunnel(settings: &Settings) -> Result<Option<Tunnel>, ForwarderError> {
-    let asked = settings.tunnel_ip.0;
+    let asked = settings.vwires.tunnel_ip.0;
     let found = tokio::task::spawn_blocking(move || tunnel::find(asked)).await;
     let found = found.unwrap_or_else(|error| Err(error.to_string()));
     let found = found.map_err(|reason| ForwarderError::Setting { name: "NSM_TUNNEL_IP", reason })?;
@@ -207,7 +220,7 @@ async fn find_tunnel(settings: &Settings) -> Result<Option<Tunnel>, ForwarderErr
             "no default route, so no address for tunnels: only this machine is reached; NSM_TUNNEL_IP names one"
         ),
     }
-    let port = settings.vxlan_port;
+    let port = settings.vwires.vxlan_port;
     Ok(found.map(|local| Tunnel { ip: local.ip, port, interface_mtu: local.mtu }))
 }
 
@@ -237,13 +250,15 @@ impl Forwarder {
         let (client, mut events) = engine(settings)?;
         let snapshot = first_state(&mut events, &client).await?;
         process.admin.ready("the packet engine");
-        let dataplane =
-            Arc::new(Dataplane::new(client, settings.name.clone()).direct_memif(settings.memif_direct));
+        let dataplane = Arc::new(
+            Dataplane::new(client, settings.name.clone()).direct_memif(settings.vwires.memif_direct),
+        );
         let notes = dataplane.adopt(&snapshot);
 
-        let hub = Hub::new(if settings.monitor_strict { Strictness::Strict } else { Strictness::Open });
+        let hub =
+            Hub::new(if settings.vwires.monitor_strict { Strictness::Strict } else { Strictness::Open });
         let follow = Follow::new(settings.name.clone(), Arc::clone(&hub), Arc::clone(&process.pool));
-        let begin = Arc::new(Begin::new(settings.binding));
+        let begin = Arc::new(Begin::new(settings.vwires.binding));
         let mut kinds: Vec<Box<dyn Kind>> = vec![Box::new(Memif), Box::new(Kernel)];
         kinds.extend(tunnel.map(|tunnel| Box::new(Vxlan(tunnel)) as Box<dyn Kind>));
         let mut supersede = None;
@@ -265,7 +280,7 @@ impl Forwarder {
                 Arc::new(RoundRobin::default()),
                 Arc::new(Stats::new(Arc::clone(&dataplane))),
                 Arc::new(Commit::new(Arc::clone(&dataplane))),
-                Arc::new(Mechanisms::new(Arc::clone(&dataplane), kinds, &settings.mechanism_priority)),
+                Arc::new(Mechanisms::new(Arc::clone(&dataplane), kinds, &settings.vwires.mechanism_priority)),
                 Arc::new(Connect::new(Arc::clone(&process.pool)).following(Arc::clone(&follow))),
             ];
             elements
@@ -310,14 +325,15 @@ fn take_over(begin: &Begin, supersede: Option<&Supersede>, hub: &Hub, follow: &A
 }
 
 fn engine(settings: &Settings) -> Result<(Client, Events), ForwarderError> {
-    match &settings.dataplane.0 {
+    match &settings.vwires.dataplane.0 {
         Some(Target::Unix(socket)) => Ok(Client::new(socket, None)),
         Some(other) => Err(ForwarderError::Setting {
             name: "VWIRE_DATAPLANE",
             reason: format!("{other} is not a unix socket; write unix:///run/vwire/dataplane.sock"),
         }),
         None => {
-            let launcher = Launcher::new(&settings.run, &settings.name).map_err(ForwarderError::Engine)?;
+            let launcher =
+                Launcher::new(&settings.vwires.run, &settings.name).map_err(ForwarderError::Engine)?;
             Ok(Client::new(&launcher.socket(), Some(launcher)))
         }
     }

@@ -1,12 +1,12 @@
 //! `vwire node`: a manager and a forwarder in one process, for a machine that needs both. They talk over the manager's unix socket, as
 //! two processes would, so that everything that holds for them holds here.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
+use super::forwarder::Vwiring;
 use super::{Process, forwarder, nsmgr};
-use crate::config::{self, Labels, List, Maybe};
-use crate::elements::{Binding, excluded_prefixes};
+use crate::config::{self, List, Maybe};
+use crate::elements::excluded_prefixes;
 use crate::registry::authorize::Strict;
 use crate::registry::memory;
 use crate::transport::{Limits, Target};
@@ -49,43 +49,9 @@ pub struct Settings {
     #[arg(long, env = "VWIRE_EXCLUDED_PREFIXES_FILE", value_name = "FILE", default_value = excluded_prefixes::FILE)]
     pub excluded_prefixes_file: PathBuf,
 
-    /// The forwarder's labels.
-    #[arg(long, env = "NSM_LABELS", value_name = "LABELS", default_value = "p2p:true")]
-    pub labels: Labels,
-
-    /// Our address for tunnels; the first global one of the default route's interface if left out.
-    #[arg(long, env = "NSM_TUNNEL_IP", value_name = "IP", default_value = "")]
-    pub tunnel_ip: Maybe<IpAddr>,
-
-    /// The UDP port of VXLAN, the same on all forwarders; 0 is 4789.
-    #[arg(long, env = "NSM_VXLAN_PORT", value_name = "PORT", default_value_t = 0)]
-    pub vxlan_port: u16,
-
-    /// Mechanisms that are offered to endpoints before others: MEMIF, KERNEL, VXLAN.
-    #[arg(long, env = "NSM_MECHANISM_PRIORITY", value_name = "TYPES", default_value = "")]
-    pub mechanism_priority: List<String>,
-
-    /// The socket of the packet engine. If left out, one is started that outlives us, and found again at the next start.
-    #[arg(long, env = "VWIRE_DATAPLANE", value_name = "SOCKET", default_value = "")]
-    pub dataplane: Maybe<Target>,
-
-    /// Where the forwarder's socket is, and an engine that we start: in directories of our name below this one.
-    #[arg(long, env = "VWIRE_RUN", value_name = "FOLDER", default_value = "/run/vwire")]
-    pub run: PathBuf,
-
-    /// Hands two memifs on this machine through to each other, as `vwire forwarder` says.
-    #[arg(long, env = "VWIRE_MEMIF_DIRECT", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
-          action = clap::ArgAction::Set)]
-    pub memif_direct: bool,
-
-    /// Who may go on with a connection that another began: `off` as in Go, `healing` or `exact`.
-    #[arg(long, env = "VWIRE_BINDING", value_enum, default_value_t = Binding::Healing)]
-    pub binding: Binding,
-
-    /// Shows watchers only the connections that they are a hop of, without tokens. With false everyone sees all, as in Go.
-    #[arg(long, env = "VWIRE_MONITOR_STRICT", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
-          action = clap::ArgAction::Set)]
-    pub monitor_strict: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub vwires: Vwiring,
 }
 
 /// Why a node does not run.
@@ -125,23 +91,15 @@ fn split(settings: Settings) -> Result<(nsmgr::Settings, forwarder::Settings), N
     let connect_to =
         settings.listen_on.iter().find(|target| target.is_local()).cloned().ok_or(NodeError::NoSocket)?;
     let name = format!("{}-forwarder", settings.name);
-    let socket = settings.run.join(&name).join("listen.on.sock");
+    let socket = settings.vwires.run.join(&name).join("listen.on.sock");
     let forwarder = forwarder::Settings {
         common: settings.common.clone(),
         limits: settings.limits.clone(),
         name,
-        labels: settings.labels,
         nsname: "forwarder".to_owned(),
         connect_to,
         listen_on: List(vec![Target::Unix(socket)]),
-        tunnel_ip: settings.tunnel_ip,
-        vxlan_port: settings.vxlan_port,
-        mechanism_priority: settings.mechanism_priority,
-        dataplane: settings.dataplane,
-        run: settings.run,
-        memif_direct: settings.memif_direct,
-        binding: settings.binding,
-        monitor_strict: settings.monitor_strict,
+        vwires: settings.vwires.clone(),
     };
     let manager = nsmgr::Settings {
         common: settings.common,
@@ -153,8 +111,8 @@ fn split(settings: Settings) -> Result<(nsmgr::Settings, forwarder::Settings), N
         registry_url: settings.registry_url,
         forwarder_network_service_name: "forwarder".to_owned(),
         excluded_prefixes_file: settings.excluded_prefixes_file,
-        binding: settings.binding,
-        monitor_strict: settings.monitor_strict,
+        binding: settings.vwires.binding,
+        monitor_strict: settings.vwires.monitor_strict,
     };
     Ok((manager, forwarder))
 }

@@ -53,6 +53,8 @@ struct Session {
     /// Ends the connection at once.
     cut: CancellationToken,
     calls: AtomicUsize,
+    /// Descriptors that go beside its calls, those of calls yet to come included.
+    carried: AtomicUsize,
     /// Milliseconds of [`CLOCK`] when a call last began or ended, and when the peer was last heard.
     used: AtomicU64,
     heard: AtomicU64,
@@ -99,6 +101,7 @@ impl Hop {
             ended,
             cut,
             calls: AtomicUsize::new(0),
+            carried: AtomicUsize::new(0),
             used: AtomicU64::new(now()),
             heard: AtomicU64::new(now()),
             born: Instant::now(),
@@ -123,6 +126,12 @@ impl Hop {
         self.0.ended.cancelled().await;
     }
 
+    /// Told when the connection has ended, also to who does not keep it open.
+    #[cfg(test)]
+    pub(super) fn ended(&self) -> CancellationToken {
+        self.0.ended.clone()
+    }
+
     /// True if it takes new calls: it has not ended, and the peer has not asked to dial anew.
     pub fn is_open(&self) -> bool {
         !self.0.ended.is_cancelled() && !self.0.cut.is_cancelled() && !self.0.send.is_closed()
@@ -136,6 +145,16 @@ impl Hop {
     /// When half of the peer's certificate's life is over.
     pub(super) fn middle(&self) -> Option<SystemTime> {
         self.0.middle
+    }
+
+    /// So many descriptors go beside a call to come.
+    pub(super) fn carries(&self, descriptors: usize) {
+        self.0.carried.fetch_add(descriptors, Ordering::Relaxed);
+    }
+
+    /// How many have gone, and are about to.
+    pub(super) fn carried(&self) -> usize {
+        self.0.carried.load(Ordering::Relaxed)
     }
 
     /// Since when it is open.

@@ -1,4 +1,8 @@
 //! Connections to peers, kept open.
+//!
+//! A peer made of grpcfd, as the Go components are, holds on to every descriptor that comes by a connection until that connection ends;
+//! there everybody dials for each call. So calls beside which descriptors go have connections of their own here, *carriers*, on which
+//! no stream stays open. After some descriptors, or some time, a carrier takes no more calls, and ends with its last.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -20,6 +24,10 @@ const LOOKS: u32 = 4;
 /// A server may have got a new SVID when half of the one it showed us is over; its tokens are then signed with the new key. From
 /// then on a connection is kept no longer than this.
 const SECOND_HALF_AGE: Duration = Duration::from_secs(60);
+
+/// Descriptors that go by one carrier, and how long it is used: what piles up at the peer meanwhile.
+const CARRIED: usize = 32;
+const CARRIER_AGE: Duration = Duration::from_secs(30);
 
 /// How a process dials.
 #[derive(Debug, Clone)]
@@ -49,6 +57,7 @@ impl Default for Dialling {
 }
 
 /// Connections by target: each is dialled once, shared by all calls, and dialled anew when it has broken or our SVID has changed.
+/// Beside it there may be a carrier to the same target.
 pub struct Pool(Arc<Inner>);
 
 struct Inner {
@@ -60,7 +69,7 @@ struct Inner {
 
 #[derive(Default)]
 struct Places {
-    by_target: HashMap<Target, Place>,
+    by_line: HashMap<Line, Place>,
     sweeping: bool,
 }
 
@@ -68,6 +77,13 @@ struct Places {
 struct Place {
     hop: Option<Hop>,
     dialling: Option<Dial>,
+}
+
+/// Which connection.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Line {
+    target: Target,
+    carrier: bool,
 }
 
 type Dial = Shared<BoxFuture<'static, Result<Hop, Status>>>;
@@ -84,11 +100,27 @@ impl Pool {
     /// # Errors
     /// UNAVAILABLE, naming the target and the reason.
     pub async fn hop(&self, target: &Target) -> Result<Hop, Status> {
-        let kept = self.kept(target);
-        if let Some(hop) = kept.as_ref().filter(|hop| !self.0.is_outdated(hop)) {
+        self.on(Line { target: target.clone(), carrier: false }).await
+    }
+
+    /// A connection for one call beside which so many descriptors go; not to be kept beyond that call.
+    ///
+    /// # Errors
+    /// As [`hop`](Self::hop).
+    pub async fn hop_with(&self, target: &Target, descriptors: usize) -> Result<Hop, Status> {
+        let carrier = descriptors > 0 && target.is_local();
+        let hop = self.on(Line { target: target.clone(), carrier }).await?;
+        hop.carries(descriptors);
+        Ok(hop)
+    }
+
+    async fn on(&self, line: Line) -> Result<Hop, Status> {
+        let kept = self.kept(&line);
+        let fit = |hop: &&Hop| !self.0.is_outdated(hop) && !(line.carrier && is_spent(hop));
+        if let Some(hop) = kept.as_ref().filter(fit) {
             return Ok(hop.clone());
         }
-        match (self.dial(target).await, kept) {
+        match (self.dial(&line).await, kept) {
             // One that is only outdated is better than none.
             (Err(_), Some(old)) if old.is_open() => Ok(old),
             (dialled, _) => dialled,
@@ -100,15 +132,16 @@ impl Pool {
     /// # Errors
     /// As [`hop`](Self::hop).
     pub async fn renew(&self, hop: &Hop) -> Result<Hop, Status> {
-        match self.kept(hop.target()) {
+        let line = Line { target: hop.target().clone(), carrier: false };
+        match self.kept(&line) {
             Some(newer) if !newer.same_as(hop) && newer.age() < hop.age() => Ok(newer),
-            _ => self.dial(hop.target()).await,
+            _ => self.dial(&line).await,
         }
     }
 
     /// How many connections are kept.
     pub fn len(&self) -> usize {
-        self.0.places().by_target.values().filter(|place| place.hop.is_some()).count()
+        self.0.places().by_line.values().filter(|place| place.hop.is_some()).count()
     }
 
     /// True if none is.
@@ -116,21 +149,21 @@ impl Pool {
         self.len() == 0
     }
 
-    fn kept(&self, target: &Target) -> Option<Hop> {
+    fn kept(&self, line: &Line) -> Option<Hop> {
         let places = self.0.places();
-        places.by_target.get(target)?.hop.clone().filter(Hop::is_open)
+        places.by_line.get(line)?.hop.clone().filter(Hop::is_open)
     }
 
-    fn dial(&self, target: &Target) -> Dial {
+    fn dial(&self, line: &Line) -> Dial {
         let mut places = self.0.places();
         if !std::mem::replace(&mut places.sweeping, true) {
             tokio::spawn(sweep(Arc::downgrade(&self.0)));
         }
-        let place = places.by_target.entry(target.clone()).or_default();
+        let place = places.by_line.entry(line.clone()).or_default();
         if let Some(dialling) = &place.dialling {
             return dialling.clone();
         }
-        let task = tokio::spawn(Arc::clone(&self.0).dial(target.clone()));
+        let task = tokio::spawn(Arc::clone(&self.0).dial(line.clone()));
         let ended = async move {
             task.await.unwrap_or_else(|_| Err(Status::unavailable("dialling was interrupted")))
         };
@@ -144,10 +177,11 @@ impl Inner {
     }
 
     /// Dials, and keeps what came of it. Runs on its own, so that a caller that gives up does not take the others along.
-    async fn dial(self: Arc<Self>, target: Target) -> Result<Hop, Status> {
+    async fn dial(self: Arc<Self>, line: Line) -> Result<Hop, Status> {
+        let target = &line.target;
         let dialled = match tokio::time::timeout(
             self.how.timeout,
-            dial(&target, &self.tls, self.tokens.clone(), &self.how),
+            dial(target, &self.tls, self.tokens.clone(), &self.how),
         )
         .await
         {
@@ -163,12 +197,12 @@ impl Inner {
         };
         let mut places = self.places();
         if let Ok(hop) = &dialled {
-            let place = places.by_target.entry(target).or_default();
+            let place = places.by_line.entry(line).or_default();
             (place.hop, place.dialling) = (Some(hop.clone()), None);
-        } else if let Some(place) = places.by_target.get_mut(&target) {
+        } else if let Some(place) = places.by_line.get_mut(&line) {
             place.dialling = None;
             if !place.hop.as_ref().is_some_and(Hop::is_open) {
-                places.by_target.remove(&target);
+                places.by_line.remove(&line);
             }
         }
         dialled
@@ -187,14 +221,22 @@ impl Inner {
     }
 }
 
-/// Closes connections that nobody uses.
+/// True if a carrier takes no more calls.
+fn is_spent(hop: &Hop) -> bool {
+    hop.carried() >= CARRIED || hop.age() > CARRIER_AGE
+}
+
+/// Closes connections that nobody uses, and carriers that have been used enough.
 async fn sweep(inner: Weak<Inner>) {
     let Some(idle) = inner.upgrade().map(|inner| inner.how.idle) else { return };
     loop {
-        tokio::time::sleep(idle / LOOKS).await;
+        tokio::time::sleep(idle.min(CARRIER_AGE) / LOOKS).await;
         let Some(inner) = inner.upgrade() else { return };
-        inner.places().by_target.retain(|_, place| {
-            let unused = |hop: &Hop| !hop.is_open() || hop.idle().is_some_and(|for_| for_ > idle);
+        inner.places().by_line.retain(|line, place| {
+            let unused = |hop: &Hop| {
+                let spent = line.carrier && is_spent(hop);
+                spent || !hop.is_open() || hop.idle().is_some_and(|for_| for_ > idle)
+            };
             if place.hop.as_ref().is_some_and(unused) {
                 place.hop = None;
             }

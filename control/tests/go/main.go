@@ -15,18 +15,20 @@ import (
 
 // roles are what this program can be. Each returns when ctx is done.
 var roles = map[string]func(ctx context.Context) error{
-	"forwarder": runForwarder,
-	"load":      runLoad,
-	"nsc":       runClient,
-	"nse":       runEndpoint,
-	"nsmgr":     runManager,
-	"observe":   runObserver,
-	"probe":     runProbe,
-	"regclient": runRegistryClient,
-	"registry":  runRegistry,
-	"regload":   runRegistryLoad,
-	"svid":      runSVID,
-	"workload":  runWorkload,
+	"forwarder":          runForwarder,
+	"load":               runLoad,
+	"nsc":                runClient,
+	"nse":                runEndpoint,
+	"nsmgr":              runManager,
+	"nsmgr-proxy":        runManagerProxy,
+	"observe":            runObserver,
+	"probe":              runProbe,
+	"regclient":          runRegistryClient,
+	"registry":           runRegistry,
+	"registry-proxy-dns": runProxyDNS,
+	"regload":            runRegistryLoad,
+	"svid":               runSVID,
+	"workload":           runWorkload,
 }
 
 func main() {

@@ -12,14 +12,18 @@ func runRegistry(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	registry := memory.NewServer(ctx, self.tokens,
+	options := []memory.Option{
 		memory.WithDefaultExpiration(duration("NSM_EXPIRE_PERIOD", "1m")),
 		memory.WithDialOptions(self.dialOptions(true)...),
 		memory.WithAuthorizeNSRegistryServer(authorizeServiceServer()),
 		memory.WithAuthorizeNSERegistryServer(authorizeEndpointServer()),
 		memory.WithAuthorizeNSRegistryClient(authorizeServiceClient()),
 		memory.WithAuthorizeNSERegistryClient(authorizeEndpointClient()),
-	)
+	}
+	if proxy := address("NSM_PROXY_REGISTRY_URL", ""); proxy.String() != "" {
+		options = append(options, memory.WithProxyRegistryURL(proxy))
+	}
+	registry := memory.NewServer(ctx, self.tokens, options...)
 	server := self.server()
 	registry.Register(server)
 	on := addresses("NSM_LISTEN_ON", "unix:///listen.on.socket")

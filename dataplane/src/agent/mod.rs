@@ -6,6 +6,8 @@
 //! | [`mod@plan`] | which steps, in which order; pure |
 //! | [`placement`] | which worker; pure |
 //! | [`ports`] | opening and closing ports of each kind |
+//! | [`interfaces`] | kernel interfaces, which the kernel takes long over |
+//! | [`turns`] | which changes wait for which |
 //! | `links` | what becomes of them while they are open |
 //! | `memif_sockets` | the control sockets of memif ports |
 //! | `sent` | descriptors from outside, and what they must be |
@@ -23,13 +25,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::broadcast;
 
 use crate::engine::EngineError;
-use crate::model::{Inode, Op, PortName, State, StateError, Xconnect};
+use crate::model::{Claim, Edit, Inode, Op, PortName, PortSpec, State, StateError, Xconnect};
+use crate::port::kernel::KernelDevice;
 use crate::stats::Snapshot;
 use crate::tables::WorkerId;
 use crate::worker::capture::CaptureReader;
 
 pub mod admin;
 pub mod capture;
+pub mod interfaces;
 mod links;
 mod memif_sockets;
 pub mod metrics;
@@ -41,17 +45,22 @@ pub mod ports;
 pub mod run;
 mod sent;
 pub mod server;
+pub mod turns;
 pub mod unix;
 
+use interfaces::Ahead;
 pub use open_error::{Cause, OpenError};
 use plan::{Action, View, plan};
-use ports::Ports;
+use ports::{Gone, Ports};
 
 /// Changes that may wait for a slow watcher.
 const WATCH_BACKLOG: usize = 1024;
 
 /// The descriptors that came with a request.
 pub type SentFds = HashMap<Inode, OwnedFd>;
+
+/// Kernel interfaces that were made for a change before it is made, by port.
+pub type Made = HashMap<PortName, KernelDevice>;
 
 /// Whether a port can move frames, and with whom.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -214,33 +223,65 @@ impl Agent {
         }
     }
 
-    /// The descriptors that must be at hand to do `ops`, which are not done.
+    /// What must be at hand to do `ops`, which are not done.
     ///
     /// # Errors
     /// [`ChangeError::Stale`] or [`ChangeError::State`].
-    pub fn needs_of(&mut self, base: Option<u64>, ops: Vec<Op>) -> Result<BTreeSet<Inode>, ChangeError> {
+    pub fn ahead_of(&mut self, base: Option<u64>, ops: Vec<Op>) -> Result<Ahead, ChangeError> {
         self.check_base(base)?;
         let edit = self.state.edit(ops)?;
-        let needs = self.needs(&self.state, &edit.touched().0);
+        let ahead = self.ahead(&self.scope_of(&edit));
         self.state.undo(edit);
-        Ok(needs)
+        Ok(ahead)
     }
 
-    /// The descriptors that must be at hand to go to `wanted`.
+    /// What must be at hand to go to `wanted`.
     ///
     /// # Errors
     /// [`ChangeError::Stale`].
-    pub fn needs_for(&self, base: Option<u64>, wanted: &State) -> Result<BTreeSet<Inode>, ChangeError> {
+    pub fn ahead_for(&mut self, base: Option<u64>, wanted: &State) -> Result<Ahead, ChangeError> {
         self.check_base(base)?;
-        Ok(self.needs(wanted, wanted.ports().keys()))
+        let before = std::mem::replace(&mut self.state, wanted.clone());
+        let ahead = self.ahead(&Scope::of(&before, &self.state, &self.ports));
+        self.state = before;
+        Ok(ahead)
     }
 
-    fn needs<'a>(&self, wanted: &State, ports: impl IntoIterator<Item = &'a PortName>) -> BTreeSet<Inode> {
-        let spec = |port| wanted.ports().get(port).filter(|spec| self.ports.spec(port) != Some(spec));
-        ports.into_iter().filter_map(spec).flat_map(|spec| spec.needs()).collect()
+    fn ahead(&self, scope: &Scope) -> Ahead {
+        let wanted = |port: &PortName| self.state.ports().get(port);
+        let new = |port: &PortName| wanted(port).filter(|spec| self.ports.spec(port) != Some(spec));
+        let either =
+            scope.ports.iter().flat_map(|port| wanted(port).into_iter().chain(self.ports.spec(port)));
+        let interface = |spec: &PortSpec| spec.claim().filter(|claim| matches!(claim, Claim::Kernel(..)));
+        // The first steps are the ports that come; those behind other steps have to wait for what leaves.
+        let first = self.plan(scope).into_iter().map_while(|action| match action {
+            Action::Attach(port) => Some(port),
+            _ => None,
+        });
+        let made = |port: PortName| match wanted(&port)? {
+            PortSpec::Kernel(spec) if spec.device.is_none() => Some((port, spec.clone())),
+            _ => None,
+        };
+        Ahead {
+            needs: scope.ports.iter().filter_map(new).flat_map(PortSpec::needs).collect(),
+            claims: either.filter_map(interface).collect(),
+            interfaces: first.filter_map(made).collect(),
+        }
     }
 
-    /// Does `ops`, or nothing. Returns what was done.
+    fn scope_of(&self, edit: &Edit) -> Scope {
+        let (ports, mut xconnects) = edit.touched();
+        for port in &ports {
+            xconnects.extend(self.state.xconnects_of(port).cloned());
+            xconnects.extend(self.ports.xconnect_of(port));
+        }
+        let notes = edit.new_notes(&self.state);
+        let comes_or_goes = edit.comes_or_goes(&self.state);
+        Scope { ports, xconnects, notes, comes_or_goes }
+    }
+
+    /// Does `ops`, or nothing. Returns what was done. Interfaces are those `made` ahead as far as there are such. Afterwards the kernel
+    /// is to be rid of [`Agent::take_gone`].
     ///
     /// # Errors
     /// As [`Agent::change`].
@@ -249,17 +290,12 @@ impl Agent {
         base: Option<u64>,
         ops: Vec<Op>,
         fds: &SentFds,
+        made: Made,
     ) -> Result<Vec<Action>, ChangeError> {
+        self.ports.supply(made);
         self.check_base(base)?;
         let edit = self.state.edit(ops)?;
-        let (ports, mut xconnects) = edit.touched();
-        for port in &ports {
-            xconnects.extend(self.state.xconnects_of(port).cloned());
-            xconnects.extend(self.ports.xconnect_of(port));
-        }
-        let notes = edit.new_notes(&self.state);
-        let comes_or_goes = edit.comes_or_goes(&self.state);
-        let scope = Scope { ports, xconnects, notes, comes_or_goes };
+        let scope = self.scope_of(&edit);
         let done = self.go(&scope, fds);
         if done.is_err() {
             self.state.undo(edit);
@@ -269,12 +305,13 @@ impl Agent {
         done
     }
 
-    /// Goes to `wanted`, or stays. Returns what was done.
+    /// Goes to `wanted`, or stays. Returns what was done. As for the rest, see [`Agent::apply`].
     ///
     /// # Errors
     /// [`ChangeError`]; everything done so far is undone then. A port that had to make room and can't be made
     /// again (its peer's connection was handed over, say) is down with that reason, until it is set again.
-    pub fn change(&mut self, wanted: State, fds: &SentFds) -> Result<Vec<Action>, ChangeError> {
+    pub fn change(&mut self, wanted: State, fds: &SentFds, made: Made) -> Result<Vec<Action>, ChangeError> {
+        self.ports.supply(made);
         let before = std::mem::replace(&mut self.state, wanted);
         let scope = Scope::of(&before, &self.state, &self.ports);
         let done = self.go(&scope, fds);
@@ -284,6 +321,12 @@ impl Agent {
         }
         self.notify();
         done
+    }
+
+    /// The kernel interfaces that no port has any more. The kernel deletes them when they are dropped, which takes it long.
+    #[must_use]
+    pub fn take_gone(&mut self) -> Vec<Gone> {
+        self.ports.take_gone()
     }
 
     /// From what is in the engine to `self.state`, as far as the two may differ.
@@ -437,9 +480,10 @@ impl Agent {
 
     /// Closes all ports; what they made (sockets, interfaces) is gone afterwards.
     pub fn shut_down(&mut self) {
-        if let Err(error) = self.change(State::default(), &SentFds::new()) {
+        if let Err(error) = self.change(State::default(), &SentFds::new(), interfaces::nothing()) {
             tracing::error!("closing ports: {error}");
         }
+        interfaces::delete_here(self.take_gone());
     }
 
     /// The ports, for tests that play a peer.

@@ -12,7 +12,7 @@ use vwire_proto::stats::PortState;
 use super::memif_sockets::{MemifSockets, Source};
 use super::open_error::{Cause, OpenError};
 use super::placement::place;
-use super::{Link, PortReport, SentFds, sent};
+use super::{Link, Made, PortReport, SentFds, sent};
 use crate::engine::{Engine, EngineError};
 use crate::model::{
     ControlSocket, KernelSpec, MemifSpec, Mode, Netns, PipeSpec, PortName, PortSpec, RelaySpec, State,
@@ -62,6 +62,19 @@ impl Backing {
     }
 }
 
+/// A kernel interface that no port has any more. The kernel deletes it when this is dropped.
+pub struct Gone {
+    _device: KernelDevice,
+    _parts: Option<PortParts>,
+}
+
+impl Gone {
+    /// One that never was a port's.
+    pub fn unused(device: KernelDevice) -> Self {
+        Self { _device: device, _parts: None }
+    }
+}
+
 pub(super) struct OpenPort {
     pub(super) spec: PortSpec,
     pub(super) index: PortIndex,
@@ -96,6 +109,10 @@ pub struct Ports {
     pub(super) sockets: MemifSockets,
     /// Ends of pipes that no port has.
     loose_ends: HashMap<PortName, PipeEnd>,
+    /// Interfaces made ahead for the ports to come.
+    made: Made,
+    /// Interfaces whose ports are closed.
+    gone: Vec<Gone>,
     pub(super) watched: Watched,
     pub(super) touched: BTreeSet<PortName>,
     /// The tables to be published next; those in force but for `stale`.
@@ -169,6 +186,8 @@ impl Ports {
             promised: HashMap::new(),
             sockets: MemifSockets::default(),
             loose_ends: HashMap::new(),
+            made: Made::new(),
+            gone: Vec::new(),
             watched,
             touched: BTreeSet::new(),
             tables: Tables::default(),
@@ -242,6 +261,17 @@ impl Ports {
         std::mem::take(&mut self.touched)
     }
 
+    /// Interfaces for ports that are opened next.
+    pub fn supply(&mut self, made: Made) {
+        self.made.extend(made);
+    }
+
+    /// The interfaces that no port has any more, and those that none took.
+    pub fn take_gone(&mut self) -> Vec<Gone> {
+        self.gone.extend(self.made.drain().map(|(_, device)| Gone::unused(device)));
+        std::mem::take(&mut self.gone)
+    }
+
     /// True if ports came or went that the tables in force do not know of.
     pub fn unpublished(&self) -> bool {
         self.unpublished
@@ -259,7 +289,7 @@ impl Ports {
         let worker = self.place(port, state);
         let made = match &spec {
             PortSpec::Memif(spec) => self.open_memif(port, spec, fds),
-            PortSpec::Kernel(spec) => self.open_kernel(spec, index, worker, fds),
+            PortSpec::Kernel(spec) => self.open_kernel(port, spec, index, worker, fds),
             PortSpec::Vxlan(spec) => self.open_vxlan(spec, index, worker),
             PortSpec::Pipe(spec) => self.open_pipe(spec, index, worker),
             PortSpec::Relay(spec) => self.open_relay(port, spec, fds),
@@ -382,6 +412,7 @@ impl Ports {
 
     fn open_kernel(
         &mut self,
+        port: &PortName,
         spec: &KernelSpec,
         index: PortIndex,
         worker: WorkerId,
@@ -389,10 +420,22 @@ impl Ports {
     ) -> Result<(Backing, Link), OpenError> {
         let (parts, device) = match spec.device {
             Some(inode) => adopt_kernel(spec, index, sent::copy(fds, inode)?)?,
-            None => kernel::open(index, &kernel_spec(spec, fds)?).map_err(OpenError::system)?,
+            None => {
+                let device = match self.made.remove(port) {
+                    Some(device) => device,
+                    None => self.make_here(spec, fds)?,
+                };
+                (device.parts(index), device)
+            }
         };
         self.engine.attach(index, worker, parts)?;
         Ok((Backing::Kernel(device), up(spec.ifname.as_str())))
+    }
+
+    /// Makes an interface that could not be made ahead, because one that leaves had its name.
+    fn make_here(&mut self, spec: &KernelSpec, fds: &SentFds) -> Result<KernelDevice, OpenError> {
+        self.gone.clear();
+        kernel::create(&kernel_spec(spec, fds)?).map_err(OpenError::system)
     }
 
     fn open_pipe(
@@ -483,7 +526,7 @@ impl Ports {
         if let Backing::Vxlan(tunnel, _) = &open.backing {
             self.tables.tunnels.remove(tunnel);
         }
-        self.detach(open.index);
+        let parts = self.detach(open.index);
         match open.backing {
             Backing::Memif { spec, .. } => {
                 if let Some(source) = self.sockets.close(port, &spec) {
@@ -496,7 +539,7 @@ impl Ports {
                 let source = self.sockets.close_relay(port);
                 self.watched.forget(&source);
             }
-            Backing::Kernel(_) => {}
+            Backing::Kernel(device) => self.gone.push(Gone { _device: device, _parts: parts }),
         }
         self.give_slot(open.index);
         self.touched.insert(port.clone());
@@ -511,11 +554,16 @@ impl Ports {
         }
     }
 
-    pub(super) fn detach(&mut self, index: PortIndex) {
+    /// Takes a port's halves from its worker.
+    pub(super) fn detach(&mut self, index: PortIndex) -> Option<PortParts> {
         match self.engine.detach(index) {
+            Ok(parts) => Some(parts),
             // A port without a link has nothing at a worker.
-            Ok(()) | Err(EngineError::NotAttached(_)) => {}
-            Err(error) => tracing::error!("detaching {index}: {error}"),
+            Err(EngineError::NotAttached(_)) => None,
+            Err(error) => {
+                tracing::error!("detaching {index}: {error}");
+                None
+            }
         }
     }
 
@@ -615,7 +663,7 @@ fn max_frame(spec: &VxlanSpec, probe: &MtuProbe) -> usize {
     })
 }
 
-fn kernel_spec(spec: &KernelSpec, fds: &SentFds) -> Result<kernel::KernelSpec, OpenError> {
+pub(super) fn kernel_spec(spec: &KernelSpec, fds: &SentFds) -> Result<kernel::KernelSpec, OpenError> {
     let netns = match &spec.netns {
         None => None,
         Some(Netns::Sent(inode)) => Some(sent::netns(fds, *inode)?.into()),

@@ -16,7 +16,7 @@ use vwire_proto::dataplane::v1::dataplane_server::DataplaneServer;
 
 use super::server::{Service, Shared};
 use super::unix::{ApiSocket, SocketError};
-use super::{Agent, ChangeError, SentFds, admin, ports::Ports};
+use super::{Agent, ChangeError, SentFds, admin, interfaces, ports::Ports};
 use crate::config::{Config, ConfigError, WorkerMode};
 use crate::engine::{Engine, EngineError, EngineSpec};
 use crate::model::{Notes, State};
@@ -180,7 +180,7 @@ fn start_engine(config: &Config, counters: Counters) -> Result<Engine, EngineErr
 }
 
 fn open_ports(agent: &mut Agent, file: &Path, config: &Config) -> Result<(), StartError> {
-    let changed = agent.change(config.state.clone(), &SentFds::new());
+    let changed = agent.change(config.state.clone(), &SentFds::new(), interfaces::nothing());
     changed.map(drop).map_err(|error| match error {
         ChangeError::Open { port, error } => {
             config.blame(file, &port, format!("port {port}: {error}")).into()
@@ -225,7 +225,7 @@ async fn serve_api(agent: Shared, socket: ApiSocket, mut stopping: watch::Receiv
             None
         }
     };
-    let service = DataplaneServer::new(Service(agent)).max_decoding_message_size(MAX_MESSAGE);
+    let service = DataplaneServer::new(Service::new(agent)).max_decoding_message_size(MAX_MESSAGE);
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(KEEPALIVE))

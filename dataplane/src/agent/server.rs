@@ -11,10 +11,11 @@ use tonic::{Request, Response, Status};
 use vwire_proto::dataplane::v1 as pb;
 
 use super::capture::{self, CaptureError, CaptureSpec};
-use super::{Agent, Cause, ChangeError, Link, LinkNotice, PortReport, SentFds};
+use super::turns::Turns;
+use super::{Agent, Cause, ChangeError, Link, LinkNotice, PortReport, SentFds, interfaces};
 use crate::fdpass::Connection;
 use crate::model::{
-    FieldError, Inode, Op, PortName, StateError, op_from_proto, state_from_proto, state_to_proto,
+    FieldError, Inode, Op, PortName, State, StateError, op_from_proto, state_from_proto, state_to_proto,
 };
 
 /// Most operations of one transaction.
@@ -42,7 +43,11 @@ impl Shared {
 }
 
 /// The service.
-pub struct Service(pub Shared);
+#[derive(Clone)]
+pub struct Service {
+    agent: Shared,
+    turns: Turns,
+}
 
 impl From<FieldError> for Status {
     fn from(error: FieldError) -> Self {
@@ -116,15 +121,55 @@ impl Brought {
 }
 
 impl Service {
-    /// Does what `ops` say. They are judged twice: before and after the descriptors have come, as others may have changed
-    /// the state meanwhile.
-    async fn change(&self, brought: Brought, base: Option<u64>, ops: Vec<Op>) -> Result<u64, Status> {
-        let needed = self.0.lock().needs_of(base, ops.clone())?;
-        let fds = brought.take(&needed).await;
-        let mut agent = self.0.lock();
-        agent.apply(base, ops, &fds)?;
-        Ok(agent.generation())
+    /// A service of this agent.
+    pub fn new(agent: Shared) -> Self {
+        Self { agent, turns: Turns::default() }
     }
+
+    /// Does what `ops` say. They are judged twice: before and after the descriptors have come and the interfaces are made, as others
+    /// may have changed the state meanwhile.
+    async fn do_ops(self, brought: Brought, base: Option<u64>, ops: Vec<Op>) -> Result<u64, Status> {
+        let _at_ports = self.turns.at_ports(&ops).await;
+        let ahead = self.agent.lock().ahead_of(base, ops.clone())?;
+        let fds = brought.take(&ahead.needs).await;
+        let _at_claims = self.turns.at_claims(ahead.claims).await;
+        let made = interfaces::make(ahead.interfaces, &fds).await?;
+        let (done, gone) = {
+            let mut agent = self.agent.lock();
+            let done = agent.apply(base, ops, &fds, made).map(|_| agent.generation());
+            (done, agent.take_gone())
+        };
+        interfaces::delete(gone).await;
+        Ok(done?)
+    }
+
+    /// Goes to `state`. Returns the generation, and what was done.
+    async fn go_to(
+        self,
+        brought: Brought,
+        base: Option<u64>,
+        state: State,
+    ) -> Result<(u64, Vec<String>), Status> {
+        let _at_all = self.turns.at_all().await;
+        let ahead = self.agent.lock().ahead_for(base, &state)?;
+        let fds = brought.take(&ahead.needs).await;
+        let made = interfaces::make(ahead.interfaces, &fds).await?;
+        let (done, gone) = {
+            let mut agent = self.agent.lock();
+            let done = agent.change(state, &fds, made);
+            let done = done.map(|actions| actions.iter().map(ToString::to_string).collect());
+            (done.map(|changes| (agent.generation(), changes)), agent.take_gone())
+        };
+        interfaces::delete(gone).await;
+        Ok(done?)
+    }
+}
+
+/// A caller that does not wait for the answer must not leave a change half done.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::spawn(work).await.unwrap_or_else(|error| Err(Status::internal(format!("the change: {error}"))))
 }
 
 fn link_to_proto((port, link): (PortName, Link)) -> pb::Link {
@@ -172,7 +217,7 @@ impl pb::dataplane_server::Dataplane for Service {
             _ => None,
         });
         let brought = Brought::new(connection, ports);
-        let generation = self.change(brought, base_generation, ops).await?;
+        let generation = to_the_end(self.clone().do_ops(brought, base_generation, ops)).await?;
         Ok(Response::new(pb::ApplyResponse { generation }))
     }
 
@@ -183,17 +228,13 @@ impl pb::dataplane_server::Dataplane for Service {
             state.ok_or_else(|| Status::invalid_argument("state: is needed, if only an empty one"))?;
         let state = state_from_proto(&state)?;
         let brought = Brought::new(connection, state.ports().values());
-        let needed = self.0.lock().needs_for(base_generation, &state)?;
-        let fds = brought.take(&needed).await;
-        let mut agent = self.0.lock();
-        agent.check_base(base_generation)?;
-        let changes = agent.change(state, &fds)?.iter().map(ToString::to_string).collect();
-        let generation = agent.generation();
+        let done = to_the_end(self.clone().go_to(brought, base_generation, state)).await?;
+        let (generation, changes) = done;
         Ok(Response::new(pb::ReplaceResponse { generation, changes }))
     }
 
     async fn get_snapshot(&self, _: Request<pb::GetSnapshotRequest>) -> Answer<pb::GetSnapshotResponse> {
-        let agent = self.0.lock();
+        let agent = self.agent.lock();
         Ok(Response::new(pb::GetSnapshotResponse {
             generation: agent.generation(),
             state: Some(state_to_proto(agent.state())),
@@ -203,7 +244,7 @@ impl pb::dataplane_server::Dataplane for Service {
     }
 
     async fn watch_links(&self, _: Request<pb::WatchLinksRequest>) -> Answer<Self::WatchLinksStream> {
-        let (initial, changes) = self.0.lock().watch();
+        let (initial, changes) = self.agent.lock().watch();
         let links = initial.into_iter().map(link_to_proto).collect();
         let first = pb::watch_links_response::Event::Initial(pb::Links { links });
         let first = pb::WatchLinksResponse { event: Some(first) };
@@ -212,7 +253,7 @@ impl pb::dataplane_server::Dataplane for Service {
 
     async fn get_stats(&self, request: Request<pb::GetStatsRequest>) -> Answer<pb::GetStatsResponse> {
         let wanted: std::collections::HashSet<String> = request.into_inner().ports.into_iter().collect();
-        let mut reports = self.0.lock().reports();
+        let mut reports = self.agent.lock().reports();
         if let Some(missing) = wanted.iter().find(|name| reports.iter().all(|report| report.name != **name)) {
             return Err(Status::not_found(format!("there is no port {}", crate::model::shown(missing))));
         }
@@ -227,7 +268,7 @@ impl pb::dataplane_server::Dataplane for Service {
         let pb::StreamCaptureRequest { port, snap_len, ring_bytes } = request.into_inner();
         let port = port.parse().map_err(|error| Status::invalid_argument(format!("port: {error}")))?;
         let pieces =
-            capture::start(&self.0, CaptureSpec::new(port, snap_len as usize, ring_bytes as usize)?)?;
+            capture::start(&self.agent, CaptureSpec::new(port, snap_len as usize, ring_bytes as usize)?)?;
         let pieces = ReceiverStream::new(pieces).map(|pcapng| Ok(pb::StreamCaptureResponse { pcapng }));
         Ok(Response::new(Box::pin(pieces)))
     }

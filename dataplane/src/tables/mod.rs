@@ -142,6 +142,8 @@ impl TunnelTable {
 pub struct Tables {
     /// Raised by one with each change; what `Apply` names as its base.
     pub generation: u64,
+    /// Which publication this is, as the engine counts them: a change may take several, and one that is undone takes some, too.
+    pub publication: u64,
     /// By port index.
     pub entries: Vec<Entry>,
     /// The tunnels of all underlays.

@@ -44,7 +44,7 @@ impl Run {
 /// The last header's way, to be used again for an equal one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Hit {
-    generation: u64,
+    publication: u64,
     sender: IpAddr,
     key: HeaderKey,
     way: Result<Way, DropReason>,
@@ -139,12 +139,12 @@ impl Decap {
         context: &RxContext<'_>,
     ) -> Result<(Way, &'a [u8]), DropReason> {
         let (key, frame) = vxlan::split(datagram).map_err(reason_for)?;
-        let generation = context.tables.generation;
+        let publication = context.tables.publication;
         let way = match self.last {
-            Some(hit) if hit.key == key && hit.sender == sender && hit.generation == generation => hit.way,
+            Some(hit) if hit.publication == publication && hit.key == key && hit.sender == sender => hit.way,
             _ => {
                 let way = self.look_up(key, sender, context);
-                self.last = Some(Hit { generation, sender, key, way });
+                self.last = Some(Hit { publication, sender, key, way });
                 way
             }
         };
@@ -189,5 +189,44 @@ const fn reason_for(malformed: Malformed) -> DropReason {
     match malformed {
         Malformed::Short => DropReason::VxlanShort,
         Malformed::NoVni => DropReason::VxlanFlags,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::Counters;
+    use crate::tables::{Tables, Tunnel, Vni};
+
+    /// A change that is undone, or that has an interim state, puts other tables in force without being another generation.
+    #[test]
+    fn a_tunnel_is_remembered_for_one_publication_of_the_tables() {
+        let tunnel = Tunnel {
+            port: PortIndex(1),
+            underlay: PortIndex(0),
+            remote: "10.9.0.2:4789".parse().unwrap(),
+            vni: Vni::new(42).unwrap(),
+            max_frame: 1464,
+            link: Link::Ethernet,
+        };
+        let mut tables = Tables { generation: 7, publication: 1, ..Tables::default() };
+        assert!(tables.tunnels.insert(&tunnel));
+        let counters = Counters::anonymous(4).unwrap();
+        let mut decap = Decap::new(PortIndex(0), "10.9.0.1".parse().unwrap());
+        let mut datagram = [0; 8 + 60];
+        (datagram[0], datagram[6]) = (0x08, 42);
+        let mut lent = |tables: &Tables| {
+            let context = RxContext { tables, counters: &counters };
+            let sender = tunnel.remote.ip();
+            let mut run = Run { sender, datagram_len: datagram.len(), next: 0, len: datagram.len() };
+            let mut burst = Burst::new(PortIndex(0));
+            decap.lend(&datagram, &mut run, &mut burst, &context);
+            burst.runs().map(|(port, frames)| (port, frames.as_slice().len())).collect::<Vec<_>>()
+        };
+        assert_eq!(lent(&tables), [(PortIndex(1), 1)]);
+        tables.tunnels.remove(&tunnel);
+        tables.publication = 2;
+        assert_eq!(lent(&tables), []);
+        assert_eq!(counters.port(PortIndex(0)).snapshot().drops, [(DropReason::UnknownVni, 1)]);
     }
 }

@@ -35,15 +35,25 @@ impl Schedule {
         self.promote(self.slots.len() - 1);
     }
 
-    /// Takes the receivers of `port` out.
+    /// Takes the receivers of `port` out. The others stay as active as they are: to poll thousands that are idle until they have
+    /// settled again would cost milliseconds.
     pub fn remove(&mut self, port: PortIndex) -> Vec<Box<dyn Rx>> {
-        let (theirs, others): (Vec<_>, _) =
-            std::mem::take(&mut self.slots).into_iter().partition(|slot| slot.port == port);
-        self.slots = others;
-        // Order is lost with the partition's boundaries; all start as active and settle within PATIENCE turns.
-        self.active = self.slots.len();
-        self.next_idle = 0;
-        theirs.into_iter().map(|slot| slot.rx).collect()
+        let (mut theirs, mut at) = (Vec::new(), 0);
+        while at < self.slots.len() {
+            if self.slots[at].port != port {
+                at += 1;
+                continue;
+            }
+            // The last active one takes the place of an active one, and the last idle one the place behind those.
+            let mut hole = at;
+            if at < self.active {
+                self.active -= 1;
+                self.slots.swap(at, self.active);
+                hole = self.active;
+            }
+            theirs.push(self.slots.swap_remove(hole).rx);
+        }
+        theirs
     }
 
     /// Every receiver, not only those that are due, is polled in the next turn.
@@ -165,6 +175,36 @@ mod tests {
             polled_in_a_turn(&mut schedule, &[50]);
         }
         assert!(polled_in_a_turn(&mut schedule, &[]).contains(&50));
+    }
+
+    #[test]
+    fn when_a_port_is_removed_the_busy_stay_busy_and_the_idle_idle() {
+        for gone in [3, 500, 999] {
+            let mut schedule = schedule(1000);
+            for _ in 0..PATIENCE + 1 {
+                polled_in_a_turn(&mut schedule, &[3, 700]);
+            }
+            assert_eq!(schedule.remove(PortIndex(gone)).len(), 1);
+            let busy: &[u16] = if gone == 3 { &[700] } else { &[3, 700] };
+            let polled = polled_in_a_turn(&mut schedule, &[]);
+            assert_eq!(polled.len(), busy.len() + IDLE_PER_TURN);
+            assert!(busy.iter().all(|port| polled.contains(port)) && !polled.contains(&gone));
+            schedule.all_next_turn();
+            let mut all = polled_in_a_turn(&mut schedule, &[]);
+            all.sort_unstable();
+            assert_eq!(all, (0..1000).filter(|port| *port != gone).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn all_receivers_of_a_port_are_removed() {
+        let mut schedule = schedule(20);
+        for _ in 0..3 {
+            schedule.add(PortIndex(7), Box::new(Silent));
+        }
+        assert_eq!(schedule.remove(PortIndex(7)).len(), 4);
+        schedule.all_next_turn();
+        assert!(!polled_in_a_turn(&mut schedule, &[]).contains(&7));
     }
 
     #[test]

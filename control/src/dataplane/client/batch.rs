@@ -1,15 +1,19 @@
-//! Many changes in one transaction.
+//! Many changes in one transaction, or at the same time.
 //!
 //! While a transaction is under way, changes gather; the next takes them all. If it is refused, each is tried alone, so that only the
-//! one at fault fails.
+//! one at fault fails. A change that the kernel takes long over is a transaction of its own, and nobody waits for it: the engine does
+//! several of them at the same time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 use vwire_dataplane::fdpass::identify;
 use vwire_proto::dataplane::v1 as pb;
+use vwire_proto::dataplane::v1::dataplane_client::DataplaneClient;
 
 use super::connection::{Connection, Connector};
 use super::{Change, Queued};
@@ -19,10 +23,12 @@ use crate::transport::SharedFd;
 const MAX_OPS: usize = 2048;
 /// Descriptors of one transaction; the engine keeps 256 of a connection.
 const MAX_FDS: usize = 128;
+/// Slow changes at the same time. Each has two descriptors at most, and the engine takes 64 calls of one connection.
+const SLOW: usize = 48;
 
 /// Makes changes until nobody can queue any more.
 pub async fn serve(mut queue: mpsc::Receiver<Queued>, connector: Arc<Connector>) {
-    let mut applier = Applier { connector, connection: None };
+    let mut applier = Applier { connector, connection: None, opened: 0, slow: JoinSet::new() };
     let mut left = None;
     loop {
         let first = match left.take() {
@@ -32,6 +38,10 @@ pub async fn serve(mut queue: mpsc::Receiver<Queued>, connector: Arc<Connector>)
                 None => return,
             },
         };
+        if first.change.slow {
+            applier.begin(first).await;
+            continue;
+        }
         let mut batch = vec![first];
         let size = |batch: &[Queued]| {
             let count = |one: &Queued| (one.change.ops.len(), one.change.fds.len());
@@ -39,7 +49,8 @@ pub async fn serve(mut queue: mpsc::Receiver<Queued>, connector: Arc<Connector>)
         };
         while let Ok(next) = queue.try_recv() {
             let (ops, fds) = size(&batch);
-            if ops + next.change.ops.len() > MAX_OPS || fds + next.change.fds.len() > MAX_FDS {
+            let full = ops + next.change.ops.len() > MAX_OPS || fds + next.change.fds.len() > MAX_FDS;
+            if full || next.change.slow {
                 left = Some(next);
                 break;
             }
@@ -49,9 +60,15 @@ pub async fn serve(mut queue: mpsc::Receiver<Queued>, connector: Arc<Connector>)
     }
 }
 
+/// How many times we connected before; tells a connection that is no longer used from the one that has taken its place.
+type Opened = u64;
+
 struct Applier {
     connector: Arc<Connector>,
     connection: Option<Connection>,
+    opened: Opened,
+    /// Slow changes under way. Those that fail say which connection is not to be used again.
+    slow: JoinSet<Option<Opened>>,
 }
 
 impl Applier {
@@ -71,29 +88,90 @@ impl Applier {
     }
 
     async fn apply(&mut self, changes: &[&Change]) -> Result<(), Status> {
+        let (call, opened) = self.call(changes).await?;
+        let (result, usable) = call.made().await;
+        if !usable {
+            self.leave(opened);
+        }
+        result
+    }
+
+    /// Begins a slow change, once there is room for one.
+    async fn begin(&mut self, one: Queued) {
+        while self.slow.len() >= SLOW {
+            let Some(done) = self.slow.join_next().await else { break };
+            self.ended(done.ok().flatten());
+        }
+        match self.call(&[&one.change]).await {
+            Err(status) => drop(one.done.send(Err(status))),
+            Ok((call, opened)) => {
+                self.slow.spawn(async move {
+                    let (result, usable) = call.made().await;
+                    let _ = one.done.send(result);
+                    (!usable).then_some(opened)
+                });
+            }
+        }
+    }
+
+    fn ended(&mut self, unusable: Option<Opened>) {
+        if let Some(opened) = unusable {
+            self.leave(opened);
+        }
+    }
+
+    /// Connects anew for the next call. Calls under way on the old connection go on.
+    fn leave(&mut self, opened: Opened) {
+        if self.opened == opened {
+            self.connection = None;
+        }
+    }
+
+    /// Sends what `changes` need and makes one call of them.
+    async fn call(&mut self, changes: &[&Change]) -> Result<(Call, Opened), Status> {
+        while let Some(done) = self.slow.try_join_next() {
+            self.ended(done.ok().flatten());
+        }
         let mut fds: BTreeMap<_, &SharedFd> = BTreeMap::new();
         for fd in changes.iter().flat_map(|change| &change.fds) {
             fds.insert(identify(fd)?, fd);
         }
         let ops: Vec<pb::Op> = changes.iter().flat_map(|change| change.ops.iter().cloned()).collect();
-        let mut connection = match self.connection.take() {
+        let connection = match &mut self.connection {
             Some(connection) => connection,
-            None => self.connector.open().await?,
+            none => {
+                self.opened += 1;
+                none.insert(self.connector.open().await?)
+            }
         };
         for fd in fds.values() {
-            connection.fds.send(fd)?;
+            if let Err(error) = connection.fds.send(fd) {
+                self.connection = None;
+                return Err(error.into());
+            }
         }
-        match connection.client.apply(pb::ApplyRequest { base_generation: None, ops }).await {
-            Ok(_) => {
-                self.connection = Some(connection);
-                Ok(())
-            }
+        Ok((Call { client: connection.client.clone(), ops, fds: !fds.is_empty() }, self.opened))
+    }
+}
+
+/// A transaction about to be made.
+struct Call {
+    client: DataplaneClient<Channel>,
+    ops: Vec<pb::Op>,
+    /// Descriptors have been sent for it.
+    fds: bool,
+}
+
+impl Call {
+    /// Makes it. Returns also whether the connection can be used again.
+    async fn made(mut self) -> (Result<(), Status>, bool) {
+        match self.client.apply(pb::ApplyRequest { base_generation: None, ops: self.ops }).await {
+            Ok(_) => (Ok(()), true),
             // Descriptors that a refused transaction did not take would stay at the engine for as long as the connection.
-            Err(status) if fds.is_empty() && status.code() != Code::Unavailable => {
-                self.connection = Some(connection);
-                Err(status)
+            Err(status) => {
+                let usable = !self.fds && status.code() != Code::Unavailable;
+                (Err(status), usable)
             }
-            Err(status) => Err(status),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The engine, as the rest of the forwarder sees it: one transaction for all Requests that wait for one, links that are known without
+//! The engine, as the rest of the forwarder sees it: one transaction for all Requests that wait for a fast one, links that are known without
 //! asking, counters that are a second old at most, and news of an engine that has taken another's place.
 
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use tonic::Status;
 use vwire_proto::dataplane::v1 as pb;
 
 use super::launch::Launcher;
+use super::wanted::End;
 use crate::transport::SharedFd;
 
 mod batch;
@@ -32,12 +33,22 @@ pub struct Change {
     pub ops: Vec<pb::Op>,
     /// The descriptors that the operations name as `inode://…`.
     pub fds: Vec<SharedFd>,
+    /// True if it makes or removes a kernel interface, which takes the kernel tens of milliseconds: others need not wait for that.
+    pub slow: bool,
 }
 
 impl Change {
     /// Adds an operation.
     pub fn push(&mut self, op: pb::op::Op) {
+        self.slow |=
+            matches!(&op, pb::op::Op::SetPort(pb::Port { kind: Some(pb::port::Kind::Kernel(_)), .. }));
         self.ops.push(pb::Op { op: Some(op) });
+    }
+
+    /// Adds the removal of a connection's end.
+    pub fn remove(&mut self, end: &End) {
+        self.slow |= matches!(end.port.kind, Some(pb::port::Kind::Kernel(_)));
+        self.push(end.remove());
     }
 }
 
@@ -78,7 +89,7 @@ impl Client {
         self.connector.socket()
     }
 
-    /// Makes a change, together with all others that wait at this moment.
+    /// Makes a change, together with all others that wait at this moment; one that is slow, by itself and beside others.
     ///
     /// # Errors
     /// The engine's, which name the port; UNAVAILABLE if there is no engine. Nothing of this change is in force then.

@@ -1,6 +1,7 @@
 //! Both sides against each other, in one process.
 
 mod calls;
+mod carriers;
 mod federation;
 mod life;
 mod quotas;

@@ -42,8 +42,10 @@ pub fn pool_with(identity: &Identity, dialling: Dialling) -> Pool {
 /// What callers of [`Echo`] can make it do, by the request's connection id.
 pub const PANIC: &str = "panic";
 pub const NEVER: &str = "never";
+pub const DESCRIPTOR: &str = "descriptor";
 
-/// Answers a Request with what it saw: labels `id`, `token`, `expires`, `left`, `fds`, `uid`. Its monitor never ends.
+/// Answers a Request with what it saw: labels `id`, `token`, `expires`, `left`, `fds`, `uid`; and `sent`, the file whose descriptor it
+/// sends along. Its monitor never ends.
 pub struct Echo;
 
 #[tonic::async_trait]
@@ -63,6 +65,11 @@ impl NetworkService for Echo {
         if let Some(token) = token {
             labels.insert("token".into(), token.jwt.to_string());
             labels.insert("expires".into(), token.expires.to_string());
+        }
+        if let (DESCRIPTOR, Some(lane)) = (answer.id.as_str(), &peer.fds) {
+            let mut file = tempfile::tempfile()?;
+            std::io::Write::write_all(&mut file, b"of the server")?;
+            labels.insert("sent".into(), lane.sender.send(file)?.to_string());
         }
         if let Some(lane) = &peer.fds {
             labels.insert("fds".into(), lane.received.len().to_string());

@@ -40,12 +40,9 @@ impl Configurator {
         self.set_link(|link| link.attributes.push(LinkAttribute::Address(mac.to_vec())))
     }
 
-    /// Moves the interface to another namespace, where it gets this name.
-    pub fn move_to(&mut self, netns: BorrowedFd<'_>, ifname: &str) -> io::Result<()> {
-        self.set_link(|link| {
-            link.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
-            link.attributes.push(LinkAttribute::IfName(ifname.to_owned()));
-        })
+    /// Moves the interface to another namespace, where nobody may have its name.
+    pub fn move_to(&mut self, netns: BorrowedFd<'_>) -> io::Result<()> {
+        self.set_link(|link| link.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd())))
     }
 
     /// Sets the link up.

@@ -7,7 +7,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::configure::Configurator;
@@ -33,8 +32,7 @@ pub fn create(spec: &KernelSpec) -> Result<KernelDevice, KernelOpenError> {
         }
         Some(netns) => {
             inside(ifname, netns.as_fd(), || name_is_free(ifname))?;
-            let workshop = workshop().map_err(|error| creation_error(ifname, error))?;
-            let queues = inside(ifname, workshop.as_fd(), || make_and_move(spec, netns.as_fd()))?;
+            let queues = make_and_move(spec, netns.as_fd())?;
             (queues, inside(ifname, netns.as_fd(), || configure(spec))?)
         }
     };
@@ -57,29 +55,30 @@ fn name_is_free(ifname: &str) -> Result<(), KernelOpenError> {
     }
 }
 
-fn workshop() -> io::Result<OwnedFd> {
-    let mut workshop = WORKSHOP.lock().unwrap_or_else(PoisonError::into_inner);
-    if workshop.is_none() {
-        let maker = std::thread::Builder::new().name("vwire-netns".into()).spawn(sys::enter_new_netns)?;
-        *workshop = Some(maker.join().map_err(|_| io::Error::other("the thread panicked"))??);
-    }
-    match &*workshop {
-        Some(netns) => netns.try_clone(),
-        None => Err(io::Error::other("no namespace was made")),
-    }
+fn new_workshop() -> io::Result<OwnedFd> {
+    let maker = std::thread::Builder::new().name("vwire-netns".into()).spawn(sys::enter_new_netns)?;
+    maker.join().map_err(|_| io::Error::other("the thread panicked"))?
 }
 
-/// Runs in the workshop, where every interface has a name of its own until it is moved.
+/// One at a time is in the workshop, so an interface has its name from the start: giving it another as it moves has the kernel wait
+/// for RCU once more. And while one moves the kernel holds a lock that all changes to interfaces need; several who wait for that would
+/// keep others from it.
 fn make_and_move(spec: &KernelSpec, netns: BorrowedFd<'_>) -> Result<Queues, KernelOpenError> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let here = format!("w{}", NEXT.fetch_add(1, Ordering::Relaxed));
-    let queues = open_queues(spec, &here)?;
-    let index = sys::interface_index(&here).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV));
-    index
-        .and_then(Configurator::new)
-        .and_then(|mut link| link.move_to(netns, &spec.ifname))
-        .map_err(|error| creation_error(&spec.ifname, error))?;
-    Ok(queues)
+    let ifname = spec.ifname.as_str();
+    let mut workshop = WORKSHOP.lock().unwrap_or_else(PoisonError::into_inner);
+    let workshop = match &mut *workshop {
+        Some(workshop) => workshop,
+        none => none.insert(new_workshop().map_err(|error| creation_error(ifname, error))?),
+    };
+    inside(ifname, workshop.as_fd(), || {
+        let queues = open_queues(spec, ifname)?;
+        let index = sys::interface_index(ifname).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV));
+        index
+            .and_then(Configurator::new)
+            .and_then(|mut link| link.move_to(netns))
+            .map_err(|error| creation_error(ifname, error))?;
+        Ok(queues)
+    })
 }
 
 fn open_queues(spec: &KernelSpec, name: &str) -> Result<Queues, KernelOpenError> {

@@ -176,7 +176,8 @@ impl KernelDevice {
         self.queues[0].as_fd()
     }
 
-    fn parts(&self, port: PortIndex) -> PortParts {
+    /// What a port with this interface is made of.
+    pub fn parts(&self, port: PortIndex) -> PortParts {
         let rx =
             self.queues.iter().map(|queue| Box::new(KernelRx::new(port, Arc::clone(queue))) as Box<dyn Rx>);
         let tx = KernelTx::new(Arc::clone(&self.queues[0]), self.kind.link(), self.udp);
@@ -189,9 +190,17 @@ impl KernelDevice {
 /// # Errors
 /// [`KernelOpenError`] names the interface and what is wrong; nothing is left behind then.
 pub fn open(port: PortIndex, spec: &KernelSpec) -> Result<(PortParts, KernelDevice), KernelOpenError> {
-    spec.check()?;
-    let device = create::create(spec)?;
+    let device = create(spec)?;
     Ok((device.parts(port), device))
+}
+
+/// Makes the interface and sets it up, for [`KernelDevice::parts`]. Blocks for as long as the kernel takes: tens of milliseconds.
+///
+/// # Errors
+/// As [`open`].
+pub fn create(spec: &KernelSpec) -> Result<KernelDevice, KernelOpenError> {
+    spec.check()?;
+    create::create(spec)
 }
 
 /// Makes a port of a tap or tun that somebody else made and set up, with IFF_NO_PI and IFF_VNET_HDR, from its descriptor.
