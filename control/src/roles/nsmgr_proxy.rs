@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 
 use super::Process;
+use super::forwarding::Forwarding;
 use super::nsmgr::{check_name, public_url};
 use super::registry_proxy_dns::{Bounds, rules};
 use crate::chain::service::Service;
@@ -77,6 +78,10 @@ pub struct Door {
     /// The names of our domain. Where they are told, what is of another is never looked for here; several proxies of one name need them.
     #[arg(long, env = "VWIRE_DOMAINS", value_name = "NAMES", default_value = "")]
     pub domains: List<String>,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub forwarding: Forwarding,
 
     /// Most Requests under way at one time.
     #[arg(long, env = "VWIRE_PROXY_MAX_REQUESTS", value_name = "COUNT", default_value_t = 256)]
@@ -172,6 +177,10 @@ impl Setup<'_> {
         let places = Arc::new(Places::default());
         let own = Remote::new(Arc::clone(&process.pool), door.registry_url.clone());
         let own: Arc<dyn Registry> = Arc::new(own.with_rules(self.rules.clone()));
+        door.forwarding.check().map_err(NsmgrProxyError::Setting)?;
+        let (ours, map) = (url.clone(), Arc::clone(&addresses));
+        let outside = Arc::new(move || map.url_outward(&ours));
+        door.forwarding.start(process, self.rules.clone(), Arc::clone(&own), Some(outside));
         let requests =
             Gate::new(door.proxy_max_requests, "Requests of other domains", "VWIRE_PROXY_MAX_REQUESTS");
         let hub = Hub::new(if door.monitor_strict { Strictness::Strict } else { Strictness::Open });
