@@ -16,7 +16,7 @@ use super::Process;
 use crate::api::path::{self, PathExt};
 use crate::api::registry::{NetworkServiceEndpoint, NetworkServiceLabels};
 use crate::chain::service::Service;
-use crate::chain::{Chain, ChainHandle, Element, State};
+use crate::chain::{Chain, Element, State};
 use crate::config::{self, Labels, List, Maybe};
 use crate::dataplane::client::{Event, Events};
 use crate::dataplane::launch::Launcher;
@@ -33,7 +33,6 @@ use crate::elements::{
     Authorize, Begin, Binding, Commit, Connect, Discover, Follow, ForgetFds, Hub, Mechanisms, Monitor,
     RecvFd, RoundRobin, SendFd, Stats, Supersede, Timeout, TrimPath, UpdatePath, UpdateToken,
 };
-use crate::identity::SpiffeId;
 use crate::identity::policy::Policies;
 use crate::obs::{ConnectionView, Reporter};
 use crate::registry::Registry;
@@ -261,18 +260,16 @@ impl Forwarder {
         let begin = Arc::new(Begin::new(settings.vwires.binding));
         let mut kinds: Vec<Box<dyn Kind>> = vec![Box::new(Memif), Box::new(Kernel)];
         kinds.extend(tunnel.map(|tunnel| Box::new(Vxlan(tunnel)) as Box<dyn Kind>));
-        let mut supersede = None;
         let chain = Chain::new(settings.name.clone(), |handle| {
             let elements: Vec<Arc<dyn Element>> = vec![
                 Arc::new(UpdatePath::new(settings.name.clone())),
                 Arc::clone(&begin) as Arc<dyn Element>,
                 Arc::new(UpdateToken::new(process.tokens.clone())),
                 Arc::new(Authorize::new(policies)),
-                Arc::clone(supersede.insert(Arc::new(Supersede::new(ChainHandle::clone(&handle)))))
-                    as Arc<dyn Element>,
-                Arc::new(Timeout::new(handle)),
+                Arc::new(Timeout::new(handle.clone())),
                 Arc::new(Monitor::new(Arc::clone(&hub))),
                 Arc::new(TrimPath),
+                Arc::new(Supersede::new(handle)),
                 Arc::new(ForgetFds),
                 Arc::new(RecvFd),
                 Arc::new(SendFd),
@@ -286,7 +283,7 @@ impl Forwarder {
             elements
         });
         for note in notes {
-            take_over(&begin, supersede.as_deref(), &hub, &follow, note);
+            take_over(&begin, &hub, &follow, note);
         }
         let down = {
             let hub = Arc::clone(&hub);
@@ -306,7 +303,7 @@ impl Forwarder {
 }
 
 /// What an earlier process of ours had established.
-fn take_over(begin: &Begin, supersede: Option<&Supersede>, hub: &Hub, follow: &Arc<Follow>, note: Note) {
+fn take_over(begin: &Begin, hub: &Hub, follow: &Arc<Follow>, note: Note) {
     let Some(connection) = note.connection else { return };
     let mut state = State::default();
     if let Ok(target) = Target::parse(&note.next_hop) {
@@ -314,14 +311,10 @@ fn take_over(begin: &Begin, supersede: Option<&Supersede>, hub: &Hub, follow: &A
         state.insert(Connected { target });
     }
     state.insert(TowardEndpoint(note.toward_endpoint.unwrap_or_default()));
-    let caller: Option<SpiffeId> = note.caller.parse().ok();
-    let client = Some(note.client).filter(|client| !client.is_empty());
-    if let Some(supersede) = supersede {
-        supersede.adopt(&connection, caller.as_ref(), client.clone(), &mut state);
-    }
+    let caller = note.caller.parse().ok();
     tracing::info!(connection = path::of(&connection).root_id(), "taken over");
     hub.update(connection.clone(), caller.as_ref());
-    begin.adopt(connection, caller, client, state);
+    begin.adopt(connection, caller, Some(note.client).filter(|client| !client.is_empty()), state);
 }
 
 fn engine(settings: &Settings) -> Result<(Client, Events), ForwarderError> {
