@@ -116,7 +116,7 @@ impl Pool {
 
     async fn on(&self, line: Line) -> Result<Hop, Status> {
         let kept = self.kept(&line);
-        let fit = |hop: &&Hop| !self.0.is_outdated(hop) && !(line.carrier && is_spent(hop));
+        let fit = |hop: &&Hop| !(self.0.is_outdated(hop) || line.carrier && is_spent(hop));
         if let Some(hop) = kept.as_ref().filter(fit) {
             return Ok(hop.clone());
         }
