@@ -157,7 +157,7 @@ fn logs_of_a_life(level: &'static str, secrets: &[&str]) {
             let line = log.lines().find(|line| line.contains(secret));
             assert_eq!(line.map(|line| line.chars().take(400).collect::<String>()), None, "{role}: {secret}");
         }
-        if role == "second" {
+        if ["nsc", "second"].contains(&role) {
             continue;
         }
         assert!(log.contains("TRACE") || log.contains("DEBUG"), "{role} logs next to nothing:\n{log}");
@@ -276,4 +276,28 @@ fn services_of_a_client_live_apart_and_clients_do_not_meet() {
     assert_eq!(back, sent, "pings that came back");
     assert_eq!(both.space.ip("-o link show nsm-1"), interface);
     assert!(both.process.runs());
+}
+
+/// A client that was killed is started again in its namespace and knows nothing of its former life (a Go one does not ask): it has
+/// its interface at once, and the endpoint is rid of the former connection.
+#[test]
+fn a_client_that_begins_anew_has_its_interface_at_once() {
+    let mut mesh = Mesh::start("anew", Plan { nsc: Kind::Go, ..Plan::of(Kind::Vwire) });
+    let _endpoint = mesh.endpoint(0, "nse-1", &[]);
+    let mark = mesh.observer.mark();
+    let mut client = mesh.client(0, "nsc", SERVICE, &[]);
+    client.connected(&mut mesh, mark);
+    client.process.kill();
+    let again = mesh.observer.mark();
+    let settings = vec![
+        set("NSM_NAME", "nsc"),
+        set("NSM_CONNECT_TO", mesh.nsmgr_url(0)),
+        set("NSM_NETWORK_SERVICES", SERVICE),
+    ];
+    let mut process = mesh.role(Kind::Go, "nsc", "nsc", &client.space, &[], settings);
+    let connection = process.told("connected", 0)["connection"].clone();
+    assert!(process.events(0, |event| event["event"] == "request-failed").is_empty());
+    assert!(client.space.pings(&far_address(&connection)));
+    mesh.observer.wait("the Close", again, "nse-1", "nsc", |event| event.kind == "DELETE");
+    assert_eq!(client.space.interfaces(), ["nsm-1"]);
 }

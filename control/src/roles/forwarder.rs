@@ -31,7 +31,7 @@ use crate::elements::monitor::Strictness;
 use crate::elements::stats::metrics;
 use crate::elements::{
     Authorize, Begin, Binding, Commit, Connect, Discover, Follow, ForgetFds, Hub, Mechanisms, Monitor,
-    RecvFd, RoundRobin, SendFd, Stats, Timeout, TrimPath, UpdatePath, UpdateToken,
+    RecvFd, RoundRobin, SendFd, Stats, Supersede, Timeout, TrimPath, UpdatePath, UpdateToken,
 };
 use crate::identity::policy::Policies;
 use crate::obs::{ConnectionView, Reporter};
@@ -266,9 +266,10 @@ impl Forwarder {
                 Arc::clone(&begin) as Arc<dyn Element>,
                 Arc::new(UpdateToken::new(process.tokens.clone())),
                 Arc::new(Authorize::new(policies)),
-                Arc::new(Timeout::new(handle)),
+                Arc::new(Timeout::new(handle.clone())),
                 Arc::new(Monitor::new(Arc::clone(&hub))),
                 Arc::new(TrimPath),
+                Arc::new(Supersede::new(handle)),
                 Arc::new(ForgetFds),
                 Arc::new(RecvFd),
                 Arc::new(SendFd),

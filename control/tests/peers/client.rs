@@ -31,9 +31,9 @@ impl Client {
         node: usize,
         name: &str,
         service: &str,
+        space: Netns,
         settings: &[Setting],
     ) -> Self {
-        let space = mesh.workload_space(name);
         let mut all = vec![
             set("NSM_NAME", name),
             set("NSM_CONNECT_TO", mesh.nsmgr_url(node)),
@@ -106,6 +106,12 @@ impl Client {
 }
 
 impl Client {
+    /// Kills it (SIGKILL); its namespace stays.
+    pub fn kill(self) -> Netns {
+        self.process.kill();
+        self.space
+    }
+
     /// Ends it (SIGTERM); it closes its connection as well as it can.
     #[track_caller]
     pub fn end(self) -> Netns {

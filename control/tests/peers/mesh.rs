@@ -469,7 +469,20 @@ impl Mesh {
         service: &str,
         settings: &[Setting],
     ) -> Client {
-        Client::start(self, kind, node, name, service, settings)
+        let space = self.workload_space(name);
+        Client::start(self, kind, node, name, service, space, settings)
+    }
+
+    /// As [`client`](Self::client), in the namespace of one that was there before.
+    pub fn client_in(
+        &mut self,
+        node: usize,
+        name: &str,
+        service: &str,
+        space: Netns,
+        settings: &[Setting],
+    ) -> Client {
+        Client::start(self, self.plan.nsc, node, name, service, space, settings)
     }
 }
 
