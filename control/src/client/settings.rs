@@ -1,6 +1,9 @@
 //! How a client treats its connections.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::obs::Metrics;
 
 /// Times and limits of a client's sessions.
 #[derive(Debug, Clone)]
@@ -15,6 +18,8 @@ pub struct ClientSettings {
     pub first_retry: Duration,
     /// The longest pause after a failure. That the next hop can be reached again ends a pause early.
     pub last_retry: Duration,
+    /// Where heals are counted.
+    pub metrics: Option<Arc<Metrics>>,
 }
 
 /// `NSM_LIVENESS_CHECK_INTERVAL`, `NSM_LIVENESS_CHECK_TIMEOUT`.
@@ -34,6 +39,7 @@ impl Default for ClientSettings {
             liveness: Some(LivenessSettings::default()),
             first_retry: Duration::from_millis(50),
             last_retry: Duration::from_secs(1),
+            metrics: None,
         }
     }
 }

@@ -130,6 +130,9 @@ impl Task {
                 }
                 Err(status) => {
                     self.failed(&status, "Request");
+                    if reason.is_some() {
+                        self.count_heal(false, began.elapsed());
+                    }
                     choice.failed(&status, self.connection.as_ref());
                 }
             }
@@ -363,12 +366,19 @@ impl Task {
     }
 
     fn healed(&mut self, reason: Reason, took: Duration, aim: Aim) {
+        self.count_heal(true, took);
         tracing::info!(%reason, ?took, reselected = aim == Aim::Reselect, "healed");
         self.set(|status| {
             let at = SystemTime::now();
             status.last_heal = Some(Heal { at, reason, took, reselected: aim == Aim::Reselect });
             status.heals += 1;
         });
+    }
+
+    fn count_heal(&self, ok: bool, took: Duration) {
+        if let Some(metrics) = &self.settings.metrics {
+            metrics.healed(ok, took);
+        }
     }
 
     fn failed(&mut self, status: &Status, what: &str) {

@@ -171,7 +171,8 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), ForwarderEr
     }
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
     let policies = if settings.common.insecure { Policies::off() } else { Policies::standard() };
-    let policies = Arc::new(policies.with_transit(&settings.common.transit));
+    let policies =
+        Arc::new(policies.with_transit(&settings.common.transit).counted_by(process.admin.metrics()));
     let manager = Remote::new(Arc::clone(&process.pool), settings.connect_to.clone())
         .with_rules(Some(policies.clone()));
     // Each Request asks for its service and endpoints: a watch of the manager's registry answers, not a call each time.
@@ -179,7 +180,8 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), ForwarderEr
     let tunnel = find_tunnel(&settings).await?;
     let forwarder = Forwarder::start(&settings, &process, Arc::clone(&registry), policies, tunnel).await?;
     let service =
-        Service::new(Arc::clone(&forwarder.chain), Arc::clone(&forwarder.hub), process.identity.clone());
+        Service::new(Arc::clone(&forwarder.chain), Arc::clone(&forwarder.hub), process.identity.clone())
+            .counted_by(Arc::clone(process.admin.metrics()));
     let (routes, _health) = Services::new()
         .with(|routes| service.add_to(routes))
         .named("networkservice.NetworkService")

@@ -252,7 +252,8 @@ struct Pings {
 
 fn open_all(settings: &Settings, process: &Process) -> Result<Arc<[Kept]>, NscError> {
     let policies = if settings.common.insecure { Policies::off() } else { Policies::standard() };
-    let policies = Arc::new(policies.with_transit(&settings.common.transit));
+    let policies =
+        Arc::new(policies.with_transit(&settings.common.transit).counted_by(process.admin.metrics()));
     let manager = Manager::new(Arc::clone(&process.pool), settings.connect_to.clone(), policies);
     let liveness = settings.liveness_check_enabled.then_some(LivenessSettings {
         interval: settings.liveness_check_interval.max(Duration::from_millis(10)),
@@ -265,6 +266,7 @@ fn open_all(settings: &Settings, process: &Process) -> Result<Arc<[Kept]>, NscEr
             request_timeout: settings.request_timeout,
             token_life: process.identity.current().map(|_| settings.common.max_token_lifetime),
             liveness,
+            metrics: Some(Arc::clone(process.admin.metrics())),
             ..Default::default()
         },
     ));

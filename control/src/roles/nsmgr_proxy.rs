@@ -25,6 +25,7 @@ use crate::identity::policy::{BadPolicies, Policies, Transit};
 use crate::obs::{ConnectionView, Reporter};
 use crate::registry::authorize::{Authorize as AuthorizeRegistry, Strict, TokenRules};
 use crate::registry::bypass::{self, Bypass};
+use crate::registry::counted::Counted;
 use crate::registry::hops::Hops;
 use crate::registry::inbound::Inbound;
 use crate::registry::remote::Remote;
@@ -153,10 +154,11 @@ impl Setup<'_> {
         let service =
             Service::new(Arc::clone(&proxy.chain), Arc::clone(&proxy.hub), process.identity.clone())
                 .counted_by(Arc::clone(process.admin.metrics()));
+        let registry = Counted::in_front_of(Arc::clone(&proxy.registry), process.admin.metrics());
         let services = SERVICES.iter().fold(Services::new(), |services, name| services.named(*name));
         let services = services
             .with(|routes| service.add_to(routes))
-            .with(|routes| registry::server::add_to(routes, &proxy.registry, &process.shutdown));
+            .with(|routes| registry::server::add_to(routes, &registry, &process.shutdown));
         let (routes, health) = services.routes().await;
         process.admin.report(Arc::new(proxy));
         let shutdown = process.shutdown.clone();
@@ -222,7 +224,7 @@ impl Setup<'_> {
 /// As everywhere: the caller has signed, and each hop was meant for the next.
 fn path_policy(process: &Process, transit: &[Transit]) -> Arc<dyn PathPolicy> {
     match process.identity.current() {
-        Some(_) => Arc::new(Policies::standard().with_transit(transit)),
+        Some(_) => Arc::new(Policies::standard().with_transit(transit).counted_by(process.admin.metrics())),
         None => Arc::new(Policies::off()),
     }
 }

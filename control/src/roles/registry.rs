@@ -14,6 +14,7 @@ use crate::identity::policy::{BadPolicies, Policies};
 use crate::obs::Reporter;
 use crate::registry::Registry;
 use crate::registry::authorize::{Authorize, Strict, TokenRules};
+use crate::registry::counted::Counted;
 use crate::registry::foreign::{Admit, Foreign};
 use crate::registry::hops::Hops;
 use crate::registry::interdomain::Interdomain;
@@ -103,6 +104,7 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), RegistryErr
     let store = Arc::new(store(&settings)?);
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
     let registry = chain(&settings, &process, rules.clone(), Arc::clone(&store));
+    let registry = Counted::in_front_of(registry, process.admin.metrics());
     let (routes, _health) = Services::new()
         .with(|routes| server::add_to(routes, &registry, &process.shutdown))
         .named("registry.NetworkServiceRegistry")
@@ -129,7 +131,7 @@ fn rules(settings: &Settings, process: &Process) -> Result<Option<Arc<dyn TokenR
     let common = &settings.common;
     // Read even if they are of no use, so that a slip shows at once.
     let policies = Policies::of_masks(&common.registry_server_policies, &common.registry_client_policies)?;
-    let policies = policies.with_transit(&common.transit);
+    let policies = policies.with_transit(&common.transit).counted_by(process.admin.metrics());
     Ok(process.identity.current().map(|_| Arc::new(policies) as _))
 }
 
