@@ -3,6 +3,7 @@
 mod peers;
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Stdio};
 
@@ -300,4 +301,22 @@ fn a_client_that_begins_anew_has_its_interface_at_once() {
     assert!(client.space.pings(&far_address(&connection)));
     mesh.observer.wait("the Close", again, "nse-1", "nsc", |event| event.kind == "DELETE");
     assert_eq!(client.space.interfaces(), ["nsm-1"]);
+}
+
+/// A workload dies with its network namespace, and the kernel gives the namespace's number to the next workload's.
+#[test]
+fn the_dead_keep_no_interface_from_others() {
+    let mut mesh = Mesh::start("dead", Plan::of(Kind::Vwire));
+    let _endpoint = mesh.endpoint(0, "nse-1", &[]);
+    let mut seen = BTreeSet::new();
+    for number in 0..50 {
+        let mark = mesh.observer.mark();
+        let mut client = mesh.client(0, &format!("nsc-{number}"), SERVICE, &[]);
+        let inode = std::fs::metadata(Path::new("/run/netns").join(&client.space.name)).unwrap().ino();
+        client.connected(&mut mesh, mark);
+        if !seen.insert(inode) {
+            return;
+        }
+    }
+    panic!("no namespace had the number of one before: {seen:?}");
 }

@@ -1,4 +1,4 @@
-//! `supersede`: a client that has begun anew gets its interface back.
+//! `supersede`: a client that has begun anew gets its interface back, and nobody waits for the interfaces of the dead.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,18 +11,34 @@ use crate::api::mechanism::{INODE_URL, KERNEL, NAME};
 use crate::api::networkservice::NetworkServiceRequest;
 use crate::api::path;
 use crate::api::token::claimed_subject;
-use crate::chain::{Call, ChainHandle, Element, Next, Origin};
+use crate::chain::{Call, ChainHandle, Element, Fds, Next, Origin};
+use crate::dataplane::kernel;
+use crate::dataplane::netns::Namespace;
 
-/// Closes a connection whose kernel interface the same client asks for again, in the same network namespace by the same name, as
-/// a new connection: it does not know the former one any more. It was started anew, or the answer was lost with a hop on the way.
-/// Without this it would be refused until the former connection's end, for its interface is there.
+/// Closes a connection whose kernel interface is asked for again, in the same network namespace by the same name, by a new
+/// connection, if the former one is of no use to anybody any more:
+/// - the same client asks. It was started anew, or the answer was lost with a hop on the way.
+/// - the interface is not there. Its namespace ended with the client, and the kernel has given the number to another.
+///
+/// Without this it would be refused until the former connection's end. Behind `recv_fd`, for it looks into the namespace.
 pub struct Supersede {
     chain: ChainHandle,
-    known: Mutex<HashMap<Arc<str>, Arc<str>>>,
+    known: Mutex<HashMap<Interface, Holder>>,
 }
 
-/// The interface that a connection is known by, in its state.
-struct Known(Arc<str>);
+/// A kernel interface: its namespace and its name.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Interface {
+    inode: Arc<str>,
+    name: Arc<str>,
+}
+
+/// Which connection has an interface, and whose that is.
+#[derive(Clone)]
+struct Holder {
+    connection: Arc<str>,
+    client: Arc<str>,
+}
 
 impl Supersede {
     /// For the chain behind `handle`.
@@ -30,30 +46,38 @@ impl Supersede {
         Self { chain: handle, known: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<str>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Interface, Holder>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Another connection that has this interface.
-    fn former(&self, interface: &str, id: &str) -> Option<Arc<str>> {
-        self.lock().get(interface).filter(|known| &***known != id).cloned()
+    fn former(&self, interface: &Interface, id: &str) -> Option<Holder> {
+        self.lock().get(interface).filter(|holder| *holder.connection != *id).cloned()
     }
 
     async fn close_former(&self, call: &Call, asked: &NetworkServiceRequest) {
         let Some(connection) = &asked.connection else { return };
-        let client = client(connection);
         for preference in &asked.mechanism_preferences {
-            let Some(interface) = interface(&client, preference) else { continue };
-            let (Some(id), Some(chain)) = (self.former(&interface, &connection.id), self.chain.upgrade())
-            else {
+            let Some(interface) = interface(preference) else { continue };
+            let Some(former) = self.former(&interface, &connection.id) else { continue };
+            let why = if *former.client == *client(connection) {
+                "its client has begun anew"
+            } else if is_gone(call, &interface).await {
+                "its interface is gone"
+            } else {
                 continue;
             };
-            tracing::info!(former = %id, "the client has begun anew; what it had is closed");
-            let mut closing = Call::internal("its client has begun anew", call.remaining());
-            let former = Connection { id: id.to_string(), ..Default::default() };
-            if let Err(status) = chain.close(&mut closing, former).await {
-                tracing::info!(former = %id, %status, "closing what a client had");
-            }
+            self.close_one(call, &former, why).await;
+        }
+    }
+
+    async fn close_one(&self, call: &Call, former: &Holder, why: &'static str) {
+        let (id, Some(chain)) = (&former.connection, self.chain.upgrade()) else { return };
+        tracing::info!(former = %id, why, "what a client had is closed");
+        let mut closing = Call::internal(why, call.remaining());
+        let connection = Connection { id: id.to_string(), ..Default::default() };
+        if let Err(status) = chain.close(&mut closing, connection).await {
+            tracing::info!(former = %id, %status, "closing what a client had");
         }
     }
 }
@@ -64,13 +88,21 @@ fn client(connection: &Connection) -> String {
     first.and_then(|segment| claimed_subject(&segment.token)).unwrap_or_default()
 }
 
-/// A kernel interface by its namespace, its name and its owner.
-fn interface(client: &str, mechanism: &Mechanism) -> Option<Arc<str>> {
+fn interface(mechanism: &Mechanism) -> Option<Interface> {
     if mechanism.r#type != KERNEL {
         return None;
     }
-    let (inode, name) = (mechanism.parameters.get(INODE_URL)?, mechanism.parameters.get(NAME)?);
-    Some(format!("{inode} {name} {client}").into())
+    let of = |key| mechanism.parameters.get(key).map(|value| value.as_str().into());
+    Some(Interface { inode: of(INODE_URL)?, name: of(NAME)? })
+}
+
+/// Whether the namespace whose descriptor came with the Request has no such interface. False where that can't be found out.
+async fn is_gone(call: &Call, interface: &Interface) -> bool {
+    let Ok(inode) = interface.inode.parse() else { return false };
+    let Some(fd) = call.state.get::<Fds>().and_then(|fds| fds.get(&inode)) else { return false };
+    let Ok(namespace) = Namespace::new(inode, fd) else { return false };
+    let name = Arc::clone(&interface.name);
+    namespace.run(move || kernel::apply::exists(&name)).await.is_ok_and(|exists| !exists)
 }
 
 #[async_trait]
@@ -86,19 +118,18 @@ impl Element for Supersede {
         }
         self.close_former(call, &request).await;
         let answer = next.request(call, request).await?;
-        if let Some(interface) =
-            answer.mechanism.as_ref().and_then(|mechanism| interface(&client(&answer), mechanism))
-        {
-            self.lock().insert(Arc::clone(&interface), answer.id.as_str().into());
-            call.state.insert(Known(interface));
+        if let Some(interface) = answer.mechanism.as_ref().and_then(interface) {
+            let holder = Holder { connection: answer.id.as_str().into(), client: client(&answer).into() };
+            self.lock().insert(interface.clone(), holder);
+            call.state.insert(interface);
         }
         Ok(answer)
     }
 
     async fn close(&self, call: &mut Call, connection: Connection, next: Next<'_>) -> Result<(), Status> {
-        if let Some(Known(interface)) = call.state.remove::<Known>() {
+        if let Some(interface) = call.state.remove::<Interface>() {
             let mut known = self.lock();
-            if known.get(&interface).is_some_and(|id| **id == *connection.id) {
+            if known.get(&interface).is_some_and(|holder| *holder.connection == *connection.id) {
                 known.remove(&interface);
             }
         }
