@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clap::{Parser, Subcommand};
 use vwire_control::config;
-use vwire_control::roles::{ca, forwarder, nsc, nse, nsmgr, registry};
+use vwire_control::roles::{ca, forwarder, nsc, nse, nsmgr, nsmrs, registry};
 
 #[derive(Parser)]
 struct Cli {
@@ -20,6 +20,7 @@ enum Role {
     Nsc(Box<nsc::Settings>),
     Nse(Box<nse::Settings>),
     Nsmgr(Box<nsmgr::Settings>),
+    Nsmrs(Box<nsmrs::Settings>),
     Registry(Box<registry::Settings>),
 }
 
@@ -42,23 +43,29 @@ fn every_settings_file_is_one_that_its_role_starts_with() {
             Role::Ca(settings) => {
                 assert_eq!(
                     (settings.workloads.len(), settings.trust_domain.to_string().as_str()),
-                    (4, "host.vwire")
+                    (5, "host.vwire")
                 );
+                assert!(settings.federation.is_some());
             }
             Role::Registry(settings) => assert!(settings.state.is_some()),
             Role::Nsmgr(settings) => assert_eq!(settings.listen_on.len(), 2),
+            Role::Nsmrs(settings) => {
+                assert_eq!(settings.api_address.len(), 1);
+                assert_eq!(settings.expiration_timeout.as_secs(), 300);
+                assert!(settings.state.is_some());
+            }
             Role::Forwarder(settings) => assert!(settings.vwires.dataplane.is_some()),
             Role::Nsc(_) | Role::Nse(_) => panic!("{} has no place here", file.display()),
         }
         seen.push(role);
     }
     seen.sort();
-    assert_eq!(seen, ["ca", "forwarder", "nsmgr", "registry"]);
+    assert_eq!(seen, ["ca", "forwarder", "nsmgr", "nsmrs", "registry"]);
 }
 
 #[test]
 fn every_role_starts_from_nothing_but_its_defaults() {
-    for role in ["ca", "forwarder", "nsc", "nse", "nsmgr", "registry"] {
+    for role in ["ca", "forwarder", "nsc", "nse", "nsmgr", "nsmrs", "registry"] {
         let args: Vec<OsString> = vec!["vwire".into(), role.into()];
         assert!(config::load::<Cli>(&args).is_ok(), "{role}");
     }

@@ -33,3 +33,10 @@ mod go_workloads {
 
     conformance!([] Plan { nsc: Kind::Go, nse: Kind::Go, ..Plan::of(Kind::Vwire) });
 }
+
+/// Everything but the workloads is Go's: registry, nsmgr and forwarder, all at once.
+mod go_all_but_workloads {
+    use super::*;
+
+    conformance!([] Plan { nsc: Kind::Vwire, nse: Kind::Vwire, ..Plan::of(Kind::Go) });
+}

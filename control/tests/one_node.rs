@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use vwire_control::cli::AdminClient;
 use vwire_control::lab::{Lab, Programs, Silent, Spec, check};
 
 /// How long vWires may take to be whole after a component is back, on a machine that is busy with other things.
@@ -55,5 +56,34 @@ async fn every_component_may_die_and_come_back() {
         lab.restart(process).await.unwrap();
         whole(&lab, &spec, process).await;
     }
+    assert_counted(&lab).await;
     lab.down(&Silent).await.unwrap();
+}
+
+/// What the processes have counted of all that, as Prometheus reads it.
+async fn assert_counted(lab: &Lab) {
+    const REQUESTS: &str = r#"calls_total operation="request" outcome="ok""#;
+    const CHECKS: &str = r#"policy_checks_total outcome="ok""#;
+    const DIALS: &str = r#"dials_total outcome="ok""#;
+    for (process, counters) in [
+        ("nsmgr-node-1", &[REQUESTS, r#"calls_total operation="find" outcome="ok""#, CHECKS, DIALS][..]),
+        ("forwarder-node-1", &[REQUESTS, CHECKS, DIALS]),
+        ("nse-nse-kernel", &[REQUESTS, CHECKS, DIALS]),
+        ("nsc-nsc-kernel", &[r#"heals_total outcome="ok""#, CHECKS, DIALS]),
+    ] {
+        let text = AdminClient(lab.layout().admin(process)).text("/metrics").await.unwrap();
+        for counter in counters {
+            assert!(text.lines().any(|line| counts(line, counter)), "{process}: no {counter} in\n{text}");
+        }
+    }
+}
+
+/// Whether a line is of this counter, with these labels among others, and above 0.
+fn counts(line: &str, counter: &str) -> bool {
+    let count = line.rsplit(' ').next().and_then(|count| count.parse::<f64>().ok());
+    let mut words = counter.split(' ');
+    let name = words.next().unwrap_or_default();
+    line.strip_prefix("vwire_").and_then(|line| line.strip_prefix(name)).is_some_and(|rest| {
+        rest.starts_with('{') && words.all(|label| rest.contains(label)) && count > Some(0.0)
+    })
 }

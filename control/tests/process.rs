@@ -88,6 +88,30 @@ fn help_is_no_error_and_an_unknown_role_is() {
 }
 
 #[tokio::test]
+async fn without_tls_a_role_runs_only_if_told_so_and_says_it_loudly() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let (listen, admin) = (url(&path("registry.sock")), url(&path("admin.sock")));
+    let env =
+        [("NSM_LISTEN_ON", listen.as_str()), ("VWIRE_ADMIN", admin.as_str()), ("NSM_LOG_LEVEL", "ERROR")];
+    let (code, said) = run(&["registry"], &env);
+    assert_ne!(code, Some(0));
+    assert!(said.contains("SPIFFE_ENDPOINT_SOCKET") && said.contains("--insecure"), "{said}");
+    let log = std::fs::File::create(path("log")).unwrap();
+    let mut command = vwire(&["registry", "--insecure"], &env);
+    let process = Running(command.stderr(log).spawn().unwrap());
+    let client = AdminClient(Target::Unix(path("admin.sock")));
+    let ready = async || {
+        client.get::<Value>("/status").await.ok().filter(|status| status["not_ready"] == Value::Array(vec![]))
+    };
+    let status = eventually("the role", ready).await;
+    assert_eq!((&status["insecure"], &status["spiffe_id"]), (&Value::Bool(true), &Value::Null), "{status}");
+    let said = std::fs::read_to_string(path("log")).unwrap();
+    assert!(said.contains("INSECURE: no TLS"), "{said}");
+    drop(process);
+}
+
+#[tokio::test]
 async fn flag_beats_environment_beats_file_and_signals_are_heard() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);

@@ -17,6 +17,7 @@ use vwire_proto::nsm::networkservice::NetworkServiceRequest;
 
 mod call;
 mod fds;
+mod packed;
 pub mod service;
 mod state;
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub(crate) use validate::connection as check_connection;
 
 pub use call::{Call, Origin};
 pub use fds::Fds;
+pub use packed::{Packed, PackedMechanisms};
 pub use state::State;
 
 /// One step of a chain. Both methods by default do nothing but go on.

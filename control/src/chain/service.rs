@@ -94,6 +94,7 @@ impl NetworkService for Service {
         let run = async move {
             let named = inodes(connection.mechanism.iter());
             let closed = chain.close(&mut call, connection).await;
+            tracing::debug!(code = ?code(&closed), took = ?began.elapsed(), "Close");
             drop_untaken(&call, &named);
             closed
         };
@@ -151,7 +152,9 @@ async fn run_request(
     let mechanisms = request.mechanism_preferences.iter();
     let named =
         inodes(mechanisms.chain(request.connection.iter().flat_map(|connection| &connection.mechanism)));
+    let began = Instant::now();
     let done = chain.request(&mut call, request).await;
+    tracing::debug!(code = ?code(&done), took = ?began.elapsed(), first = call.first, "Request");
     drop_untaken(&call, &named);
     if let Err(Ok(connection)) = answer.send(done)
         && call.first

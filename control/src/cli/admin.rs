@@ -49,6 +49,15 @@ impl AdminClient {
             .map_err(|error| self.error(format!("not an admin port of vwire: {error}")))
     }
 
+    /// Reads the text at `path`, such as `/metrics`.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn text(&self, path: &str) -> Result<String, AskError> {
+        let answer = self.ask("GET", path, String::new()).await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
     /// Sends `body` to `path`.
     ///
     /// # Errors

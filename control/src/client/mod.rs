@@ -19,6 +19,7 @@
 //! another endpoint, a lost next hop or failed refreshes ask for the same one first.
 
 mod datapath;
+pub mod dns;
 mod excluded;
 mod kernel;
 mod manager;
@@ -81,8 +82,18 @@ impl Client {
             tracing::info_span!("session", connection = %id, service = %wanted.connection.network_service);
         let news = self.watcher.subscribe(&id);
         let settings = self.settings.clone();
-        let task =
-            task::Task { wanted, negotiator, settings, news, commands: orders, status, connection: None };
+        let (life, asked_with) = (settings.token_life, settings.request_timeout);
+        let task = task::Task {
+            wanted,
+            negotiator,
+            settings,
+            news,
+            commands: orders,
+            status,
+            connection: None,
+            life,
+            asked_with,
+        };
         let task = tokio::spawn(task.run().instrument(span));
         Session { id, commands, status: seen, task }
     }

@@ -14,7 +14,7 @@ use super::datapath::Alive;
 use super::negotiate::{Aim, Negotiator, recovered};
 use super::session::{Command, Heal, Phase, Reason, SessionStatus, Wanted};
 use super::settings::ClientSettings;
-use super::timing::{Backoff, refresh_delay, remaining_life};
+use super::timing::{Backoff, call_time, refresh_delay, remaining_life};
 use super::watch::{News, Subscription};
 
 /// For so long after a success the next hop may still speak of what was before it.
@@ -35,6 +35,10 @@ pub(super) struct Task {
     pub status: watch::Sender<SessionStatus>,
     /// As last returned by the next hop, with its tokens.
     pub connection: Option<Connection>,
+    /// How long the path's tokens live: at first ours, then what the last answer said.
+    pub life: Option<Duration>,
+    /// How long the last Request that succeeded had.
+    pub asked_with: Duration,
 }
 
 /// How a state ends.
@@ -126,6 +130,9 @@ impl Task {
                 }
                 Err(status) => {
                     self.failed(&status, "Request");
+                    if reason.is_some() {
+                        self.count_heal(false, began.elapsed());
+                    }
                     choice.failed(&status, self.connection.as_ref());
                 }
             }
@@ -250,7 +257,8 @@ impl Task {
     }
 
     fn negotiate(&self, aim: Aim) -> BoxFuture<'static, Result<Connection, Status>> {
-        self.negotiator.clone().run(self.wanted.clone(), self.connection.clone(), aim).boxed()
+        let negotiator = Negotiator { time: self.call_time(), ..self.negotiator.clone() };
+        negotiator.run(self.wanted.clone(), self.connection.clone(), aim).boxed()
     }
 
     /// Runs an attempt unless the session is closed. Changes are taken up by the next attempt.
@@ -325,9 +333,14 @@ impl Task {
         tokio::time::timeout(liveness.timeout, check).await.unwrap_or(Alive::No)
     }
 
+    /// How long the next Request may take.
+    fn call_time(&self) -> Duration {
+        call_time(self.settings.request_timeout, self.life)
+    }
+
     fn next_refresh(&self) -> Option<Instant> {
         let path = self.connection.as_ref()?.path.as_ref()?;
-        Some(Instant::now() + refresh_delay(path, SystemTime::now())?)
+        Some(Instant::now() + refresh_delay(path, SystemTime::now(), self.asked_with)?)
     }
 
     fn is_expired(&self) -> bool {
@@ -337,7 +350,10 @@ impl Task {
     fn succeeded(&mut self, connection: Connection) {
         let mut shown = connection.clone();
         let path = shown.path.get_or_insert_default();
-        let delay = refresh_delay(path, SystemTime::now());
+        // This Request had the time of what was known before.
+        self.asked_with = self.call_time();
+        self.life = remaining_life(path, SystemTime::now()).or(self.settings.token_life);
+        let delay = refresh_delay(path, SystemTime::now(), self.asked_with);
         path.path_segments.iter_mut().for_each(|segment| segment.token.clear());
         self.connection = Some(connection);
         self.set(|status| {
@@ -350,12 +366,19 @@ impl Task {
     }
 
     fn healed(&mut self, reason: Reason, took: Duration, aim: Aim) {
+        self.count_heal(true, took);
         tracing::info!(%reason, ?took, reselected = aim == Aim::Reselect, "healed");
         self.set(|status| {
             let at = SystemTime::now();
             status.last_heal = Some(Heal { at, reason, took, reselected: aim == Aim::Reselect });
             status.heals += 1;
         });
+    }
+
+    fn count_heal(&self, ok: bool, took: Duration) {
+        if let Some(metrics) = &self.settings.metrics {
+            metrics.healed(ok, took);
+        }
     }
 
     fn failed(&mut self, status: &Status, what: &str) {

@@ -7,17 +7,29 @@ use vwire_proto::nsm::connection::Path;
 
 /// Never refresh more often than this, whatever the tokens say.
 const SHORTEST_REFRESH: Duration = Duration::from_millis(100);
+/// No Request has less time than this, whatever the tokens say.
+const SHORTEST_CALL: Duration = Duration::from_millis(500);
 /// Never refresh less often than this: a token of years would hide that a hop has forgotten us.
 const LONGEST_REFRESH: Duration = Duration::from_secs(24 * 3600);
 
 /// How long from `now` until a connection is to be refreshed: of the shortest remaining life among the path's tokens, a fifth at
 /// the path's start and up to two fifths toward its end, so that hops along a path don't refresh at once; a third if the path has
 /// one segment. (As sdk, pkg/networkservice/common/refresh.) None if no segment says when it ends.
-pub fn refresh_delay(path: &Path, now: SystemTime) -> Option<Duration> {
+///
+/// A server ends a connection before the token's end, by the time that the last Request had, `time` here (sdk,
+/// pkg/networkservice/common/timeout): where tokens are short, half of the way to that is sooner.
+pub fn refresh_delay(path: &Path, now: SystemTime, time: Duration) -> Option<Duration> {
     let remaining = remaining_life(path, now)?;
     let segments = path.path_segments.len();
     let part = if segments > 1 { 0.2 + 0.2 * f64::from(path.index) / segments as f64 } else { 1.0 / 3.0 };
-    Some(remaining.mul_f64(part).clamp(SHORTEST_REFRESH, LONGEST_REFRESH))
+    let until_closed = remaining.saturating_sub(time);
+    Some(remaining.mul_f64(part).min(until_closed / 2).clamp(SHORTEST_REFRESH, LONGEST_REFRESH))
+}
+
+/// How long a Request may take where tokens live for `life`: servers close that long before a token's end, so that it must leave
+/// time for refreshes. At least half a second, or nothing would ever be answered in time.
+pub fn call_time(timeout: Duration, life: Option<Duration>) -> Duration {
+    life.map_or(timeout, |life| timeout.min((life / 2).max(SHORTEST_CALL)))
 }
 
 /// The shortest remaining life among the path's tokens; zero if one has ended.
@@ -87,9 +99,27 @@ mod tests {
             (0, vec![Some(i64::MIN), Some(5)], Some(100)),
             (0, vec![Some(i64::MAX), Some(i64::MAX)], Some(86_400_000)),
         ] {
-            let delay = refresh_delay(&path(index, now, &lives), now).map(|d| d.as_millis());
+            let time = Duration::from_secs(2);
+            let delay = refresh_delay(&path(index, now, &lives), now, time).map(|d| d.as_millis());
             assert_eq!(delay, expected, "{index} {lives:?}");
         }
+    }
+
+    #[test]
+    fn short_tokens_shorten_requests_and_their_refresh_comes_before_a_server_closes() {
+        let (now, timeout) = (SystemTime::now(), Duration::from_secs(15));
+        for life in [2, 3, 6, 10, 19, 20, 30, 60, 600] {
+            let time = call_time(timeout, Some(Duration::from_secs(life)));
+            let lives = [Some(life as i64); 4];
+            let delay = refresh_delay(&path(0, now, &lives), now, time).unwrap();
+            let closed = Duration::from_secs(life) - time;
+            assert!(delay * 2 <= closed, "{life} s: refreshed after {delay:?}, closed after {closed:?}");
+        }
+        assert_eq!(call_time(timeout, Some(Duration::from_secs(600))), timeout);
+        assert_eq!(call_time(timeout, None), timeout);
+        // Another hop's token is shorter than the time that the first Request had: at once, then.
+        let late = refresh_delay(&path(0, now, &[Some(600), Some(5)]), now, timeout);
+        assert_eq!(late, Some(SHORTEST_REFRESH));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use tokio::sync::Notify;
 use tonic::Status;
+use tracing::Instrument;
 
 use crate::api::connection::Connection;
 use crate::api::networkservice::NetworkServiceRequest;
@@ -49,7 +50,9 @@ impl Element for Timeout {
         next: Next<'_>,
     ) -> Result<Connection, Status> {
         let time = call.remaining();
-        let id: Arc<str> = request.connection.as_ref().map_or("", |connection| &connection.id).into();
+        let asked = request.connection.as_ref();
+        let id: Arc<str> = asked.map_or("", |connection| &connection.id).into();
+        let root: Arc<str> = asked.map_or("", |connection| path::of(connection).root_id()).into();
         let connection = next.request(call, request).await?;
         let Origin::Peer { .. } = &call.origin else { return Ok(connection) };
         match end_of(call, &connection) {
@@ -57,7 +60,7 @@ impl Element for Timeout {
                 let left = end.duration_since(SystemTime::now()).unwrap_or_default().saturating_sub(time);
                 // Time enough is a century; more does not fit into an Instant everywhere.
                 let left = left.min(Duration::from_secs(100 * 365 * 86_400));
-                self.timers.set(id, Instant::now() + left, call.revision);
+                self.timers.set(id, Timer { end: Instant::now() + left, revision: call.revision, root });
                 Ok(connection)
             }
             None => Err(no_end(call, next, connection).await),
@@ -104,7 +107,17 @@ struct Timers {
 #[derive(Default)]
 struct Ends {
     by_time: BTreeSet<(Instant, Arc<str>)>,
-    by_id: HashMap<Arc<str>, (Instant, Option<u64>)>,
+    by_id: HashMap<Arc<str>, Timer>,
+}
+
+/// One connection's end.
+#[derive(Clone)]
+struct Timer {
+    end: Instant,
+    /// Of the run that set it: a later one has set its own.
+    revision: Option<u64>,
+    /// The path's first id, by which logs name the connection.
+    root: Arc<str>,
 }
 
 impl Timers {
@@ -112,10 +125,11 @@ impl Timers {
         self.ends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(&self, id: Arc<str>, end: Instant, revision: Option<u64>) {
+    fn set(&self, id: Arc<str>, timer: Timer) {
         let mut ends = self.lock();
-        if let Some((old, _)) = ends.by_id.insert(Arc::clone(&id), (end, revision)) {
-            ends.by_time.remove(&(old, Arc::clone(&id)));
+        let end = timer.end;
+        if let Some(old) = ends.by_id.insert(Arc::clone(&id), timer) {
+            ends.by_time.remove(&(old.end, Arc::clone(&id)));
         }
         ends.by_time.insert((end, Arc::clone(&id)));
         if ends.by_time.first().is_some_and(|(_, first)| *first == id) {
@@ -125,21 +139,21 @@ impl Timers {
 
     fn remove(&self, id: &str) {
         let mut ends = self.lock();
-        if let Some((id, (end, _))) = ends.by_id.remove_entry(id) {
-            ends.by_time.remove(&(end, id));
+        if let Some((id, timer)) = ends.by_id.remove_entry(id) {
+            ends.by_time.remove(&(timer.end, id));
         }
     }
 
     /// Takes one that has ended; or says when the next one does.
-    fn ended(&self, now: Instant) -> Result<(Arc<str>, Option<u64>), Option<Instant>> {
+    fn ended(&self, now: Instant) -> Result<(Arc<str>, Timer), Option<Instant>> {
         let mut ends = self.lock();
         match ends.by_time.first() {
             Some((end, _)) if *end > now => Err(Some(*end)),
             None => Err(None),
             Some(_) => {
                 let (_, id) = ends.by_time.pop_first().ok_or(None)?;
-                let revision = ends.by_id.remove(&id).and_then(|(_, revision)| revision);
-                Ok((id, revision))
+                let timer = ends.by_id.remove(&id).ok_or(None)?;
+                Ok((id, timer))
             }
         }
     }
@@ -149,9 +163,10 @@ async fn close_at_end(timers: std::sync::Weak<Timers>, chain: ChainHandle) {
     loop {
         let Some(timers) = timers.upgrade() else { return };
         let wait = match timers.ended(Instant::now()) {
-            Ok((id, revision)) => {
+            Ok((id, timer)) => {
                 let Some(chain) = chain.upgrade() else { return };
-                tokio::spawn(close(chain, id, revision));
+                let span = tracing::info_span!("end", role = %chain.name(), connection = &*timer.root);
+                tokio::spawn(close(chain, id, timer.revision).instrument(span));
                 continue;
             }
             Err(wait) => wait,
@@ -171,8 +186,8 @@ async fn close(chain: Arc<crate::chain::Chain>, id: Arc<str>, revision: Option<u
     let mut call = Call::internal("not refreshed in time", CLOSE_TIME);
     call.revision = revision;
     let connection = Connection { id: id.to_string(), ..Default::default() };
-    tracing::info!(role = %chain.name(), segment = %id, "a connection was not refreshed in time and is closed");
+    tracing::info!(segment = %id, "a connection was not refreshed in time and is closed");
     if let Err(status) = chain.close(&mut call, connection).await {
-        tracing::warn!(role = %chain.name(), segment = %id, %status, "closing at the end of a connection's life");
+        tracing::warn!(segment = %id, %status, "closing at the end of a connection's life");
     }
 }

@@ -3,7 +3,7 @@
 //! `jsonwebtoken` does the encoding, `ring` the signatures.
 
 use std::num::NonZeroUsize;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
@@ -76,9 +76,15 @@ pub fn read(jwt: &str) -> Result<Claims, BadToken> {
     }
     let claims = parse(jwt)?;
     if jwt.len() <= MAX_REMEMBERED {
-        lock(&READ).put(jwt.to_owned(), claims.clone());
+        lock(&READ).put(jwt.into(), claims.clone());
     }
     Ok(claims)
+}
+
+/// A token in memory that those who keep the same one share, as far as it was [`read`] lately.
+pub fn shared(jwt: &str) -> Arc<str> {
+    let known = lock(&READ).get_key_value(jwt).map(|(known, _)| Arc::clone(known));
+    known.unwrap_or_else(|| jwt.into())
 }
 
 fn parse(jwt: &str) -> Result<Claims, BadToken> {
@@ -128,7 +134,7 @@ pub fn verify(jwt: &str, leaf: &CertificateDer<'_>) -> Result<Claims, BadToken> 
     Ok(claims)
 }
 
-static READ: LazyLock<Mutex<LruCache<String, Claims>>> =
+static READ: LazyLock<Mutex<LruCache<Arc<str>, Claims>>> =
     LazyLock::new(|| Mutex::new(LruCache::new(REMEMBERED)));
 
 type Fingerprint = [u8; 32];

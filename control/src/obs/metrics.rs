@@ -56,7 +56,7 @@ pub struct Metrics {
     calls: Family<Answered, Counter>,
     latencies: Family<Asked, Histogram, fn() -> Histogram>,
     records: Family<Kind, Gauge>,
-    tokens: Family<Outcome, Counter>,
+    checks: Family<Outcome, Counter>,
     dials: Family<Outcome, Counter>,
     heals: Family<Outcome, Counter>,
     heal_time: Histogram,
@@ -113,7 +113,7 @@ impl Metrics {
             calls: Family::default(),
             latencies: Family::new_with_constructor(latencies),
             records: Family::default(),
-            tokens: Family::default(),
+            checks: Family::default(),
             dials: Family::default(),
             heals: Family::default(),
             heal_time: Histogram::new(LATENCIES),
@@ -130,9 +130,13 @@ impl Metrics {
         registry.register("connections", "Connections held", metrics.connections.clone());
         registry.register("registry_records", "Services and endpoints registered", metrics.records.clone());
         registry.register("watches", "Clients that watch or monitor", metrics.watches.clone());
-        registry.register("token_verifications", "Tokens looked at", metrics.tokens.clone());
+        registry.register(
+            "policy_checks",
+            "Calls and answers whose tokens were checked",
+            metrics.checks.clone(),
+        );
         registry.register("dials", "Connections dialled to peers", metrics.dials.clone());
-        registry.register("heals", "Connections made whole, or not", metrics.heals.clone());
+        registry.register("heals", "Attempts to make a connection whole", metrics.heals.clone());
         registry.register_with_unit(
             "heal_time",
             "From the first sign to the answer",
@@ -154,9 +158,9 @@ impl Metrics {
         self.records.get_or_create(&Kind { kind }).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// A token was verified, or refused.
-    pub fn token(&self, ok: bool) {
-        self.tokens.get_or_create(&done(ok)).inc();
+    /// The tokens of a call or an answer were looked at by the policies.
+    pub fn checked(&self, ok: bool) {
+        self.checks.get_or_create(&done(ok)).inc();
     }
 
     /// A peer was dialled.
@@ -164,7 +168,7 @@ impl Metrics {
         self.dials.get_or_create(&done(ok)).inc();
     }
 
-    /// A connection was healed after `took`, or the attempt failed.
+    /// An attempt to heal a connection: `took` is since the first sign.
     pub fn healed(&self, ok: bool, took: Duration) {
         self.heals.get_or_create(&done(ok)).inc();
         if ok {

@@ -128,7 +128,7 @@ impl Work {
                     continue;
                 }
             };
-            let renewal = renewal(&registered);
+            let (since, renewal) = (Instant::now(), renewal(&registered));
             self.tell.send_replace(Kept::As(registered));
             match self.wait(&mut watch, renewal).await {
                 Why::Renewal => {
@@ -138,6 +138,10 @@ impl Work {
                 Why::Lost(status) => {
                     tracing::info!(endpoint = %self.endpoint.name, %status, "the registration was lost; registering again");
                     (watch, with_services) = (None, true);
+                    // Who comes back and stays is not to be waited for longer each time; who comes and goes is.
+                    if since.elapsed() >= pauses.0 {
+                        pauses = Pauses::default();
+                    }
                     tokio::time::sleep(pauses.next()).await;
                 }
             }

@@ -24,13 +24,18 @@ const TIME: Duration = Duration::from_secs(15);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
+/// A URL that may change.
+pub type Outside = Arc<dyn Fn() -> String + Send + Sync>;
+
 /// What is forwarded, and how.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Settings {
     /// How often each endpoint is registered again (`NSE_TRACKING_INTERVAL`).
     pub interval: Duration,
+    /// How long an endpoint that a restarted registry of ours does not know is left at the other one: it will register again.
+    pub grace: Duration,
     /// The URL that endpoints have for other domains: our domain's nsmgr-proxy. Their own, which is their manager's, if there is none.
-    pub url: Option<String>,
+    pub outside: Option<Outside>,
     /// Services that are the domain's own business: its forwarders'.
     pub private: BTreeSet<String>,
     /// Our trust domain: what members of others registered here is not ours to pass on.
@@ -75,6 +80,19 @@ struct Kept {
     endpoint: Arc<NetworkServiceEndpoint>,
     due: Instant,
     refused: bool,
+    /// Our registry came back without it. Until then it may register again; so long it stays there, and is not renewed.
+    missing_until: Option<Instant>,
+}
+
+impl Kept {
+    fn new(endpoint: Arc<NetworkServiceEndpoint>) -> Self {
+        Self { endpoint, due: Instant::now(), refused: false, missing_until: None }
+    }
+
+    /// When something is to be done about it.
+    fn next(&self) -> Instant {
+        self.missing_until.unwrap_or(self.due)
+    }
 }
 
 /// When the other registry is tried again.
@@ -120,10 +138,9 @@ impl Mirror {
         let ours = self.here.find_endpoints(&mut call(), all(), true).await?;
         let now = find::endpoints(&*self.here, &mut call(), all()).await?;
         let names: BTreeSet<&str> = now.iter().map(|event| event.endpoint.name.as_str()).collect();
-        let gone: Vec<String> =
-            self.endpoints.keys().filter(|name| !names.contains(name.as_str())).cloned().collect();
-        for name in gone {
-            self.forget(&name);
+        let until = Instant::now() + self.settings.grace;
+        for (_, kept) in self.endpoints.iter_mut().filter(|(name, _)| !names.contains(name.as_str())) {
+            kept.missing_until.get_or_insert(until);
         }
         Ok(ours)
     }
@@ -136,15 +153,13 @@ impl Mirror {
         if !self.settings.forwards(&event.endpoint) {
             return;
         }
-        let now = Instant::now();
         match self.endpoints.get_mut(&event.endpoint.name) {
             // A renewal here changes nothing there.
-            Some(kept) if alike(&kept.endpoint, &event.endpoint) => kept.endpoint = event.endpoint,
-            Some(kept) => *kept = Kept { endpoint: event.endpoint, due: now, refused: false },
-            None => {
-                let name = event.endpoint.name.clone();
-                self.endpoints.insert(name, Kept { endpoint: event.endpoint, due: now, refused: false });
+            Some(kept) if alike(&kept.endpoint, &event.endpoint) => {
+                (kept.endpoint, kept.missing_until) = (event.endpoint, None);
             }
+            Some(kept) => *kept = Kept::new(event.endpoint),
+            None => drop(self.endpoints.insert(event.endpoint.name.clone(), Kept::new(event.endpoint))),
         }
     }
 
@@ -156,7 +171,7 @@ impl Mirror {
 
     /// When there is something to do.
     fn next(&self) -> Option<Instant> {
-        let due = self.endpoints.values().map(|kept| kept.due).min();
+        let due = self.endpoints.values().map(Kept::next).min();
         let due = if self.gone.is_empty() { due } else { Some(Instant::now()) };
         due.map(|due| self.pause.until.map_or(due, |until| due.max(until)))
     }
@@ -171,16 +186,24 @@ impl Mirror {
     }
 
     async fn try_forward(&mut self) -> Result<(), Status> {
+        let now = Instant::now();
+        let missing = |kept: &Kept| kept.missing_until.is_some_and(|until| until <= now);
+        let missed: Vec<String> =
+            self.endpoints.iter().filter(|(_, kept)| missing(kept)).map(|(name, _)| name.clone()).collect();
+        missed.iter().for_each(|name| self.forget(name));
         while let Some(endpoint) = self.gone.pop() {
             if let Err(status) = self.there.unregister_endpoint(&mut call(), endpoint.clone()).await {
-                // It would expire, too.
                 tracing::info!(endpoint = %endpoint.name, %status, "not unregistered at the other registry");
-                passing(status)?;
+                // What it refuses expires there; what it did not hear is told again.
+                passing(status).inspect_err(|_| self.gone.push(endpoint))?;
             }
         }
-        let now = Instant::now();
-        let due: Vec<String> =
-            self.endpoints.iter().filter(|(_, kept)| kept.due <= now).map(|(name, _)| name.clone()).collect();
+        let due: Vec<String> = self
+            .endpoints
+            .iter()
+            .filter(|(_, kept)| kept.next() <= now)
+            .map(|(name, _)| name.clone())
+            .collect();
         for name in due {
             self.register(&name).await?;
         }
@@ -263,13 +286,13 @@ impl Settings {
         let private = endpoint.network_service_names.iter().any(|name| self.private.contains(name));
         let owner = endpoint.path_ids.first().and_then(|id| SpiffeId::new(id).ok());
         let foreign = owner.zip(self.domain.as_ref()).is_some_and(|(id, ours)| id.trust_domain() != ours);
-        !private && !foreign && (self.url.is_some() || endpoint.url.starts_with("tcp://"))
+        !private && !foreign && (self.outside.is_some() || endpoint.url.starts_with("tcp://"))
     }
 
     /// An endpoint as other domains see it.
     fn outside(&self, endpoint: &NetworkServiceEndpoint) -> NetworkServiceEndpoint {
         NetworkServiceEndpoint {
-            url: self.url.clone().unwrap_or_else(|| endpoint.url.clone()),
+            url: self.outside.as_ref().map_or_else(|| endpoint.url.clone(), |url| url()),
             // Its end there is not its end here; and the path is ours.
             expiration_time: None,
             path_ids: Vec::new(),

@@ -25,6 +25,7 @@ pub mod admission;
 pub mod authorize;
 pub mod bypass;
 pub mod cache;
+pub mod counted;
 pub mod domains;
 pub mod expiry;
 pub mod find;

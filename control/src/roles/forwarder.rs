@@ -31,7 +31,7 @@ use crate::elements::monitor::Strictness;
 use crate::elements::stats::metrics;
 use crate::elements::{
     Authorize, Begin, Binding, Commit, Connect, Discover, Follow, ForgetFds, Hub, Mechanisms, Monitor,
-    RecvFd, RoundRobin, SendFd, Stats, Timeout, TrimPath, UpdatePath, UpdateToken,
+    RecvFd, RoundRobin, SendFd, Stats, Supersede, Timeout, TrimPath, UpdatePath, UpdateToken,
 };
 use crate::identity::policy::Policies;
 use crate::obs::{ConnectionView, Reporter};
@@ -39,7 +39,7 @@ use crate::registry::Registry;
 use crate::registry::cache::Cached;
 use crate::registry::keeper::Keeper;
 use crate::registry::remote::Remote;
-use crate::transport::{Limits, ServeError, Server, Target};
+use crate::transport::{Limits, ServeError, Server, Services, Target};
 
 /// How long a start waits for the engine.
 const ENGINE_TIME: Duration = Duration::from_secs(30);
@@ -171,7 +171,8 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), ForwarderEr
     }
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
     let policies = if settings.common.insecure { Policies::off() } else { Policies::standard() };
-    let policies = Arc::new(policies.with_transit(&settings.common.transit));
+    let policies =
+        Arc::new(policies.with_transit(&settings.common.transit).counted_by(process.admin.metrics()));
     let manager = Remote::new(Arc::clone(&process.pool), settings.connect_to.clone())
         .with_rules(Some(policies.clone()));
     // Each Request asks for its service and endpoints: a watch of the manager's registry answers, not a call each time.
@@ -179,8 +180,14 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), ForwarderEr
     let tunnel = find_tunnel(&settings).await?;
     let forwarder = Forwarder::start(&settings, &process, Arc::clone(&registry), policies, tunnel).await?;
     let service =
-        Service::new(Arc::clone(&forwarder.chain), Arc::clone(&forwarder.hub), process.identity.clone());
-    let routes = service.add_to(tonic::service::Routes::default());
+        Service::new(Arc::clone(&forwarder.chain), Arc::clone(&forwarder.hub), process.identity.clone())
+            .counted_by(Arc::clone(process.admin.metrics()));
+    let (routes, _health) = Services::new()
+        .with(|routes| service.add_to(routes))
+        .named("networkservice.NetworkService")
+        .named("connection.MonitorConnection")
+        .routes()
+        .await;
     let registered = register(&settings, &server, registry);
     let served = server.serve(process.identity.clone(), routes, process.shutdown.clone()).await;
     // The vWires stay, and so does our name: who asks for us meanwhile is told that we are not there, and asks again.
@@ -261,12 +268,13 @@ impl Forwarder {
                 Arc::clone(&begin) as Arc<dyn Element>,
                 Arc::new(UpdateToken::new(process.tokens.clone())),
                 Arc::new(Authorize::new(policies)),
-                Arc::new(Timeout::new(handle)),
+                Arc::new(Timeout::new(handle.clone())),
                 Arc::new(Monitor::new(Arc::clone(&hub))),
                 Arc::new(TrimPath),
                 Arc::new(ForgetFds),
                 Arc::new(RecvFd),
                 Arc::new(SendFd),
+                Arc::new(Supersede::new(handle)),
                 Arc::new(Discover::new(registry)),
                 Arc::new(RoundRobin::default()),
                 Arc::new(Stats::new(Arc::clone(&dataplane))),

@@ -2,6 +2,7 @@
 
 pub mod ca;
 pub mod forwarder;
+pub mod forwarding;
 pub mod node;
 pub mod nsc;
 pub mod nse;

@@ -1,7 +1,7 @@
 //! `vwire nsc`: asks for network services and keeps them until the process ends. With `--once` it is `nsc-init`: it ends as soon as
 //! all are there, and leaves them to a later `vwire nsc` of the same name.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +14,7 @@ use vwire_proto::nsm::connection::Connection;
 
 use super::Process;
 use crate::api::mechanism::{KERNEL, MEMIF, SOCKET_FILE};
+use crate::client::dns::{Choice, Dns};
 use crate::client::nsurl::{AwarenessGroups, ServiceUrl, ServiceUrls};
 use crate::client::{
     Alive, Client, ClientSettings, DataPath, Elsewhere, KernelPath, LivenessSettings, Manager, MemifPath,
@@ -78,15 +79,18 @@ pub struct Settings {
     #[arg(long, env = "NSM_LIVENESS_CHECK_TIMEOUT", value_name = "DURATION", default_value = "1s", value_parser = config::duration)]
     pub liveness_check_timeout: Duration,
 
-    /// The Go client's DNS server, which is on by default there. There is none here: name servers that endpoints give are shown by
-    /// `vwire status`, and /etc/resolv.conf stays as it is.
-    #[arg(long, env = "NSM_LOCAL_DNS_SERVER_ENABLED", value_name = "BOOL", default_value = "false", value_parser = config::boolean,
-          action = clap::ArgAction::Set)]
-    pub local_dns_server_enabled: bool,
+    /// A name server in our namespace, for names of the services and all others: true, false, or auto, which is true in a Kubernetes
+    /// pod. /etc/resolv.conf names it while we run.
+    #[arg(long, env = "NSM_LOCAL_DNS_SERVER_ENABLED", value_name = "BOOL", default_value = "auto")]
+    pub local_dns_server_enabled: Choice,
 
-    /// Accepted for the sake of manifests; see above.
-    #[arg(long, env = "NSM_LOCAL_DNS_SERVER_ADDRESS", hide = true, default_value = "127.0.0.1:53")]
-    pub local_dns_server_address: String,
+    /// Where the name server listens, UDP and TCP. With a port other than 53, resolv.conf, which has no ports, is left as it is.
+    #[arg(long, env = "NSM_LOCAL_DNS_SERVER_ADDRESS", value_name = "IP:PORT", default_value = "127.0.0.1:53", value_parser = name_server_address)]
+    pub local_dns_server_address: SocketAddr,
+
+    /// The file that names the workload's name server.
+    #[arg(long, env = "VWIRE_RESOLV_CONF", value_name = "FILE", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
 
     /// Accepted for the sake of manifests; a URL's scheme says it.
     #[arg(long, env = "NSM_MECHANISM", hide = true, default_value = "kernel")]
@@ -151,6 +155,7 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NscError> {
     let services = open_all(&settings, &process)?;
     process.admin.wait("its connections");
     process.admin.report(Arc::new(Report(Arc::clone(&services))));
+    let dns = name_server(&settings, &services).await?;
     let work = async {
         join_all(services.iter().map(|service| service.announce(&settings))).await;
         process.admin.ready("its connections");
@@ -171,6 +176,8 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NscError> {
         return Ok(());
     }
     close_all(&services).await;
+    // Puts resolv.conf back.
+    drop(dns);
     done.map(|_| ())
 }
 
@@ -195,13 +202,31 @@ fn check(settings: &Settings) -> Result<(), NscError> {
     if settings.liveness_check_enabled && settings.liveness_check_timeout.is_zero() {
         return bad("NSM_LIVENESS_CHECK_TIMEOUT", "0 leaves no time for an answer");
     }
-    if settings.local_dns_server_enabled {
-        tracing::warn!(
-            "NSM_LOCAL_DNS_SERVER_ENABLED: there is no local DNS server in this version; name servers of endpoints are kept and \
-             shown, and /etc/resolv.conf is left as it is"
-        );
-    }
     Ok(())
+}
+
+/// `:53` is every address, as Go has it.
+fn name_server_address(text: &str) -> Result<SocketAddr, String> {
+    let whole = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
+    whole.parse().map_err(|_| "not an address; write IP:PORT".to_owned())
+}
+
+/// Starts the name server, if there is to be one. It hears of each service, and puts resolv.conf back when it is dropped.
+async fn name_server(settings: &Settings, services: &[Kept]) -> Result<Option<Dns>, NscError> {
+    if settings.once || !settings.local_dns_server_enabled.is_on() {
+        return Ok(None);
+    }
+    let Some(first) = services.first() else { return Ok(None) };
+    let address = settings.local_dns_server_address;
+    let file = (address.port() == 53).then_some(settings.resolv_conf.as_path());
+    let started = Dns::start(address, first.namespace.clone(), file).await;
+    let dns = started.map_err(|error| NscError::Setting {
+        name: "NSM_LOCAL_DNS_SERVER_ADDRESS, VWIRE_RESOLV_CONF",
+        reason: format!("{address}, {}: {error}", settings.resolv_conf.display()),
+    })?;
+    tracing::info!(address = %dns.address(), "name server");
+    services.iter().for_each(|service| dns.follow(&service.id, service.status.clone()));
+    Ok(Some(dns))
 }
 
 /// One service of ours.
@@ -227,7 +252,8 @@ struct Pings {
 
 fn open_all(settings: &Settings, process: &Process) -> Result<Arc<[Kept]>, NscError> {
     let policies = if settings.common.insecure { Policies::off() } else { Policies::standard() };
-    let policies = Arc::new(policies.with_transit(&settings.common.transit));
+    let policies =
+        Arc::new(policies.with_transit(&settings.common.transit).counted_by(process.admin.metrics()));
     let manager = Manager::new(Arc::clone(&process.pool), settings.connect_to.clone(), policies);
     let liveness = settings.liveness_check_enabled.then_some(LivenessSettings {
         interval: settings.liveness_check_interval.max(Duration::from_millis(10)),
@@ -236,7 +262,13 @@ fn open_all(settings: &Settings, process: &Process) -> Result<Arc<[Kept]>, NscEr
     let client = Arc::new(Client::new(
         settings.name.clone(),
         Arc::new(manager),
-        ClientSettings { request_timeout: settings.request_timeout, liveness, ..Default::default() },
+        ClientSettings {
+            request_timeout: settings.request_timeout,
+            token_life: process.identity.current().map(|_| settings.common.max_token_lifetime),
+            liveness,
+            metrics: Some(Arc::clone(process.admin.metrics())),
+            ..Default::default()
+        },
     ));
     let namespace = match &settings.netns.0 {
         Some(file) => Namespace::open(file)
@@ -307,7 +339,7 @@ impl Kept {
             "{} is there", self.url
         );
         if let Some(dns) = connection.context.as_ref().and_then(|context| context.dns_context.as_ref()) {
-            tracing::info!(connection = self.id, configs = ?dns.configs, "name servers of the endpoint; kept, not used");
+            tracing::info!(connection = self.id, configs = ?dns.configs, "name servers of the endpoint");
         }
         if settings.memif_export && self.url.mechanism == MEMIF {
             let parameters = connection.mechanism.map(|mechanism| mechanism.parameters).unwrap_or_default();

@@ -204,11 +204,13 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NseError> {
     let place = Place::choose(&settings.listen_on)?;
     let server = Server::bind(std::slice::from_ref(&place.target), settings.limits.clone()).await?;
     let policies = if settings.common.insecure { Policies::off() } else { Policies::standard() };
-    let policies = Arc::new(policies.with_transit(&settings.common.transit));
+    let policies =
+        Arc::new(policies.with_transit(&settings.common.transit).counted_by(process.admin.metrics()));
     let hub = Hub::new(if settings.monitor_strict { Strictness::Strict } else { Strictness::Open });
     let chain = chain(&settings, &process, policies.clone(), &hub)?;
     process.admin.report(Arc::new(Report(Arc::clone(&hub))));
-    let service = Service::new(chain, hub, process.identity.clone());
+    let service =
+        Service::new(chain, hub, process.identity.clone()).counted_by(Arc::clone(process.admin.metrics()));
     let (routes, _health) = Services::new()
         .with(|routes| service.add_to(routes))
         .named("networkservice.NetworkService")

@@ -23,6 +23,7 @@ use crate::elements::{
 use crate::identity::policy::{BadPolicies, Policies};
 use crate::obs::{ConnectionView, Reporter};
 use crate::registry::authorize::{Strict, TokenRules};
+use crate::registry::counted::Counted;
 use crate::registry::{self, Registry, memory};
 use crate::transport::{Limits, ServeError, Server, Services, Target};
 
@@ -121,10 +122,11 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NsmgrError>
     let service =
         Service::new(Arc::clone(&manager.chain), Arc::clone(&manager.hub), process.identity.clone())
             .counted_by(Arc::clone(process.admin.metrics()));
+    let counted = Counted::in_front_of(Arc::clone(&manager.registry), process.admin.metrics());
     let services = SERVICES.iter().fold(Services::new(), |services, name| services.named(*name));
     let services = services
         .with(|routes| service.add_to(routes))
-        .with(|routes| registry::server::add_to(routes, &manager.registry, &process.shutdown));
+        .with(|routes| registry::server::add_to(routes, &counted, &process.shutdown));
     let (routes, health) = services.routes().await;
     process.admin.report(Arc::new(manager));
     let shutdown = process.shutdown.clone();
@@ -160,7 +162,7 @@ impl Manager {
         listens: &[Target],
     ) -> Result<Self, NsmgrError> {
         check_name(&settings.name)?;
-        let (calls, registrations) = policies(settings)?;
+        let (calls, registrations) = policies(settings, process)?;
         let public_url = public_url(listens).await;
         let info = ClientInfo::from_env();
         let labels = info.clone();
@@ -224,15 +226,15 @@ impl Reporter for Manager {
 type Rules = (Arc<dyn PathPolicy>, Option<Arc<dyn TokenRules>>);
 
 /// The policies of calls, and those of registrations.
-fn policies(settings: &Settings) -> Result<Rules, NsmgrError> {
+fn policies(settings: &Settings, process: &Process) -> Result<Rules, NsmgrError> {
     let common = &settings.common;
     if common.insecure {
         return Ok((Arc::new(Policies::off()), None));
     }
     let registrations =
         Policies::of_masks(&common.registry_server_policies, &common.registry_client_policies)?;
-    let registrations = registrations.with_transit(&common.transit);
-    let calls = Policies::standard().with_transit(&common.transit);
+    let registrations = registrations.with_transit(&common.transit).counted_by(process.admin.metrics());
+    let calls = Policies::standard().with_transit(&common.transit).counted_by(process.admin.metrics());
     Ok((Arc::new(calls), Some(Arc::new(registrations))))
 }
 

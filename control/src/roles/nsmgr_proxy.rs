@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 
 use super::Process;
+use super::forwarding::Forwarding;
 use super::nsmgr::{check_name, public_url};
 use super::registry_proxy_dns::{Bounds, rules};
 use crate::chain::service::Service;
@@ -24,6 +25,7 @@ use crate::identity::policy::{BadPolicies, Policies, Transit};
 use crate::obs::{ConnectionView, Reporter};
 use crate::registry::authorize::{Authorize as AuthorizeRegistry, Strict, TokenRules};
 use crate::registry::bypass::{self, Bypass};
+use crate::registry::counted::Counted;
 use crate::registry::hops::Hops;
 use crate::registry::inbound::Inbound;
 use crate::registry::remote::Remote;
@@ -77,6 +79,10 @@ pub struct Door {
     /// The names of our domain. Where they are told, what is of another is never looked for here; several proxies of one name need them.
     #[arg(long, env = "VWIRE_DOMAINS", value_name = "NAMES", default_value = "")]
     pub domains: List<String>,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub forwarding: Forwarding,
 
     /// Most Requests under way at one time.
     #[arg(long, env = "VWIRE_PROXY_MAX_REQUESTS", value_name = "COUNT", default_value_t = 256)]
@@ -148,10 +154,11 @@ impl Setup<'_> {
         let service =
             Service::new(Arc::clone(&proxy.chain), Arc::clone(&proxy.hub), process.identity.clone())
                 .counted_by(Arc::clone(process.admin.metrics()));
+        let registry = Counted::in_front_of(Arc::clone(&proxy.registry), process.admin.metrics());
         let services = SERVICES.iter().fold(Services::new(), |services, name| services.named(*name));
         let services = services
             .with(|routes| service.add_to(routes))
-            .with(|routes| registry::server::add_to(routes, &proxy.registry, &process.shutdown));
+            .with(|routes| registry::server::add_to(routes, &registry, &process.shutdown));
         let (routes, health) = services.routes().await;
         process.admin.report(Arc::new(proxy));
         let shutdown = process.shutdown.clone();
@@ -172,6 +179,10 @@ impl Setup<'_> {
         let places = Arc::new(Places::default());
         let own = Remote::new(Arc::clone(&process.pool), door.registry_url.clone());
         let own: Arc<dyn Registry> = Arc::new(own.with_rules(self.rules.clone()));
+        door.forwarding.check().map_err(NsmgrProxyError::Setting)?;
+        let (ours, map) = (url.clone(), Arc::clone(&addresses));
+        let outside = Arc::new(move || map.url_outward(&ours));
+        door.forwarding.start(process, self.rules.clone(), Arc::clone(&own), Some(outside));
         let requests =
             Gate::new(door.proxy_max_requests, "Requests of other domains", "VWIRE_PROXY_MAX_REQUESTS");
         let hub = Hub::new(if door.monitor_strict { Strictness::Strict } else { Strictness::Open });
@@ -213,7 +224,7 @@ impl Setup<'_> {
 /// As everywhere: the caller has signed, and each hop was meant for the next.
 fn path_policy(process: &Process, transit: &[Transit]) -> Arc<dyn PathPolicy> {
     match process.identity.current() {
-        Some(_) => Arc::new(Policies::standard().with_transit(transit)),
+        Some(_) => Arc::new(Policies::standard().with_transit(transit).counted_by(process.admin.metrics())),
         None => Arc::new(Policies::off()),
     }
 }

@@ -16,6 +16,7 @@ use crate::identity::policy::{BadPolicies, Policies};
 use crate::obs::Reporter;
 use crate::registry::Registry;
 use crate::registry::authorize::{Authorize, Strict, TokenRules};
+use crate::registry::counted::Counted;
 use crate::registry::foreign::{Admit, Foreign};
 use crate::registry::hops::Hops;
 use crate::registry::interdomain::Interdomain;
@@ -99,7 +100,8 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NsmrsError>
     let foreign = Foreign::new(Arc::clone(&store), settings.foreign.clone());
     let domains: Arc<dyn Registry> = Arc::new(Interdomain::new(foreign, None));
     let authorized = Authorize::new(Arc::clone(&domains), rules, Strict::default());
-    let registry: Arc<dyn Registry> = Arc::new(Hops::new(authorized, process.tokens.clone()));
+    let registry = Arc::new(Hops::new(authorized, process.tokens.clone()));
+    let registry = Counted::in_front_of(registry, process.admin.metrics());
     let old = Old::new(domains, process.shutdown.clone());
     let (routes, _health) = Services::new()
         .with(|routes| server::add_to_with_old(routes, &registry, &old, &process.shutdown))

@@ -75,6 +75,7 @@ impl Process {
         let dialling = Dialling {
             timeout: common.dial_timeout,
             trust_domains: common.server_trust_domains.0.clone(),
+            metrics: Some(Arc::clone(admin.metrics())),
             ..Dialling::default()
         };
         let pool = Arc::new(Pool::new(identity.clone(), tokens.clone(), dialling));

@@ -8,16 +8,17 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 
 use super::Process;
+use super::forwarding::Forwarding;
 use crate::config::{self, List, Maybe};
 use crate::identity::policy::{BadPolicies, Policies};
 use crate::obs::Reporter;
 use crate::registry::Registry;
 use crate::registry::authorize::{Authorize, Strict, TokenRules};
+use crate::registry::counted::Counted;
 use crate::registry::foreign::{Admit, Foreign};
 use crate::registry::hops::Hops;
 use crate::registry::interdomain::Interdomain;
 use crate::registry::memory::{self, StateError, Store};
-use crate::registry::mirror;
 use crate::registry::remote::Remote;
 use crate::registry::server;
 use crate::transport::{Limits, ServeError, Server, Services, Target};
@@ -59,26 +60,9 @@ pub struct Settings {
     #[expect(missing_docs, reason = "flattened")]
     pub store: memory::Limits,
 
-    /// A registry of several domains (`vwire nsmrs`): what is registered here is registered there, too. Nobody here waits for it.
-    #[arg(long, env = "NSMRS_ADDRESS", value_name = "ADDRESS", default_value = "")]
-    pub nsmrs_address: Maybe<Target>,
-
-    /// How often that is repeated, so that it is not forgotten there: a duration, or seconds.
-    #[arg(long, env = "NSE_TRACKING_INTERVAL", value_name = "DURATION", default_value = "2m", value_parser = config::seconds)]
-    pub tracking_interval: Duration,
-
-    /// The URL that our endpoints have there: our nsmgr-proxy's, as other domains reach it. Their managers' if it is empty.
-    #[arg(long, env = "VWIRE_NSMRS_ENDPOINT_URL", value_name = "URL", default_value = "")]
-    pub nsmrs_endpoint_url: Maybe<Target>,
-
-    /// The service of forwarders, which are not registered there.
-    #[arg(
-        long,
-        env = "NSM_FORWARDER_NETWORK_SERVICE_NAME",
-        value_name = "NAME",
-        default_value = "forwarder"
-    )]
-    pub forwarder_network_service_name: String,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub forwarding: Forwarding,
 
     /// What members of other trust domains may register: `apart` (what no member of ours has), `any`, `none`, or trust domains that may
     /// register anything.
@@ -115,23 +99,21 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), RegistryErr
         );
         return Err(RegistryError::Setting(told));
     }
-    if settings.tracking_interval < Duration::from_secs(1) {
-        let told = format!("NSE_TRACKING_INTERVAL: {:?} is below 1s", settings.tracking_interval);
-        return Err(RegistryError::Setting(told));
-    }
+    settings.forwarding.check().map_err(RegistryError::Setting)?;
     let rules = rules(&settings, &process)?;
     let store = Arc::new(store(&settings)?);
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
     let registry = chain(&settings, &process, rules.clone(), Arc::clone(&store));
+    let registry = Counted::in_front_of(registry, process.admin.metrics());
     let (routes, _health) = Services::new()
         .with(|routes| server::add_to(routes, &registry, &process.shutdown))
         .named("registry.NetworkServiceRegistry")
         .named("registry.NetworkServiceEndpointRegistry")
         // The Go registry claims it, and probes ask for it.
-        .named("networkservice.NetworkService")
+        .claimed("networkservice.NetworkService")
         .routes()
         .await;
-    forward(&settings, &process, rules, Arc::clone(&store));
+    settings.forwarding.start(&process, rules, Arc::clone(&store) as _, None);
     process.admin.report(Arc::new(Figures(Arc::clone(&store))));
     let figures = tokio::spawn(
         process.shutdown.clone().run_until_cancelled_owned(count(Arc::clone(&store), process.clone())),
@@ -149,7 +131,7 @@ fn rules(settings: &Settings, process: &Process) -> Result<Option<Arc<dyn TokenR
     let common = &settings.common;
     // Read even if they are of no use, so that a slip shows at once.
     let policies = Policies::of_masks(&common.registry_server_policies, &common.registry_client_policies)?;
-    let policies = policies.with_transit(&common.transit);
+    let policies = policies.with_transit(&common.transit).counted_by(process.admin.metrics());
     Ok(process.identity.current().map(|_| Arc::new(policies) as _))
 }
 
@@ -175,20 +157,6 @@ fn chain(
     let domains = Interdomain::new(Foreign::new(store, settings.foreign.clone()), proxy);
     let authorized = Authorize::new(domains, rules, settings.strict.clone());
     Arc::new(Hops::new(authorized, process.tokens.clone()))
-}
-
-/// Forwards what is registered to the registry of several domains, if there is one.
-fn forward(settings: &Settings, process: &Process, rules: Option<Arc<dyn TokenRules>>, store: Arc<Store>) {
-    let Some(target) = settings.nsmrs_address.0.clone() else { return };
-    let there = Remote::new(Arc::clone(&process.pool), target).with_rules(rules);
-    let domain = process.identity.current().map(|svid| svid.id.trust_domain().clone());
-    let how = mirror::Settings {
-        interval: settings.tracking_interval,
-        url: settings.nsmrs_endpoint_url.0.as_ref().map(ToString::to_string),
-        private: [settings.forwarder_network_service_name.clone()].into(),
-        domain,
-    };
-    tokio::spawn(mirror::run(store, Arc::new(there), how, process.shutdown.clone()));
 }
 
 /// What `vwire status` shows.

@@ -13,6 +13,7 @@ use crate::obs::Reporter;
 use crate::registry::Registry;
 use crate::registry::admission::Admission;
 use crate::registry::authorize::{Authorize, Strict, TokenRules};
+use crate::registry::counted::Counted;
 use crate::registry::domains::Domains;
 use crate::registry::hops::Hops;
 use crate::registry::server;
@@ -84,8 +85,9 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), ProxyDnsErr
     let rules = rules(&settings.common, &process)?;
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
     let (bounded, gates) = settings.bounds.before(domains(&settings.discovery, &process, rules.clone())?);
-    let registry: Arc<dyn Registry> =
+    let registry =
         Arc::new(Hops::new(Authorize::new(bounded, rules, Strict::default()), process.tokens.clone()));
+    let registry = Counted::in_front_of(registry, process.admin.metrics());
     let (routes, health) = Services::new()
         .with(|routes| server::add_to(routes, &registry, &process.shutdown))
         .named("registry.NetworkServiceRegistry")

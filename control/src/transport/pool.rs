@@ -18,6 +18,7 @@ use super::hop::Hop;
 use super::limits::accepted;
 use super::tls::Tls;
 use crate::identity::{Identity, TokenSource, TrustDomain};
+use crate::obs::Metrics;
 
 /// Idle connections are looked for this many times in the time they may be idle.
 const LOOKS: u32 = 4;
@@ -42,6 +43,8 @@ pub struct Dialling {
     pub idle: Duration,
     /// Trust domains whose members are believed as servers; all that we hold a bundle of unless named.
     pub trust_domains: Vec<TrustDomain>,
+    /// Where dials are counted.
+    pub metrics: Option<Arc<Metrics>>,
 }
 
 impl Default for Dialling {
@@ -52,6 +55,7 @@ impl Default for Dialling {
             sign_of_life: Duration::from_secs(3),
             idle: Duration::from_secs(180),
             trust_domains: Vec::new(),
+            metrics: None,
         }
     }
 }
@@ -116,7 +120,7 @@ impl Pool {
 
     async fn on(&self, line: Line) -> Result<Hop, Status> {
         let kept = self.kept(&line);
-        let fit = |hop: &&Hop| !self.0.is_outdated(hop) && !(line.carrier && is_spent(hop));
+        let fit = |hop: &&Hop| !(self.0.is_outdated(hop) || line.carrier && is_spent(hop));
         if let Some(hop) = kept.as_ref().filter(fit) {
             return Ok(hop.clone());
         }
@@ -195,6 +199,9 @@ impl Inner {
                 Err(Status::unavailable(reason))
             }
         };
+        if let Some(metrics) = &self.how.metrics {
+            metrics.dialled(dialled.is_ok());
+        }
         let mut places = self.places();
         if let Ok(hop) = &dialled {
             let place = places.by_line.entry(line).or_default();

@@ -17,6 +17,7 @@ use tower::Service;
 pub struct Services {
     routes: Routes,
     names: Vec<String>,
+    claimed: Vec<String>,
     descriptors: Vec<&'static [u8]>,
 }
 
@@ -51,6 +52,13 @@ impl Services {
         self
     }
 
+    /// Tells health, but not reflection, of a service that is not served here: tools of Go's ask for it.
+    #[must_use]
+    pub fn claimed(mut self, name: impl Into<String>) -> Self {
+        self.claimed.push(name.into());
+        self
+    }
+
     /// Lets reflection know more than NSM's API: an encoded `FileDescriptorSet`.
     #[must_use]
     pub fn described_by(mut self, descriptors: &'static [u8]) -> Self {
@@ -64,10 +72,9 @@ impl Services {
     /// If a descriptor set is no `FileDescriptorSet`: they are compiled in.
     pub async fn routes(self) -> (Routes, Health) {
         let (reporter, health) = health_reporter();
-        reporter.set_service_status("", ServingStatus::Serving).await;
-        for name in &self.names {
-            reporter.set_service_status(name, ServingStatus::Serving).await;
-        }
+        let names: Vec<String> = self.names.iter().chain(&self.claimed).cloned().collect();
+        let health_of = Health { reporter, names };
+        health_of.set(true).await;
         let reflection = || {
             let names = self.names.iter().cloned().chain([HEALTH.to_owned()]);
             let builder = tonic_reflection::server::Builder::configure()
@@ -84,7 +91,7 @@ impl Services {
             .add_service(health)
             .add_service(v1.expect("compiled-in descriptors"))
             .add_service(v1alpha.expect("compiled-in descriptors"));
-        (routes, Health { reporter, names: self.names })
+        (routes, health_of)
     }
 }
 

@@ -43,6 +43,25 @@ pub fn c17_client_dies_tokens_end(plan: Plan) {
     assert_eq!(mesh.observer.counts(mark, "nse-1", "nsc").1, 1);
 }
 
+/// Tokens of a few seconds: a Go nsmgr closes a connection before its token's end, by the time that the last Request had. The client
+/// gives its Requests less time, and refreshes before that: its connection lives through several tokens.
+pub fn c17_short_tokens_are_refreshed_in_time(plan: Plan) {
+    if plan.nsc == Kind::Go {
+        return; // it loses its connection
+    }
+    let mut mesh = Mesh::start("c17s", plan);
+    let _endpoint = mesh.endpoint(0, "nse-1", &[]);
+    let mark = mesh.observer.mark();
+    let mut client = mesh.client(0, "nsc", SERVICE, &[set("NSM_MAX_TOKEN_LIFETIME", "6s")]);
+    client.connected(&mut mesh, mark);
+    let start = std::time::Instant::now();
+    while start.elapsed() < std::time::Duration::from_secs(8) {
+        let connection = client.refresh(&mut mesh);
+        assert!(client.space.pings(&far_address(&connection)));
+    }
+    assert_eq!(mesh.observer.counts(mark, "nse-1", "nsc").1, 0, "closed meanwhile");
+}
+
 /// Tokens of an endpoint whose registration shall end soon. A Go server ends it before its token, by the time that the call had (15 s
 /// as a rule): with tokens of less, there would be no registration at all.
 pub fn short_registration() -> [Setting; 2] {

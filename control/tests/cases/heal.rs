@@ -166,6 +166,33 @@ pub fn c28_nsmgr_restarts(plan: Plan) {
     });
 }
 
+/// The client and its nsmgr are killed together and come back, the client in the same namespace: it gets its interface again, and the
+/// endpoint has one connection of it.
+pub fn c28_client_and_nsmgr_restart(plan: Plan) {
+    if plan.nsc == Kind::Go || plan.forwarder == Kind::Go {
+        return; // Go's forwarder keeps the interface of the former connection until that expires
+    }
+    let mut mesh = Mesh::start("c28c", plan);
+    let endpoint = mesh.endpoint(0, "nse-1", &[]);
+    let mark = mesh.observer.mark();
+    let mut client = mesh.client(0, "nsc", SERVICE, &[]);
+    client.connected(&mut mesh, mark);
+    mesh.nodes[0].kill_nsmgr();
+    let space = client.kill();
+    let again = mesh.observer.mark();
+    mesh.start_nsmgr(0, &[]);
+    let mut client = mesh.client_in(0, "nsc", SERVICE, space, &[]);
+    let connection = client.connected(&mut mesh, again);
+    assert!(client.space.pings(&far_address(&connection)));
+    assert_eq!(client.space.interfaces(), ["nsm-1"]);
+    mesh.observer.wait("the former's end", mark, "nse-1", "nsc", |event| event.kind == "DELETE");
+    assert_eq!(mesh.observer.counts(mark, "nse-1", "nsc").1, 1, "the former connection is closed, once");
+    let space = client.close();
+    until("the interfaces are gone", || {
+        (space.interfaces().is_empty() && endpoint.space.interfaces().is_empty()).then_some(())
+    });
+}
+
 /// The endpoint's node loses its nsmgr: packets flow on and nothing moves. Then it loses the rest, but for the endpoint: the client
 /// goes to another endpoint, on a third node.
 pub fn c28_remote_node_dies(plan: Plan) {

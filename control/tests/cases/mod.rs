@@ -53,10 +53,10 @@ macro_rules! conformance {
             context: c19_another_client_lowers_the_mtu, c20_name_servers_of_the_endpoint;
             selection: c05_endpoints_that_refuse, c07_matches_edited, c11_node_name_template, c12_forwarder_labels,
                 c14_endpoint_made_on_request;
-            expiry: c06_endpoint_killed_refresh_fails, c17_client_dies_tokens_end, c18_endpoint_dies_registration_ends,
+            expiry: c06_endpoint_killed_refresh_fails, c17_client_dies_tokens_end, c17_short_tokens_are_refreshed_in_time, c18_endpoint_dies_registration_ends,
                 c33_registry_dead_close_arrives;
             heal: c22_registry_and_forwarder_restart, c24_endpoint_dies_another_takes_over, c25_data_plane_broken,
-                c26_control_of_endpoint_dead_data_healthy, c27_forwarder_dies_another_registers, c28_nsmgr_restarts, c28_remote_node_dies,
+                c26_control_of_endpoint_dead_data_healthy, c27_forwarder_dies_another_registers, c28_nsmgr_restarts, c28_client_and_nsmgr_restart, c28_remote_node_dies,
                 c29_registry_restarts_empty, c30_endpoint_gone_close_while_healing;
         );
     };

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"errors"
 	"fmt"
+	"sort"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -33,7 +34,7 @@ func (svidWatcher) OnX509ContextUpdate(update *workloadapi.X509Context) {
 	leaf := svid.Certificates[0]
 	emit("svid", fields{
 		"id": id.String(), "serial": leaf.SerialNumber.String(), "chains": len(chains), "count": len(update.SVIDs),
-		"not_before": leaf.NotBefore.Format(time.RFC3339), "not_after": leaf.NotAfter.Format(time.RFC3339),
+		"bundles": domains(update), "not_before": leaf.NotBefore.Format(time.RFC3339), "not_after": leaf.NotAfter.Format(time.RFC3339),
 	})
 }
 
@@ -50,4 +51,14 @@ func usable(svid *x509svid.SVID) error {
 		return fmt.Errorf("the key is %T, tokens need ECDSA P-256", svid.PrivateKey.Public())
 	}
 	return nil
+}
+
+// domains are the trust domains that an update has bundles of.
+func domains(update *workloadapi.X509Context) []string {
+	names := []string{}
+	for _, bundle := range update.Bundles.Bundles() {
+		names = append(names, bundle.TrustDomain().Name())
+	}
+	sort.Strings(names)
+	return names
 }

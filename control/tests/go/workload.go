@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
+	"maps"
 	"math/big"
 	"net"
 	"net/url"
@@ -16,7 +17,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -24,7 +27,8 @@ import (
 )
 
 // runWorkload serves the SPIFFE Workload API with an authority in memory: one socket GOPEERS_DIR/<name>.sock for each name of
-// GOPEERS_NAMES, whose callers are spiffe://<GOPEERS_TRUST_DOMAIN>/<name>. Commands: "rotate" (new SVIDs now), "serve NAME".
+// GOPEERS_NAMES, whose callers are spiffe://<GOPEERS_TRUST_DOMAIN>/<name>. Commands: "rotate" (new SVIDs now), "serve NAME",
+// "bundle FILE" (writes our bundle as a SPIFFE bundle), "federate DOMAIN FILE" (believes a domain by such a file), "forget DOMAIN".
 func runWorkload(ctx context.Context) error {
 	authority, err := newAuthority(text("GOPEERS_TRUST_DOMAIN", "example.org"), duration("GOPEERS_TTL", "1h"))
 	if err != nil {
@@ -58,6 +62,13 @@ func runWorkload(ctx context.Context) error {
 			report(verb, nil)
 		case "serve":
 			report(verb, open(args[0]))
+		case "bundle":
+			report(verb, authority.writeBundle(args[0]))
+		case "federate":
+			report(verb, authority.federate(args[0], args[1]))
+		case "forget":
+			authority.change(func(federated map[string][]byte) { delete(federated, "spiffe://"+args[0]) })
+			report(verb, nil)
 		}
 	})
 	return nil
@@ -70,8 +81,9 @@ type authority struct {
 	key    *ecdsa.PrivateKey
 	cert   *x509.Certificate
 
-	mu      sync.Mutex
-	rotated chan struct{}
+	mu        sync.Mutex
+	rotated   chan struct{}
+	federated map[string][]byte
 }
 
 func newAuthority(domain string, ttl time.Duration) (*authority, error) {
@@ -94,14 +106,54 @@ func newAuthority(domain string, ttl time.Duration) (*authority, error) {
 		return nil, err
 	}
 	cert, err := x509.ParseCertificate(der)
-	return &authority{domain: domain, ttl: ttl, key: key, cert: cert, rotated: make(chan struct{})}, err
+	return &authority{domain: domain, ttl: ttl, key: key, cert: cert, rotated: make(chan struct{}), federated: map[string][]byte{}}, err
 }
 
 func (a *authority) rotate() {
+	a.change(func(map[string][]byte) {})
+}
+
+// change changes whom we believe, and sends new SVIDs.
+func (a *authority) change(how func(federated map[string][]byte)) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	how(a.federated)
 	close(a.rotated)
 	a.rotated = make(chan struct{})
+}
+
+func (a *authority) others() map[string][]byte {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return maps.Clone(a.federated)
+}
+
+// federate reads a bundle as go-spiffe does.
+func (a *authority) federate(domain, file string) error {
+	id, err := spiffeid.TrustDomainFromString(domain)
+	if err != nil {
+		return err
+	}
+	bundle, err := spiffebundle.Load(id, file)
+	if err != nil {
+		return err
+	}
+	var der []byte
+	for _, authority := range bundle.X509Authorities() {
+		der = append(der, authority.Raw...)
+	}
+	a.change(func(federated map[string][]byte) { federated[id.IDString()] = der })
+	return nil
+}
+
+// writeBundle writes a bundle as go-spiffe does, and with it SPIRE.
+func (a *authority) writeBundle(file string) error {
+	bundle := spiffebundle.FromX509Authorities(spiffeid.RequireTrustDomainFromString(a.domain), []*x509.Certificate{a.cert})
+	text, err := bundle.Marshal()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, text, 0o600)
 }
 
 func (a *authority) rotation() <-chan struct{} {
@@ -161,7 +213,8 @@ func (s *workloadServer) FetchX509SVID(_ *workload.X509SVIDRequest, stream workl
 		if err != nil {
 			return err
 		}
-		if err := stream.Send(&workload.X509SVIDResponse{Svids: []*workload.X509SVID{svid}}); err != nil {
+		answer := &workload.X509SVIDResponse{Svids: []*workload.X509SVID{svid}, FederatedBundles: s.authority.others()}
+		if err := stream.Send(answer); err != nil {
 			return err
 		}
 		select {
@@ -177,7 +230,8 @@ func (s *workloadServer) FetchX509Bundles(_ *workload.X509BundlesRequest, stream
 	if err := security(stream.Context()); err != nil {
 		return err
 	}
-	bundles := map[string][]byte{fmt.Sprintf("spiffe://%s", s.authority.domain): s.authority.cert.Raw}
+	bundles := s.authority.others()
+	bundles[fmt.Sprintf("spiffe://%s", s.authority.domain)] = s.authority.cert.Raw
 	if err := stream.Send(&workload.X509BundlesResponse{Bundles: bundles}); err != nil {
 		return err
 	}

@@ -41,28 +41,36 @@ pub fn dataplane() -> PathBuf {
 /// The Go peers, as one program.
 pub fn gopeers() -> PathBuf {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| {
-        let directory = binaries().parent().expect("target/debug has a parent").join("go-peers");
-        std::fs::create_dir_all(&directory).unwrap();
-        let path = directory.join("gopeers");
-        let _one = lock("gopeers");
-        let built = go()
-            .args(["build", "-buildvcs=false", "-o"])
-            .arg(&path)
-            .arg(".")
-            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/go"))
-            .output();
-        match built {
-            Ok(output) if output.status.success() => {}
-            Ok(output) => {
-                let why = String::from_utf8_lossy(&output.stderr).into_owned();
-                panic!("the Go peers can't be built:\n{why}\n{INSTALL}")
-            }
-            Err(error) => panic!("go: {error}; {INSTALL}"),
+    PATH.get_or_init(|| built("gopeers", "tests/go")).clone()
+}
+
+/// A client of the registry calls before v1. A program of its own: both APIs have messages of the same names.
+pub fn go02() -> PathBuf {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| built("go02", "tests/go02")).clone()
+}
+
+/// Builds a Go program from its folder in this crate.
+fn built(name: &str, folder: &str) -> PathBuf {
+    let directory = binaries().parent().expect("target/debug has a parent").join("go-peers");
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = directory.join(name);
+    let _one = lock(name);
+    let built = go()
+        .args(["build", "-buildvcs=false", "-o"])
+        .arg(&path)
+        .arg(".")
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder))
+        .output();
+    match built {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => {
+            let why = String::from_utf8_lossy(&output.stderr).into_owned();
+            panic!("the Go peers can't be built:\n{why}\n{INSTALL}")
         }
-        path
-    })
-    .clone()
+        Err(error) => panic!("go: {error}; {INSTALL}"),
+    }
+    path
 }
 
 /// `go`, which installers put where no shell looks by itself.

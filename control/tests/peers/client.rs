@@ -7,6 +7,7 @@ use super::mesh::{Mesh, Setting, set};
 use super::netns::Netns;
 use super::observer::{Event, endpoint_of, segments};
 use super::process::Process;
+use super::until;
 
 /// A running client with one service.
 pub struct Client {
@@ -30,9 +31,9 @@ impl Client {
         node: usize,
         name: &str,
         service: &str,
+        space: Netns,
         settings: &[Setting],
     ) -> Self {
-        let space = mesh.workload_space(name);
         let mut all = vec![
             set("NSM_NAME", name),
             set("NSM_CONNECT_TO", mesh.nsmgr_url(node)),
@@ -55,9 +56,15 @@ impl Client {
     #[track_caller]
     pub fn connected(&mut self, mesh: &mut Mesh, mark: usize) -> Value {
         let event = mesh.observer.wait("a connection that is up", mark, &self.nsmgr, &self.name, is_up);
-        // The Go client knows a moment after its nsmgr; before that it can't be told to refresh.
-        if self.kind == Kind::Go && !std::mem::replace(&mut self.told, true) {
-            self.process.told("connected", 0);
+        // The client knows a moment after its nsmgr. Before that it can't be told to refresh, and if the nsmgr died meanwhile it
+        // would have no connection.
+        if !std::mem::replace(&mut self.told, true) {
+            match self.kind {
+                Kind::Go => drop(self.process.told("connected", 0)),
+                Kind::Vwire => until("the client has its connection", || {
+                    (mesh.admin(&self.name, "/status")?["up"] != 0).then_some(())
+                }),
+            }
         }
         event.connections[0].clone()
     }
@@ -99,6 +106,12 @@ impl Client {
 }
 
 impl Client {
+    /// Kills it (SIGKILL); its namespace stays.
+    pub fn kill(self) -> Netns {
+        self.process.kill();
+        self.space
+    }
+
     /// Ends it (SIGTERM); it closes its connection as well as it can.
     #[track_caller]
     pub fn end(self) -> Netns {

@@ -32,6 +32,10 @@ pub struct Plan {
     pub nse: Kind,
     /// Who issues SVIDs.
     pub issuer: Kind,
+    /// How long each lives, as Go writes it; it is renewed at half of that.
+    pub svid_life: &'static str,
+    /// What `vwire` logs. (Go peers log at INFO: less would lose descriptors, and more their tokens.)
+    pub log_level: &'static str,
     /// How many nodes.
     pub nodes: usize,
     /// Forwarders on each node at the start.
@@ -50,6 +54,8 @@ impl Plan {
             nsc: kind,
             nse: kind,
             issuer: Kind::Go,
+            svid_life: "1h",
+            log_level: "INFO",
             nodes: 1,
             forwarders: 1,
             tcp: true,
@@ -142,7 +148,7 @@ impl Mesh {
         fabric.ip("link set br0 up");
         fabric.ip("addr add 10.77.0.254/24 dev br0");
         let nodes = (0..plan.nodes).map(|number| Node::new(tag, number, &fabric)).collect();
-        let identities = issuer(plan.issuer, directory.path(), &fabric);
+        let identities = issuer(plan, directory.path(), &fabric);
         let mut mesh = Self {
             plan,
             observer: Observer::none(),
@@ -249,9 +255,10 @@ impl Mesh {
         settings: Vec<Setting>,
     ) -> Process {
         let own = self.directory().join(name).display().to_string();
+        let level = if program == build::gopeers() { "INFO" } else { self.plan.log_level };
         let mut all = vec![
             set("SPIFFE_ENDPOINT_SOCKET", self.identity(name)),
-            set("NSM_LOG_LEVEL", "INFO"),
+            set("NSM_LOG_LEVEL", level),
             // What vwire puts somewhere, it puts into the test's directory; and the observer may see all, as in Go.
             set("VWIRE_ADMIN", format!("unix://{own}.admin")),
             set("VWIRE_RUN", format!("{own}.run")),
@@ -304,7 +311,7 @@ impl Mesh {
         runtime.block_on(AdminClient(Target::Unix(socket)).get(path)).ok()
     }
 
-    /// Asks a server for its health and, by reflection, for its methods; told as "probed".
+    /// Asks a server for the health of these services and, by reflection, for its methods; told as "probed".
     pub fn probe(&mut self, name: &str, url: &str, services: &str) -> Process {
         let settings = vec![set("NSM_CONNECT_TO", url), set("GOPEERS_SERVICES", services)];
         let space = self.fabric.name.clone();
@@ -462,7 +469,20 @@ impl Mesh {
         service: &str,
         settings: &[Setting],
     ) -> Client {
-        Client::start(self, kind, node, name, service, settings)
+        let space = self.workload_space(name);
+        Client::start(self, kind, node, name, service, space, settings)
+    }
+
+    /// As [`client`](Self::client), in the namespace of one that was there before.
+    pub fn client_in(
+        &mut self,
+        node: usize,
+        name: &str,
+        service: &str,
+        space: Netns,
+        settings: &[Setting],
+    ) -> Client {
+        Client::start(self, self.plan.nsc, node, name, service, space, settings)
     }
 }
 
@@ -493,12 +513,14 @@ fn program(kind: Kind) -> PathBuf {
 }
 
 /// The names that `vwire ca` is asked for: it is told them at its start.
-const NAMES: [&str; 7] = ["observer", "registry", "nsmgr-1", "forwarder-1-1", "nse-1", "nsc", "prober"];
+const NAMES: [&str; 8] =
+    ["observer", "registry", "nsmgr-1", "forwarder-1-1", "nse-1", "nsc", "second", "prober"];
 
-fn issuer(kind: Kind, directory: &Path, fabric: &Netns) -> Process {
+fn issuer(plan: Plan, directory: &Path, fabric: &Netns) -> Process {
     let sockets = directory.join("id");
-    if kind == Kind::Go {
-        let settings = [set("GOPEERS_DIR", sockets.display().to_string())];
+    if plan.issuer == Kind::Go {
+        let settings =
+            [set("GOPEERS_DIR", sockets.display().to_string()), set("GOPEERS_TTL", plan.svid_life)];
         let mut process = Process::start(
             "workload",
             &fabric.name,
@@ -515,6 +537,8 @@ fn issuer(kind: Kind, directory: &Path, fabric: &Netns) -> Process {
     let settings = [
         set("VWIRE_CA_TRUST_DOMAIN", "example.org"),
         set("VWIRE_CA_WORKLOADS", workloads),
+        set("VWIRE_CA_SVID_LIFETIME", plan.svid_life),
+        set("NSM_LOG_LEVEL", plan.log_level),
         set("VWIRE_ADMIN", format!("unix://{}/ca.admin", directory.display())),
     ];
     let process = Process::start("ca", &fabric.name, directory, &[], &build::vwire(), &["ca"], &settings);

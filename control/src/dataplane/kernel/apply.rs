@@ -90,6 +90,21 @@ fn find_link(netlink: &mut Netlink, ifname: &str, alias: &str) -> Result<LinkMes
         .ok_or_else(|| Status::not_found(format!("interface {ifname} is gone from the workload's namespace")))
 }
 
+/// Whether there is an interface of this name.
+///
+/// # Errors
+/// FAILED_PRECONDITION, naming what the kernel refused.
+pub fn exists(ifname: &str) -> Result<bool, Status> {
+    let mut netlink = Netlink::open().map_err(doing("opening a netlink socket"))?;
+    let links = netlink
+        .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))
+        .map_err(doing("listing the interfaces"))?;
+    let name = LinkAttribute::IfName(ifname.to_owned());
+    Ok(links
+        .iter()
+        .any(|link| matches!(link, RouteNetlinkMessage::NewLink(link) if link.attributes.contains(&name))))
+}
+
 /// Removes an interface of this name that has this alias, as a forwarder that died leaves it behind. True if there was one.
 ///
 /// # Errors

@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use tonic::Status;
 
-use crate::api::connection::{Connection, Mechanism, State as ConnectionState};
+use crate::api::connection::{Connection, State as ConnectionState};
 use crate::api::networkservice::NetworkServiceRequest;
-use crate::chain::{Call, Element, Next, Origin, State};
+use crate::chain::{Call, Element, Next, Origin, Packed, PackedMechanisms, State};
 use crate::identity::SpiffeId;
 
 use super::authorize::Refused;
@@ -41,8 +41,8 @@ pub struct Begin {
 
 /// A connection between runs.
 struct Established {
-    connection: Connection,
-    preferences: Vec<Mechanism>,
+    connection: Packed,
+    preferences: PackedMechanisms,
     state: State,
     owner: Owner,
     revision: u64,
@@ -72,7 +72,11 @@ impl Begin {
     ) {
         let Ok(id) = known_id(&connection) else { return };
         let owner = Owner::recorded(&connection, caller, client);
-        self.slots.fill(id, Established { connection, preferences: Vec::new(), state, owner, revision: 1 });
+        let connection = connection.into();
+        self.slots.fill(
+            id,
+            Established { connection, preferences: PackedMechanisms::default(), state, owner, revision: 1 },
+        );
     }
 
     /// How many connections there are, and those being made.
@@ -143,8 +147,9 @@ impl Element for Begin {
             if internal && asked.path.is_none() {
                 return Err(Status::not_found(format!("connection {} is not there any more", asked.id)));
             }
-            *slot = Some(first(call, request, next, 1).await?);
-            return Ok(answer(&slot));
+            let (established, answer) = first(call, request, next, 1).await?;
+            *slot = Some(established);
+            return Ok(answer);
         };
         if let Err(status) = known.owner.admit(call, asked, self.binding) {
             *slot = Some(known);
@@ -153,12 +158,12 @@ impl Element for Begin {
         if internal && asked.path.is_none() {
             let state = asked.state;
             request = NetworkServiceRequest {
-                connection: Some(Connection { state, ..known.connection.clone() }),
-                mechanism_preferences: known.preferences.clone(),
+                connection: Some(Connection { state, ..known.connection.unpack() }),
+                mechanism_preferences: known.preferences.unpack(),
             };
         }
         if let Some(asked) = request.connection.as_ref().filter(|asked| wants_reselect(asked)) {
-            let (closing, revision) = (come_anew(&known.connection, asked), known.revision);
+            let (closing, revision) = (come_anew(known.connection.unpack(), asked), known.revision);
             let (kept, done) = Self::end_known(call, known, closing, next).await;
             *slot = kept;
             match done {
@@ -166,12 +171,13 @@ impl Element for Begin {
                 Err(status) => tracing::info!(%status, "closing before a new selection"),
                 Ok(()) => {}
             }
-            *slot = Some(first(call, request, next, revision + 1).await?);
-            return Ok(answer(&slot));
+            let (established, answer) = first(call, request, next, revision + 1).await?;
+            *slot = Some(established);
+            return Ok(answer);
         }
         let (established, done) = refresh(call, request, next, known).await;
         *slot = Some(established);
-        done.map(|()| answer(&slot))
+        done
     }
 
     async fn close(&self, call: &mut Call, connection: Connection, next: Next<'_>) -> Result<(), Status> {
@@ -191,7 +197,7 @@ impl Element for Begin {
             *slot = Some(known);
             return Err(status);
         }
-        let closing = known.connection.clone();
+        let closing = known.connection.unpack();
         let (kept, done) = Self::end_known(call, known, closing, next).await;
         *slot = kept;
         done
@@ -206,8 +212,7 @@ fn forget(call: &mut Call) {
 }
 
 /// A connection that is there, with the path up to us as it is in a later Request: the rest of the path is where it went.
-fn come_anew(known: &Connection, asked: &Connection) -> Connection {
-    let mut closing = known.clone();
+fn come_anew(mut closing: Connection, asked: &Connection) -> Connection {
     if let (Some(old), Some(new)) = (closing.path.as_mut(), asked.path.as_ref()) {
         let ours = (new.index as usize + 1).min(new.path_segments.len());
         let onward = old.path_segments.split_off((old.index as usize + 1).min(old.path_segments.len()));
@@ -224,22 +229,18 @@ async fn first(
     request: NetworkServiceRequest,
     next: Next<'_>,
     revision: u64,
-) -> Result<Established, Status> {
+) -> Result<(Established, Connection), Status> {
     call.first = true;
     call.revision = Some(revision);
     let asked = request.connection.clone().unwrap_or_default();
-    let preferences = request.mechanism_preferences.clone();
+    let preferences = PackedMechanisms::from(&*request.mechanism_preferences);
     match guarded(next.request(call, request)).await {
         Ok(mut connection) => {
             connection.state = ConnectionState::Up.into();
             let owner = Owner::of(call, &connection);
-            Ok(Established {
-                connection,
-                preferences,
-                state: std::mem::take(&mut call.state),
-                owner,
-                revision,
-            })
+            let state = std::mem::take(&mut call.state);
+            let kept = connection.clone().into();
+            Ok((Established { connection: kept, preferences, state, owner, revision }, connection))
         }
         Err(status) => {
             Begin::undo(call, asked, next).await;
@@ -254,10 +255,10 @@ async fn refresh(
     request: NetworkServiceRequest,
     next: Next<'_>,
     mut known: Established,
-) -> (Established, Result<(), Status>) {
+) -> (Established, Result<Connection, Status>) {
     call.state = std::mem::take(&mut known.state);
     call.revision = Some(known.revision + 1);
-    let preferences = request.mechanism_preferences.clone();
+    let preferences = PackedMechanisms::from(&*request.mechanism_preferences);
     let done = guarded(next.request(call, request)).await;
     known.state = std::mem::take(&mut call.state);
     let done = done.map(|mut connection| {
@@ -265,16 +266,12 @@ async fn refresh(
         if call.peer().is_some() && !known.owner.is_same(call, &connection) {
             known.owner = Owner::of(call, &connection);
         }
-        known.connection = connection;
+        known.connection = connection.clone().into();
         known.preferences = preferences;
         known.revision += 1;
+        connection
     });
     (known, done)
-}
-
-/// The answer to a Request that succeeded.
-fn answer(slot: &Option<Established>) -> Connection {
-    slot.as_ref().map(|established| established.connection.clone()).unwrap_or_default()
 }
 
 fn wants_reselect(connection: &Connection) -> bool {

@@ -1,6 +1,6 @@
 //! A role's connections as watchers see them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -15,6 +15,7 @@ use crate::api::connection::{
 };
 use crate::api::path;
 use crate::api::token::claimed_subject;
+use crate::chain::Packed;
 use crate::identity::SpiffeId;
 
 /// Most events that wait for one watcher; one that is further behind is sent away.
@@ -40,9 +41,9 @@ pub struct Hub {
 
 #[derive(Default)]
 struct Inner {
-    connections: HashMap<String, Entry>,
-    /// Connections by the ids of their segments.
-    by_segment: HashMap<String, HashSet<String>>,
+    connections: HashMap<Arc<str>, Entry>,
+    /// Segments' ids, each with the id of a connection that it is of.
+    by_segment: BTreeSet<(Arc<str>, Arc<str>)>,
     watchers: HashMap<u64, Watcher>,
     /// Watchers by the segment id that they ask for.
     watchers_of: HashMap<String, HashSet<u64>>,
@@ -53,9 +54,17 @@ struct Inner {
 
 struct Entry {
     /// In our coordinates.
-    connection: Arc<Connection>,
-    /// The SPIFFE IDs of its hops.
+    connection: Packed,
+    /// The ids of its segments.
+    ids: Box<[Arc<str>]>,
+    /// The SPIFFE IDs of its hops, sorted.
     hops: Arc<[String]>,
+}
+
+impl Entry {
+    fn has_path_of(&self, connection: &Connection) -> bool {
+        self.ids.iter().map(|id| &**id).eq(ids(connection))
+    }
 }
 
 struct Watcher {
@@ -83,9 +92,8 @@ impl Hub {
         // Who the hops are is read from their tokens; a refresh has the same hops.
         let same_caller =
             |hops: &[String]| caller.is_none_or(|caller| hops.binary_search(&caller.to_string()).is_ok());
-        let known = inner.connections.get(&connection.id);
-        let known =
-            known.filter(|known| ids(&known.connection).eq(ids(&connection)) && same_caller(&known.hops));
+        let known = inner.connections.get(connection.id.as_str());
+        let known = known.filter(|known| known.has_path_of(&connection) && same_caller(&known.hops));
         let hops = match known {
             Some(known) => Arc::clone(&known.hops),
             None => hops(&connection, caller).into(),
@@ -97,9 +105,10 @@ impl Hub {
     pub(super) fn change_from_below(&self, id: &str, change: impl FnOnce(&mut Connection)) {
         let mut inner = self.lock();
         let Some(entry) = inner.connections.get(id) else { return };
-        let (mut changed, hops) = (Connection::clone(&entry.connection), Arc::clone(&entry.hops));
+        let (before, hops) = (entry.connection.unpack(), Arc::clone(&entry.hops));
+        let mut changed = before.clone();
         change(&mut changed);
-        if changed != *entry.connection {
+        if changed != before {
             inner.put(changed, hops);
         }
     }
@@ -112,19 +121,19 @@ impl Hub {
     /// Forgets a connection.
     pub fn remove(&self, id: &str) {
         let mut inner = self.lock();
-        let Some(entry) = inner.connections.remove(id) else { return };
-        inner.unlist(&entry.connection);
-        inner.publish(ConnectionEventType::Delete, &entry.connection, &entry.hops);
+        let Some((id, entry)) = inner.connections.remove_entry(id) else { return };
+        inner.unlist(&id, &entry.ids);
+        inner.publish(ConnectionEventType::Delete, &Arc::new(entry.connection.unpack()), &entry.hops);
     }
 
     /// The connection of this id, with all tokens.
     pub fn get(&self, id: &str) -> Option<Arc<Connection>> {
-        self.lock().connections.get(id).map(|entry| Arc::clone(&entry.connection))
+        self.lock().connections.get(id).map(|entry| Arc::new(entry.connection.unpack()))
     }
 
     /// All connections, with all tokens.
     pub fn connections(&self) -> Vec<Arc<Connection>> {
-        self.lock().connections.values().map(|entry| Arc::clone(&entry.connection)).collect()
+        self.lock().connections.values().map(|entry| Arc::new(entry.connection.unpack())).collect()
     }
 
     /// How many connections there are.
@@ -173,24 +182,42 @@ impl Hub {
 impl Inner {
     fn put(&mut self, connection: Connection, hops: Arc<[String]>) {
         let connection = Arc::new(connection);
-        let entry = Entry { connection: Arc::clone(&connection), hops: Arc::clone(&hops) };
-        let old = self.connections.insert(connection.id.clone(), entry);
-        let same_path = old.as_ref().is_some_and(|old| ids(&old.connection).eq(ids(&connection)));
-        if !same_path {
-            if let Some(old) = old {
-                self.unlist(&old.connection);
-            }
-            for id in ids(&connection) {
-                self.by_segment.entry(id.to_owned()).or_default().insert(connection.id.clone());
-            }
-        }
         self.publish(ConnectionEventType::Update, &connection, &hops);
+        let known = self.connections.get_key_value(connection.id.as_str());
+        let (id, listed) = match known.map(|(id, entry)| (Arc::clone(id), entry)) {
+            Some((id, entry)) if entry.has_path_of(&connection) => (id, Some(entry.ids.clone())),
+            Some((id, entry)) => {
+                let old = entry.ids.clone();
+                self.unlist(&id, &old);
+                (id, None)
+            }
+            None => (connection.id.as_str().into(), None),
+        };
+        let ids = listed.unwrap_or_else(|| self.list(&id, &connection));
+        let connection = Arc::unwrap_or_clone(connection).into();
+        self.connections.insert(id, Entry { connection, ids, hops });
     }
 
-    fn unlist(&mut self, connection: &Connection) {
-        for id in ids(connection) {
-            take_from(&mut self.by_segment, id, &connection.id);
+    /// Lists a connection by its segments; returns their ids.
+    fn list(&mut self, id: &Arc<str>, connection: &Connection) -> Box<[Arc<str>]> {
+        let own = |segment: &str| if segment == &**id { Arc::clone(id) } else { segment.into() };
+        let ids: Box<[Arc<str>]> = ids(connection).map(own).collect();
+        self.by_segment.extend(ids.iter().map(|segment| (Arc::clone(segment), Arc::clone(id))));
+        ids
+    }
+
+    fn unlist(&mut self, id: &Arc<str>, ids: &[Arc<str>]) {
+        for segment in ids {
+            self.by_segment.remove(&(Arc::clone(segment), Arc::clone(id)));
         }
+    }
+
+    /// The connections that have a segment of this id.
+    fn of_segment<'a>(&'a self, segment: &str) -> impl Iterator<Item = &'a Entry> {
+        let segment: Arc<str> = segment.into();
+        let from = (Arc::clone(&segment), Arc::from(""));
+        let listed = self.by_segment.range(from..).take_while(move |(listed, _)| *listed == segment);
+        listed.filter_map(|(_, id)| self.connections.get(id))
     }
 
     fn list_watcher(&mut self, id: u64, watcher: Watcher) {
@@ -211,15 +238,14 @@ impl Inner {
 
     /// What a new watcher is told first.
     fn present(&self, watcher: &Watcher) -> Vec<Arc<Connection>> {
-        let means = |entry: &&Entry| watcher.hears(&entry.connection, &entry.hops);
-        let found: Vec<&Entry> = match id_of(&watcher.selector) {
-            Some(segment) => {
-                let ids = self.by_segment.get(segment).into_iter().flatten();
-                ids.filter_map(|id| self.connections.get(id)).filter(means).collect()
-            }
-            None => self.connections.values().filter(means).collect(),
+        let shown = |entry: &Entry| {
+            let connection = entry.connection.unpack();
+            watcher.hears(&connection, &entry.hops).then(|| Arc::new(connection))
         };
-        found.into_iter().map(|entry| Arc::clone(&entry.connection)).collect()
+        match id_of(&watcher.selector) {
+            Some(segment) => self.of_segment(segment).filter_map(shown).collect(),
+            None => self.connections.values().filter_map(shown).collect(),
+        }
     }
 
     fn publish(&mut self, kind: ConnectionEventType, connection: &Arc<Connection>, hops: &[String]) {

@@ -31,7 +31,7 @@ use rules::{Denied, Rules, Tokens};
 use super::jwt;
 use crate::api::path::PathExt;
 use crate::elements::authorize::PathPolicy;
-use crate::obs::Ration;
+use crate::obs::{Metrics, Ration};
 use crate::registry::authorize::TokenRules;
 use crate::transport::Peer;
 
@@ -42,17 +42,23 @@ pub struct Policies {
     client: Rules,
     /// Who may speak for other trust domains than its own; none where nothing is asked.
     transit: Option<Arc<[Transit]>>,
+    metrics: Option<Arc<Metrics>>,
 }
 
 impl Policies {
     /// The Go components' defaults.
     pub fn standard() -> Self {
-        Self { server: Rules::standard(), client: Rules::standard(), transit: Some(Arc::default()) }
+        Self {
+            server: Rules::standard(),
+            client: Rules::standard(),
+            transit: Some(Arc::default()),
+            metrics: None,
+        }
     }
 
     /// Nothing is asked: for processes that run without TLS, where there are no tokens.
     pub fn off() -> Self {
-        Self { server: Rules::default(), client: Rules::default(), transit: None }
+        Self { server: Rules::default(), client: Rules::default(), transit: None, metrics: None }
     }
 
     /// What these lists select (`NSM_REGISTRY_SERVER_POLICIES`, `NSM_REGISTRY_CLIENT_POLICIES`): names of built-in policies, or
@@ -65,6 +71,7 @@ impl Policies {
             server: masks::select(server)?,
             client: masks::select(client)?,
             transit: Some(Arc::default()),
+            metrics: None,
         })
     }
 
@@ -72,6 +79,12 @@ impl Policies {
     #[must_use]
     pub fn with_transit(self, transit: &[Transit]) -> Self {
         Self { transit: self.transit.map(|_| transit.into()), ..self }
+    }
+
+    /// Counts here what is checked, and what of it is refused.
+    #[must_use]
+    pub fn counted_by(self, metrics: &Arc<Metrics>) -> Self {
+        Self { metrics: Some(Arc::clone(metrics)), ..self }
     }
 
     /// Whether a name that somebody registered is kept for them (`client_allowed`).
@@ -90,7 +103,7 @@ impl Policies {
         let signed = (path.index as usize).checked_sub(1);
         let checked = self.server.check(&tokens, Some((signed, "prev_token_signed")), peer);
         let before = &tokens[..tokens.len().min(path.index as usize)];
-        verdict(checked.and_then(|()| self.speaks_for_itself(before, peer)), path.root_id(), peer)
+        self.verdict(checked.and_then(|()| self.speaks_for_itself(before, peer)), path.root_id(), peer)
     }
 
     /// Whether an answer may be believed: its whole path, in our coordinates.
@@ -102,7 +115,7 @@ impl Policies {
         let signed = (path.index as usize).checked_add(1);
         let checked = self.client.check(&tokens, Some((signed, "next_token_signed")), peer);
         let after = tokens.get(path.index as usize + 1..).unwrap_or_default();
-        verdict(checked.and_then(|()| self.speaks_for_itself(after, peer)), path.root_id(), peer)
+        self.verdict(checked.and_then(|()| self.speaks_for_itself(after, peer)), path.root_id(), peer)
     }
 
     /// As [`check_server`](Self::check_server) for a registration: the tokens up to ours, the last but one is the caller's.
@@ -114,7 +127,7 @@ impl Policies {
         let signed = tokens.len().checked_sub(2);
         let checked = self.server.check(&all, Some((signed, "prev_token_signed")), peer);
         let before = &all[..all.len().saturating_sub(1)];
-        verdict(checked.and_then(|()| self.speaks_for_itself(before, peer)), "", peer)
+        self.verdict(checked.and_then(|()| self.speaks_for_itself(before, peer)), "", peer)
     }
 
     /// As [`check_client`](Self::check_client) for a registration: all tokens, the one after `index` is the server's.
@@ -126,7 +139,7 @@ impl Policies {
         let signed = (index as usize).checked_add(1);
         let checked = self.client.check(&all, Some((signed, "next_token_signed")), peer);
         let after = all.get(index as usize + 1..).unwrap_or_default();
-        verdict(checked.and_then(|()| self.speaks_for_itself(after, peer)), "", peer)
+        self.verdict(checked.and_then(|()| self.speaks_for_itself(after, peer)), "", peer)
     }
 
     /// Asks it of the tokens that a peer hands us. One that can't be read is no word of anybody, and not spoken for.
@@ -135,18 +148,21 @@ impl Policies {
         let claims: Vec<_> = tokens.iter().filter_map(|token| jwt::read(token).ok()).collect();
         foreign::speaks_for_itself(claims.iter().map(|claims| claims.sub.as_str()), peer, transit)
     }
-}
 
-/// The peer learns which policy it was; the log has the rest.
-fn verdict(checked: Result<(), Denied>, connection: &str, peer: &Peer) -> Result<(), Status> {
-    static LINES: Ration = Ration::new();
-    checked.map_err(|denied| {
-        if let Some(withheld) = LINES.take() {
-            let peer = peer.id.as_ref().map(ToString::to_string);
-            tracing::warn!(connection, peer, policy = denied.policy, reason = %denied.reason, withheld, "denied by a policy");
+    /// The peer learns which policy it was; the log has the rest.
+    fn verdict(&self, checked: Result<(), Denied>, connection: &str, peer: &Peer) -> Result<(), Status> {
+        static LINES: Ration = Ration::new();
+        if let Some(metrics) = &self.metrics {
+            metrics.checked(checked.is_ok());
         }
-        Status::permission_denied(format!("no sufficient privileges: policy {}", denied.policy))
-    })
+        checked.map_err(|denied| {
+            if let Some(withheld) = LINES.take() {
+                let peer = peer.id.as_ref().map(ToString::to_string);
+                tracing::warn!(connection, peer, policy = denied.policy, reason = %denied.reason, withheld, "denied by a policy");
+            }
+            Status::permission_denied(format!("no sufficient privileges: policy {}", denied.policy))
+        })
+    }
 }
 
 impl PathPolicy for Policies {

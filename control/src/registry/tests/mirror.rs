@@ -21,7 +21,7 @@ struct Home {
 fn how(interval: Duration) -> mirror::Settings {
     let private = ["forwarder".to_owned()].into();
     let domain = Some(crate::identity::TrustDomain::new("example.org").unwrap());
-    mirror::Settings { interval, url: None, private, domain }
+    mirror::Settings { interval, grace: Duration::from_millis(500), outside: None, private, domain }
 }
 
 impl Home {
@@ -110,8 +110,9 @@ async fn forwarders_sockets_and_endpoints_of_others_stay_here() {
     let asking = mesh.member("asking").client(&place);
     becomes(&asking, &["nse"]).await;
     // With the proxy's URL all can be reached from outside.
-    let url = Some("tcp://proxy.example.org:5004".to_owned());
-    let of_proxy = Home::new(&mesh, &place, mirror::Settings { url, ..how(HOUR) }).await;
+    let outside: mirror::Outside = Arc::new(|| "tcp://proxy.example.org:5004".to_owned());
+    let settings = mirror::Settings { outside: Some(outside), ..how(HOUR) };
+    let of_proxy = Home::new(&mesh, &place, settings).await;
     let other = mesh.member("nse").client(&of_proxy.served.tcp);
     let local = NetworkServiceEndpoint { url: "unix:///run/nse.sock".into(), ..endpoint("inside", "icmp") };
     other.register_endpoint(&mut call(), local).await.unwrap();
@@ -152,4 +153,28 @@ async fn what_is_kept_alive_stays_and_what_is_not_goes_when_its_time_is_over() {
     };
     // Not before its time; and not a sweep later, which the patience of the watch says.
     assert!(expiry::left(&last, SystemTime::now()).is_zero(), "it went before its end");
+}
+
+#[tokio::test]
+async fn a_proxy_forwards_what_is_in_a_registry_that_comes_and_goes() {
+    let mesh = Mesh::new();
+    let (home, place) = (free_place().await, free_place().await);
+    let _far = far(&mesh, &place, HOUR).await;
+    let proxy = mesh.member("proxy");
+    let end = CancellationToken::new();
+    let _mirror = end.clone().drop_guard();
+    let (ours, there) = (Arc::new(proxy.client(&home)), Arc::new(proxy.client(&place)));
+    tokio::spawn(mirror::run(ours, there, how(HOUR), end));
+    let (asking, nse) = (mesh.member("asking").client(&place), mesh.member("nse").client(&home));
+    for names in [["nse-1", "nse-2"], ["nse-2", "nse-3"]] {
+        let registry = far(&mesh, &home, HOUR).await;
+        for name in names {
+            nse.register_endpoint(&mut call(), endpoint(name, "icmp")).await.unwrap();
+        }
+        becomes(&asking, &names).await;
+        let found = find::endpoint(&asking, &mut call(), "nse-2").await.unwrap().endpoint;
+        assert_eq!(found.path_ids[0], id("proxy"));
+        drop(registry);
+        until("our registry is gone", || async { self::names(&nse).await == ["not there"] }).await;
+    }
 }

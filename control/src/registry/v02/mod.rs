@@ -1,7 +1,7 @@
 //! The registry calls of NSM before v1 (v0.2), over the same store: what is registered by the old calls is found by the new ones, and
 //! the other way round.
 //!
-//! Both APIs call their service `registry.NetworkServiceRegistry`, with other methods: [`Beside`] tells them apart by these.
+//! Both APIs call their service `registry.NetworkServiceRegistry`, with other methods: `Beside` tells them apart by these.
 //! The old calls carry neither tokens nor a path: a registration is its caller's, whom mutual TLS names.
 //!
 //! | old | here |
@@ -54,7 +54,7 @@ impl Old {
         Self { registry, shutdown }
     }
 
-    /// Adds discovery; the registrations go [`Beside`] those of v1.
+    /// Adds discovery; the registrations go `Beside` those of v1.
     pub(super) fn add_discovery(&self, routes: Routes) -> Routes {
         routes.add_service(NetworkServiceDiscoveryServer::new(self.clone()))
     }
