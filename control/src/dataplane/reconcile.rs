@@ -17,9 +17,10 @@ use super::kernel::Side;
 use super::memif_socket;
 use super::note::Note;
 use super::transact::Dataplane;
-use super::wanted::{End, Record};
+use super::wanted::{End, Record, Redial};
 use crate::api::connection::Connection;
 use crate::chain::{Call, ChainHandle};
+use crate::transport::SharedFd;
 use vwire_dataplane::fdpass::identify;
 
 /// How long a memif's listener is looked for after its connection broke.
@@ -225,28 +226,53 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Dials a memif again whose connection broke.
+    /// Dials a memif again whose connection broke. Not in the connection's turn while it waits for a listener or for the handshake: the
+    /// Request that leads elsewhere must not wait for an endpoint that is gone.
     async fn redial(&self, id: &str, side: Side, reason: &str) -> Result<(), Status> {
-        let _turn = self.turn(id).await;
-        let Some(mut record) = self.wanted.get(id) else { return Ok(()) };
-        let end = if side == Side::Server { &mut record.server } else { &mut record.client };
-        let Some(end) = end.as_mut().filter(|end| end.redial.is_some()) else {
+        let Some(end) = self.end(id, side) else { return Ok(()) };
+        let Some(redial) = &end.redial else {
             return Err(Status::unavailable(format!(
                 "the link on the {} side is down: {reason}",
                 side.name()
             )));
         };
+        let dialled = self.dial_again(id, side, &end, redial).await;
+        let superseded = || self.end(id, side).is_none_or(|now| !now.dials_as(&end));
+        if superseded() { Ok(()) } else { dialled }
+    }
+
+    async fn dial_again(&self, id: &str, side: Side, broken: &End, redial: &Redial) -> Result<(), Status> {
+        let until = Instant::now() + DIAL_TIME;
+        let socket = memif_socket::connect(&redial.namespace, &redial.socket, until).await?;
+        let turn = self.turn(id).await;
+        let Some(mut record) = self.wanted.get(id) else { return Ok(()) };
+        let end = if side == Side::Server { &mut record.server } else { &mut record.client };
+        let Some(end) = end.as_mut().filter(|end| end.dials_as(broken)) else { return Ok(()) };
         if self.client.link(&end.port.name).is_some_and(|link| link.up) {
             return Ok(());
         }
         let mut change = Change::default();
-        revive(end, &mut change).await?;
+        connect_by(end, socket, &mut change)?;
         change.push(Op::SetPort(end.port.clone()));
         let name = end.port.name.clone();
         self.client.apply(change).await?;
         self.wanted.put(id, record);
-        self.client.wait_up(&name, Instant::now() + DIAL_TIME).await
+        drop(turn);
+        self.client.wait_up(&name, until).await
     }
+
+    fn end(&self, id: &str, side: Side) -> Option<End> {
+        self.wanted.get(id)?.end(side).cloned()
+    }
+}
+
+/// Gives a memif port the connection that has been dialled for it.
+fn connect_by(end: &mut End, socket: SharedFd, change: &mut Change) -> Result<(), Status> {
+    if let Some(pb::port::Kind::Memif(memif)) = &mut end.port.kind {
+        memif.socket = identify(&socket)?.to_string();
+    }
+    change.fds.push(socket);
+    Ok(())
 }
 
 /// What an end's port needs to be made again.
@@ -258,7 +284,7 @@ async fn revive(end: &mut End, change: &mut Change) -> Result<(), Status> {
     }
     match &mut end.port.kind {
         Some(pb::port::Kind::Vxlan(_)) => Ok(()),
-        Some(pb::port::Kind::Memif(memif)) => {
+        Some(pb::port::Kind::Memif(_)) => {
             let socket = match (&end.redial, end.fds.first()) {
                 (Some(redial), _) => {
                     memif_socket::connect(&redial.namespace, &redial.socket, Instant::now() + DIAL_TIME)
@@ -267,9 +293,7 @@ async fn revive(end: &mut End, change: &mut Change) -> Result<(), Status> {
                 (None, Some(listening)) => listening.clone(),
                 (None, None) => return Err(Status::unavailable("its memif socket is not held here")),
             };
-            memif.socket = identify(&socket)?.to_string();
-            change.fds.push(socket);
-            Ok(())
+            connect_by(end, socket, change)
         }
         _ => Err(Status::unavailable(
             "its interface is gone with the packet engine; its owner has to ask again",

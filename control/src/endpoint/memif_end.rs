@@ -11,6 +11,7 @@ use vwire_proto::nsm::connection::{Connection, Mechanism};
 use super::mechanisms::{EndpointMechanism, place};
 use super::responder::{Attachment, Host, Mac, Port, Responder};
 use crate::api::mechanism::{MEMIF, PAYLOAD_ETHERNET, SOCKET_FILE};
+use crate::api::path::{self, PathExt};
 use crate::chain::Call;
 use crate::client::Namespace;
 
@@ -130,7 +131,13 @@ fn mac(connection: &Connection) -> Mac {
     let ethernet = connection.context.as_ref().and_then(|context| context.ethernet_context.as_ref());
     ethernet
         .and_then(|ethernet| parse_mac(&ethernet.dst_mac))
-        .unwrap_or_else(|| made_up_mac("dst", &connection.id))
+        .unwrap_or_else(|| made_up_mac("dst", &place_on_path(connection)))
+}
+
+/// Which end of which vWire this is, in words that outlive an endpoint: its connection's own id is new with each of its lives.
+fn place_on_path(connection: &Connection) -> String {
+    let path = path::of(connection);
+    format!("{} {}", path.root_id(), path.index)
 }
 
 /// A locally administered address for one side of a connection: the same after a restart, so that neighbours that remember it are

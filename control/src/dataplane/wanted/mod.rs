@@ -42,6 +42,13 @@ impl End {
         }
     }
 
+    /// Whether it is the same port, dialled to the same place.
+    pub fn dials_as(&self, other: &Self) -> bool {
+        let place =
+            |end: &Self| end.redial.as_ref().map(|redial| (redial.namespace.inode(), redial.socket.clone()));
+        self.port.name == other.port.name && place(self) == place(other)
+    }
+
     /// The operation that removes it.
     pub fn remove(&self) -> Op {
         let name = self.port.name.clone();
