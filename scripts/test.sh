@@ -33,5 +33,5 @@ step "loom: hand-off rings and table swap, every interleaving" env RUSTFLAGS="--
     cargo test -p vwire-dataplane --lib --locked --target-dir target/loom loom
 step "loom: memif queues, up to three preemptions" env RUSTFLAGS="--cfg loom" \
     cargo test -p memif --lib --locked --target-dir target/loom loom_model
-loud_step "fuzz targets, briefly" scripts/fuzz.sh --seconds 10
+loud_step "fuzz targets, briefly" scripts/fuzz.sh --seconds 5
 say "all tests passed"
