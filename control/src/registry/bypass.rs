@@ -6,9 +6,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::StreamExt;
 use tonic::Status;
-use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
+use vwire_proto::nsm::registry::NetworkServiceEndpoint;
 
-use super::{EndpointEvent, Found, Registry, RegistryCall, ServiceEvent};
+use super::{EndpointEvent, Found, Layer, Registry, RegistryCall};
 use crate::config::WatchedMap;
 use crate::domain::{AddressMap, Places};
 use crate::transport::Target;
@@ -70,30 +70,11 @@ fn inward(settings: &Settings, places: &Places, event: &mut EndpointEvent) {
 }
 
 #[async_trait]
-impl<R: Registry> Registry for Bypass<R> {
-    async fn register_service(
-        &self,
-        call: &mut RegistryCall,
-        service: NetworkService,
-    ) -> Result<NetworkService, Status> {
-        self.inner.register_service(call, service).await
-    }
+impl<R: Registry> Layer for Bypass<R> {
+    type Inner = R;
 
-    async fn unregister_service(
-        &self,
-        call: &mut RegistryCall,
-        service: NetworkService,
-    ) -> Result<(), Status> {
-        self.inner.unregister_service(call, service).await
-    }
-
-    async fn find_services(
-        &self,
-        call: &mut RegistryCall,
-        query: NetworkService,
-        watch: bool,
-    ) -> Result<Found<ServiceEvent>, Status> {
-        self.inner.find_services(call, query, watch).await
+    fn inner(&self) -> &R {
+        &self.inner
     }
 
     async fn register_endpoint(

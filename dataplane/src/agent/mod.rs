@@ -47,6 +47,7 @@ mod sent;
 pub mod server;
 pub mod turns;
 pub mod unix;
+mod watched;
 
 use interfaces::Ahead;
 pub use open_error::{Cause, OpenError};

@@ -1,17 +1,16 @@
 //! The ports that are open: making them, giving them to workers while their links are up, and closing them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use rustix::event::{Timespec, epoll};
 use vwire_proto::stats::PortState;
 
-use super::memif_sockets::{MemifSockets, Source};
+use super::memif_sockets::MemifSockets;
 use super::open_error::{Cause, OpenError};
 use super::placement::place;
+use super::watched::Watched;
 use super::{Link, Made, PortReport, SentFds, sent};
 use crate::engine::{Engine, EngineError};
 use crate::model::{
@@ -31,8 +30,6 @@ use crate::worker::capture::CaptureReader;
 const PIPE_BYTES: usize = 1 << 18;
 /// An underlay's MTU where the kernel knows no route to the tunnel's peer yet.
 const USUAL_MTU: usize = 1500;
-/// The workers' events among the descriptors that are watched; sources count from the next.
-const ENGINE: u64 = 0;
 
 /// What keeps a port alive beside its halves at the worker.
 pub(super) enum Backing {
@@ -125,47 +122,6 @@ pub struct Ports {
     load: Vec<usize>,
     unpublished: bool,
     pub(super) dead_workers: usize,
-}
-
-/// The descriptors that say when something is to be done, behind one.
-pub(super) struct Watched {
-    epoll: OwnedFd,
-    sources: HashMap<u64, Source>,
-    tokens: HashMap<Source, u64>,
-    next: u64,
-}
-
-impl Watched {
-    fn new(engine: BorrowedFd<'_>) -> std::io::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, engine, epoll::EventData::new_u64(ENGINE), epoll::EventFlags::IN)?;
-        Ok(Self { epoll, sources: HashMap::new(), tokens: HashMap::new(), next: ENGINE + 1 })
-    }
-
-    fn add(&mut self, fd: BorrowedFd<'_>, source: Source) -> Result<(), OpenError> {
-        let data = epoll::EventData::new_u64(self.next);
-        epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN).map_err(OpenError::system)?;
-        self.tokens.insert(source.clone(), self.next);
-        self.sources.insert(self.next, source);
-        self.next += 1;
-        Ok(())
-    }
-
-    /// Its descriptor has been closed, which took it out of the set.
-    fn forget(&mut self, source: &Source) {
-        if let Some(token) = self.tokens.remove(source) {
-            self.sources.remove(&token);
-        }
-    }
-
-    /// Whose descriptors are readable: `None` for the engine's, which comes first. What a worker said before
-    /// a connection ended has to be heard before that connection's successor is given to it.
-    pub(super) fn ready(&self) -> BTreeSet<Option<Source>> {
-        let mut space = [MaybeUninit::uninit(); 64];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let (events, _) = epoll::wait(&self.epoll, &mut space[..], Some(&now)).unwrap_or_default();
-        events.iter().map(|event| self.sources.get(&event.data.u64()).cloned()).collect()
-    }
 }
 
 impl Ports {
@@ -629,7 +585,7 @@ impl Ports {
 
 impl AsFd for Ports {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.watched.epoll.as_fd()
+        self.watched.as_fd()
     }
 }
 
