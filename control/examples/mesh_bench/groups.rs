@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use crate::figures::Figures;
 use crate::mesh::{Load, Mesh, Programs, Side};
-use crate::table::{Better, Table};
+use crate::plane::Plane;
+use crate::table::{Better, Tables};
 use crate::{heal, text};
 
 const ROLES: [&str; 4] = ["nsmgr", "forwarder", "nse", "registry"];
@@ -40,9 +41,14 @@ pub struct Settings {
     /// Seconds for which Requests are made, with each number of clients.
     #[arg(long, default_value_t = 4.0)]
     seconds: f64,
-    /// With a data plane, without, or both.
-    #[arg(long, value_delimiter = ',', default_value = "false,true")]
-    data_plane: Vec<bool>,
+    /// What connections are made of, one after the other. Of Go's there are the first two.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "none,kernel,kernel-memif,memif,memif-direct"
+    )]
+    data_plane: Vec<Plane>,
     /// Connections at which memory is read.
     #[arg(long, value_delimiter = ',', default_value = "100,1000")]
     held: Vec<usize>,
@@ -61,7 +67,7 @@ pub async fn run(settings: Settings) -> Result<(), String> {
     let programs = Programs { peers: absolute(&settings.peers)?, vwire: absolute(&settings.vwire)?, own };
     let all = [Group::Setup, Group::Memory, Group::Registry, Group::Heal];
     let groups = if settings.groups.is_empty() { &all[..] } else { &settings.groups };
-    let (mut table, mut failed) = (Table::default(), Vec::new());
+    let (mut table, mut failed) = (Tables::default(), Vec::new());
     for group in groups {
         for side in [Side::Go, Side::Vwire] {
             if settings.side.is_some_and(|only| only != side) {
@@ -91,7 +97,7 @@ struct Run<'a> {
     settings: &'a Settings,
     programs: &'a Programs,
     side: Side,
-    table: &'a mut Table,
+    table: &'a mut Tables,
 }
 
 impl Run<'_> {
@@ -102,11 +108,12 @@ impl Run<'_> {
 
     fn setup(&mut self) -> Result<(), String> {
         let mut failed = Vec::new();
-        for data_plane in self.settings.data_plane.clone() {
+        let planes = self.settings.data_plane.iter().filter(|plane| plane.is_measured_of(self.side));
+        for plane in planes.copied().collect::<Vec<_>>() {
+            self.table.about(&format!("Connection setup: {}", plane.name()));
             for clients in self.settings.clients.clone() {
-                let what = if data_plane { "with data plane" } else { "no data plane" };
-                let what = format!("{what}, {clients} clients");
-                if let Err(reason) = self.setup_of(clients, data_plane, &what) {
+                let what = format!("{clients} clients");
+                if let Err(reason) = self.setup_of(clients, plane, &what) {
                     eprintln!("   {what} FAILED: {reason}");
                     failed.push(format!("{what}: {reason}"));
                 }
@@ -115,13 +122,17 @@ impl Run<'_> {
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
     }
 
-    fn setup_of(&mut self, clients: usize, data_plane: bool, what: &str) -> Result<(), String> {
-        let mesh = Mesh::up(self.side, self.programs, data_plane)?;
-        let args = [
+    fn setup_of(&mut self, clients: usize, plane: Plane, what: &str) -> Result<(), String> {
+        let mesh = Mesh::up(self.side, self.programs, plane)?;
+        let mut args = vec![
             "--step".to_owned(),
             format!("--clients={clients}"),
+            format!("--count={}", plane.most()),
             format!("--seconds={}", self.settings.seconds),
         ];
+        if plane.is_memif_at_client() {
+            args.push("--memif".to_owned());
+        }
         let mut load = mesh.load("load", &format!("unix://{}", mesh.place(MANAGER)), &args)?;
         let mut before = mesh.times();
         while let Some(figures) = load.next()? {
@@ -156,7 +167,8 @@ impl Run<'_> {
 
     /// Without a data plane: with one, interfaces and not roles are what costs.
     fn memory(&mut self) -> Result<(), String> {
-        let mesh = Mesh::up(self.side, self.programs, false)?;
+        self.table.about("Memory of the roles, without a data plane");
+        let mesh = Mesh::up(self.side, self.programs, Plane::None)?;
         let target = format!("unix://{}", mesh.place(MANAGER));
         let mut loads: Vec<Load> = Vec::new();
         let first: Load = self.hold(&mesh, &target, 0)?;
@@ -203,16 +215,18 @@ impl Run<'_> {
     }
 
     fn note_memory_of(&mut self, mesh: &Mesh, role: &str, what: &str) {
-        if let Some((resident, own)) = mesh.memory(role) {
-            self.note(format!("{what} MB resident"), Better::Less, resident);
-            self.note(format!("{what} MB without the program"), Better::Less, own);
+        if let Some(memory) = mesh.memory(role) {
+            self.note(format!("{what} MB resident"), Better::Less, memory.resident);
+            self.note(format!("{what} MB, shared pages in part"), Better::Less, memory.share);
+            self.note(format!("{what} MB without the program"), Better::Less, memory.own);
         }
     }
 
     fn registry(&mut self) -> Result<(), String> {
+        self.table.about("Registry");
         for endpoints in self.settings.endpoints.clone() {
             let mut settings = vec![];
-            let what = format!("registry of {endpoints}");
+            let what = format!("{endpoints} endpoints");
             if self.side == Side::Go && endpoints > 2_500 {
                 // With its policies it does not get that far: each registration copies all names.
                 settings = vec![("NSM_REGISTRY_SERVER_POLICIES", String::new())];

@@ -16,7 +16,7 @@ use crate::figures::Figures;
 use crate::load::Client;
 use crate::mesh::{Programs, Side};
 use crate::ping::Pinger;
-use crate::table::{Better, Table};
+use crate::table::{Better, Tables};
 use crate::{Common, Member, text};
 
 /// One node: a client with a kernel interface, whose endpoint has memif; so the endpoint and the engine each carry its packets.
@@ -46,7 +46,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Kills each component `kills` times.
-pub async fn run(programs: &Programs, kills: usize, table: &mut Table) -> Result<(), String> {
+pub async fn run(programs: &Programs, kills: usize, table: &mut Tables) -> Result<(), String> {
+    table.about("Healing: from the kill of a component");
     let spec = LAB.replace("NAME", &format!("heal-{}", std::process::id()));
     let file = tempfile::NamedTempFile::with_suffix(".yaml").map_err(text)?;
     std::fs::write(file.path(), spec).map_err(text)?;
@@ -59,7 +60,7 @@ pub async fn run(programs: &Programs, kills: usize, table: &mut Table) -> Result
     done
 }
 
-async fn kill_all(lab: &mut Lab, kills: usize, table: &mut Table) -> Result<(), String> {
+async fn kill_all(lab: &mut Lab, kills: usize, table: &mut Tables) -> Result<(), String> {
     let namespace = Namespace::open(Path::new(&lab.layout().namespace_file("nsc"))).map_err(text)?;
     let pinger = Pinger::start(&namespace, endpoint(lab).await?)?;
     let probe = probe(lab, namespace).await?;
@@ -76,8 +77,7 @@ async fn kill_all(lab: &mut Lab, kills: usize, table: &mut Table) -> Result<(), 
         }
         for (what, times) in [("a vWire's packets", packets), ("new Requests", requests)] {
             let figures = Figures::of(what, 1, times, Duration::from_secs(1));
-            let row =
-                |quantile| format!("heal after kill of the {name}: {what} {quantile} ms ({kills} kills)");
+            let row = |quantile| format!("{name} killed: {what} {quantile} ms ({kills} kills)");
             table.note(row("p50"), Better::Less, Side::Vwire, figures.p50_ms);
             table.note(row("p99"), Better::Less, Side::Vwire, figures.p99_ms);
         }

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use tonic::Request;
 use vwire_control::api::connection::{Connection, Mechanism, Path, PathSegment};
-use vwire_control::api::mechanism::{INODE_URL, KERNEL, LOCAL, NAME};
+use vwire_control::api::mechanism::{INODE_URL, KERNEL, LOCAL, MEMIF, NAME};
 use vwire_control::api::networkservice::NetworkServiceRequest;
 use vwire_control::api::networkservice::network_service_client::NetworkServiceClient;
 use vwire_control::client::Namespace;
+use vwire_control::endpoint::responder::{Attachment, Responder};
 use vwire_control::transport::{Hop, Pool, Target};
 
+use crate::attach::attach;
 use crate::figures::{Figures, Until, measure};
 use crate::{Common, Member, text};
 
@@ -39,6 +41,9 @@ pub struct Settings {
     /// The network service.
     #[arg(long, default_value = "icmp-responder")]
     service: String,
+    /// Asks for memifs, not for interfaces, and connects to them: a Request has succeeded when its memif is up.
+    #[arg(long)]
+    memif: bool,
     /// Waits for a line on standard input before each phase, so that processes can be looked at between them.
     #[arg(long)]
     step: bool,
@@ -49,7 +54,11 @@ pub async fn run(settings: Settings) -> Result<(), String> {
     let member = Member::new(&settings.common).await?;
     let namespace = Namespace::own().map_err(text)?;
     let target = &settings.common.connect_to;
-    let client = |_| Client::new(member.pool(), target, &settings.service, namespace.clone());
+    let responder = if settings.memif { Some(Responder::start(1).map_err(text)?) } else { None };
+    let client = |_| Client {
+        memifs: responder.clone(),
+        ..Client::new(member.pool(), target, &settings.service, namespace.clone())
+    };
     let clients: Rc<Vec<Client>> = Rc::new((0..settings.clients).map(client).collect());
     first(&clients[0]).await?;
     for client in clients.iter() {
@@ -63,7 +72,11 @@ pub async fn run(settings: Settings) -> Result<(), String> {
         let (all, keep) = (Rc::clone(&all), Rc::clone(&keep));
         async move {
             let connection = all[client].request(all[client].new_connection(n), n).await?;
-            keep.borrow_mut().push(Made { client, n, connection });
+            let memif = match &all[client].memifs {
+                Some(responder) => Some(Rc::new(attach(responder, &connection).await?)),
+                None => None,
+            };
+            keep.borrow_mut().push(Made { client, n, connection, _memif: memif });
             Ok(())
         }
     };
@@ -88,7 +101,7 @@ async fn again(
     measure(what, settings.clients, until, move |_, at| {
         let (clients, made) = (Rc::clone(&clients), Rc::clone(&made));
         async move {
-            let Made { client, n, connection } = made.borrow()[at].clone();
+            let Made { client, n, connection, .. } = made.borrow()[at].clone();
             if what == "close" {
                 return clients[client].close(connection).await;
             }
@@ -115,6 +128,7 @@ struct Made {
     client: usize,
     n: usize,
     connection: Connection,
+    _memif: Option<Rc<Attachment>>,
 }
 
 /// One Request that succeeds, and its Close: the mesh serves.
@@ -135,12 +149,14 @@ pub struct Client {
     target: Target,
     service: String,
     namespace: Namespace,
+    /// Who serves its memifs, if it asks for such.
+    memifs: Option<Arc<Responder>>,
 }
 
 impl Client {
     /// Of the manager at `target`, with its interfaces in `namespace`.
     pub fn new(pool: Arc<Pool>, target: &Target, service: &str, namespace: Namespace) -> Self {
-        Self { pool, target: target.clone(), service: service.to_owned(), namespace }
+        Self { pool, target: target.clone(), service: service.to_owned(), namespace, memifs: None }
     }
 
     /// A connection that is not there yet.
@@ -161,9 +177,10 @@ impl Client {
             (INODE_URL.to_owned(), self.namespace.inode().to_string()),
             (NAME.to_owned(), format!("nsm-{n}")),
         ];
-        let kernel = Mechanism { cls: LOCAL.into(), r#type: KERNEL.into(), parameters: parameters.into() };
+        let kind = if self.memifs.is_some() { MEMIF } else { KERNEL };
+        let wanted = Mechanism { cls: LOCAL.into(), r#type: kind.into(), parameters: parameters.into() };
         let request =
-            NetworkServiceRequest { connection: Some(connection), mechanism_preferences: vec![kernel] };
+            NetworkServiceRequest { connection: Some(connection), mechanism_preferences: vec![wanted] };
         let hop = self.hop().await?;
         let answer = NetworkServiceClient::new(hop).request(timed(request)).await;
         answer.map(tonic::Response::into_inner).map_err(text)

@@ -4,6 +4,7 @@
 //! One program with several jobs: `run` starts the processes and prints the table; `load`, `registry-load` and `forwarder` are
 //! processes of the mesh that `run` starts.
 
+mod attach;
 mod figures;
 mod forwarder;
 mod groups;
@@ -11,6 +12,7 @@ mod heal;
 mod load;
 mod mesh;
 mod ping;
+mod plane;
 mod registry_load;
 mod table;
 

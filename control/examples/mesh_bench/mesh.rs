@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use vwire_dataplane::netns;
 
 use crate::figures::Figures;
+use crate::plane::Plane;
 use crate::text;
 
 const START: Duration = Duration::from_secs(20);
@@ -37,6 +38,17 @@ pub struct Programs {
     pub vwire: PathBuf,
     /// This program.
     pub own: PathBuf,
+}
+
+/// Megabytes of a process.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// Resident.
+    pub resident: f64,
+    /// Of these its own: the rest is its program, which all roles share.
+    pub own: f64,
+    /// What it adds to the machine's use: pages that several processes map count for each in part.
+    pub share: f64,
 }
 
 /// Processes by name, and where they are.
@@ -73,8 +85,8 @@ impl Mesh {
         Ok(mesh)
     }
 
-    /// A mesh of one node, with or without a data plane.
-    pub fn up(side: Side, programs: &Programs, data_plane: bool) -> Result<Self, String> {
+    /// A mesh of one node.
+    pub fn up(side: Side, programs: &Programs, plane: Plane) -> Result<Self, String> {
         let mut mesh = Self::registry(side, programs, &[])?;
         let unix = |mesh: &Self, name: &str| format!("unix://{}", mesh.place(&format!("{name}.io")));
         let listen = format!("{},tcp://127.0.0.1:5001", unix(&mesh, "nsmgr"));
@@ -82,13 +94,16 @@ impl Mesh {
         mesh.role("nsmgr", &[("NSM_LISTEN_ON", listen), ("NSM_REGISTRY_URL", registry)], false)?;
         let manager = ("NSM_CONNECT_TO", unix(&mesh, "nsmgr"));
         let mut settings = vec![manager.clone(), ("NSM_LISTEN_ON", unix(&mesh, "forwarder"))];
-        match (side, data_plane) {
-            (Side::Go, false) => settings.push(("NSM_DATAPLANE", "none".into())),
-            (Side::Go, true) => settings.push(("NSM_DATAPLANE", "kernel".into())),
-            (Side::Vwire, false) => {}
-            (Side::Vwire, true) => settings.extend(mesh.engine()?),
+        match (side, plane) {
+            (Side::Go, Plane::None) => settings.push(("NSM_DATAPLANE", "none".into())),
+            (Side::Go, _) => settings.push(("NSM_DATAPLANE", "kernel".into())),
+            (Side::Vwire, Plane::None) => {}
+            (Side::Vwire, plane) => {
+                settings.extend(mesh.engine()?);
+                settings.extend(plane.settings());
+            }
         }
-        if side == Side::Vwire && !data_plane {
+        if side == Side::Vwire && plane == Plane::None {
             let own = mesh.programs.own.clone();
             mesh.start("forwarder", &own, &["forwarder"], &settings, false)?;
             mesh.wait_for_socket(&mesh.place("forwarder.io"))?;
@@ -115,12 +130,7 @@ impl Mesh {
         self.start("engine", &program, &["--config", &config], &[], false)?;
         self.wait_for_socket(&socket)?;
         let engine = format!("unix://{socket}");
-        Ok(vec![
-            ("VWIRE_DATAPLANE", engine),
-            ("NSM_TUNNEL_IP", "127.0.0.1".into()),
-            // Go's forwarder joins two kernel interfaces, so this one does, too.
-            ("NSM_MECHANISM_PRIORITY", "KERNEL".into()),
-        ])
+        Ok(vec![("VWIRE_DATAPLANE", engine), ("NSM_TUNNEL_IP", "127.0.0.1".into())])
     }
 
     /// Starts a role, and waits until it listens.
@@ -199,15 +209,21 @@ impl Mesh {
         Ok(())
     }
 
-    /// Megabytes of a process: resident, and of these its own. The rest is its program, which all roles share.
-    pub fn memory(&self, name: &str) -> Option<(f64, f64)> {
-        let status =
-            std::fs::read_to_string(format!("/proc/{}/status", self.processes.get(name)?.id())).ok()?;
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    /// What a process holds.
+    pub fn memory(&self, name: &str) -> Option<Memory> {
+        let of = |file: &str| {
+            std::fs::read_to_string(format!("/proc/{}/{file}", self.processes.get(name)?.id())).ok()
+        };
+        let (status, all) = (of("status")?, of("smaps_rollup")?);
+        let field = |text: &str, name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
             Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
         };
-        Some((field("VmRSS:")?, field("RssAnon:")?))
+        Some(Memory {
+            resident: field(&status, "VmRSS:")?,
+            own: field(&status, "RssAnon:")?,
+            share: field(&all, "Pss:")?,
+        })
     }
 
     /// The processor time that each process has taken so far.
