@@ -9,14 +9,23 @@ use super::AddressMap;
 pub struct Ourselves {
     url: String,
     addresses: Arc<AddressMap>,
-    /// What our endpoints have elsewhere, if it is told (`VWIRE_NSMRS_ENDPOINT_URL`).
-    told: Option<String>,
+    /// Whether our domain registers what it has in a registry of several domains (`NSMRS_ADDRESS`), under which other URL
+    /// (`VWIRE_NSMRS_ENDPOINT_URL`), and the names of our own domain (`VWIRE_DOMAINS`).
+    forwarded: Option<(Option<String>, Vec<String>)>,
 }
 
 impl Ourselves {
-    /// `url` is where our domain reaches us; `told` is what else other domains were told.
-    pub fn new(url: &str, addresses: Arc<AddressMap>, told: Option<String>) -> Self {
-        Self { url: url.to_owned(), addresses, told }
+    /// `url` is where our domain reaches us.
+    pub fn new(url: &str, addresses: Arc<AddressMap>) -> Self {
+        Self { url: url.to_owned(), addresses, forwarded: None }
+    }
+
+    /// Our domain's endpoints are in a registry of several domains, too, `told` being their URL there if it is not ours. `domains` are
+    /// the names of our own.
+    #[must_use]
+    pub fn forwarding(mut self, told: Option<String>, domains: Vec<String>) -> Self {
+        self.forwarded = Some((told, domains));
+        self
     }
 
     /// Where our domain reaches us.
@@ -26,7 +35,7 @@ impl Ourselves {
 
     /// Where other domains reach us.
     pub fn outside(&self) -> String {
-        self.addresses.url_outward(&self.url)
+        self.outward(&self.url)
     }
 
     /// A URL of ours or of others, as it is dialled from here.
@@ -34,9 +43,13 @@ impl Ourselves {
         self.addresses.url_outward(url)
     }
 
-    /// True for a URL that leads back to us.
-    pub fn is(&self, url: &str) -> bool {
-        url == self.url || self.told.as_deref() == Some(url) || url == self.outside()
+    /// True for an endpoint of ours that another domain's registry has from us, by its name and URL there. Not for one of our own
+    /// domain by the name that others have for it: that is a loop.
+    pub fn have_forwarded(&self, name: &str, url: &str) -> bool {
+        let Some((told, domains)) = &self.forwarded else { return false };
+        let own =
+            super::domain(name).is_some_and(|of| domains.iter().any(|own| own.eq_ignore_ascii_case(of)));
+        !own && (url == self.url || told.as_deref() == Some(url) || url == self.outside())
     }
 }
 
@@ -45,15 +58,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_that_leads_back_is_us() {
+    fn what_others_have_from_us_is_ours_by_each_of_our_urls() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("map");
         std::fs::write(&file, "10.0.0.1: 192.0.2.1\n").unwrap();
-        let map = Arc::new(AddressMap::new(&file));
-        let us = Ourselves::new("tcp://10.0.0.1:5004", map, Some("tcp://door.example.com:5004".into()));
+        let us = Ourselves::new("tcp://10.0.0.1:5004", Arc::new(AddressMap::new(&file)));
+        assert!(!us.have_forwarded("nse@nsmrs.test", "tcp://10.0.0.1:5004"), "we forward nothing");
+        let us = us.forwarding(Some("tcp://door.example.com:5004".into()), vec!["a.test".into()]);
         for url in ["tcp://10.0.0.1:5004", "tcp://192.0.2.1:5004", "tcp://door.example.com:5004"] {
-            assert!(us.is(url), "{url}");
+            assert!(us.have_forwarded("nse@nsmrs.test", url), "{url}");
         }
-        assert!(!us.is("tcp://192.0.2.1:5005") && !us.is("tcp://192.0.2.2:5004"));
+        assert!(!us.have_forwarded("nse@nsmrs.test", "tcp://192.0.2.1:5005"));
+        assert!(!us.have_forwarded("nse@A.test", "tcp://10.0.0.1:5004"), "a loop");
     }
 }

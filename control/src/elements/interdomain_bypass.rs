@@ -91,7 +91,7 @@ impl InterdomainBypass {
                 return Err(Status::new(code, format!("{}; {}", here.message(), there.message())));
             }
         };
-        if self.us.is(&found.endpoint.url) {
+        if self.us.have_forwarded(name, &found.endpoint.url) {
             // We have registered it there on behalf of our domain (`NSMRS_ADDRESS`).
             let here = lookup::endpoint(&*self.own, domain::target(name), call.remaining()).await?;
             return lookup::target(&here).map(Way::Into);

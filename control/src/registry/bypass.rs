@@ -57,7 +57,7 @@ async fn inward(settings: &Settings, places: &Places, event: &mut EndpointEvent)
         endpoint.url = manager.to_string();
         return;
     }
-    if settings.us.is(&endpoint.url) {
+    if settings.us.have_forwarded(&endpoint.name, &endpoint.url) {
         return ours(settings, endpoint, event.deleted).await;
     }
     match tcp(&settings.us.outward(&endpoint.url)) {

@@ -103,6 +103,18 @@ pub struct Door {
     pub monitor_strict: bool,
 }
 
+impl Door {
+    fn ourselves(&self, url: &str, addresses: &Arc<AddressMap>) -> Ourselves {
+        let us = Ourselves::new(url, Arc::clone(addresses));
+        let told = self.forwarding.nsmrs_endpoint_url.0.as_ref().map(ToString::to_string);
+        // With the URL alone it is our registry that forwards.
+        match self.forwarding.nsmrs_address.is_some() || told.is_some() {
+            true => us.forwarding(told, self.domains.0.clone()),
+            false => us,
+        }
+    }
+}
+
 /// Why it does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum NsmgrProxyError {
@@ -188,8 +200,7 @@ impl Setup<'_> {
         let own = Remote::new(Arc::clone(&process.pool), door.registry_url.clone());
         let own: Arc<dyn Registry> = Arc::new(own.with_rules(self.rules.clone()));
         door.forwarding.check().map_err(NsmgrProxyError::Setting)?;
-        let told = door.forwarding.nsmrs_endpoint_url.0.as_ref().map(ToString::to_string);
-        let us = Ourselves::new(&url, Arc::clone(&addresses), told);
+        let us = door.ourselves(&url, &addresses);
         let known = us.clone();
         let outside = Arc::new(move || known.outside());
         door.forwarding.start(process, self.rules.clone(), Arc::clone(&own), Some(outside));

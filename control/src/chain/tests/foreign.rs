@@ -9,7 +9,8 @@ use super::mesh::*;
 use crate::api::connection::{Connection, MonitorScopeSelector, Path, PathSegment};
 use crate::api::path;
 use crate::identity::issuer::Authority;
-use crate::identity::{Bundles, TrustDomain};
+use crate::identity::jwt::Claims;
+use crate::identity::{Bundles, TrustDomain, jwt};
 use crate::transport::Target;
 
 /// Meshes of three trust domains.
@@ -51,21 +52,30 @@ async fn a_third_domain_can_neither_take_nor_end_nor_see_what_two_others_have() 
     let told = stranger.close_at(&door, honest).await.unwrap_err();
     assert_eq!(told.code(), Code::PermissionDenied, "{told}");
 
-    // It shows the path of others, whose tokens it has seen: it does not speak for them.
+    // It shows the path of others, whose tokens it has seen, and then one of its own making, which names it: it does not speak for them.
     let mut others = segments[..3].to_vec();
-    others.push(own);
-    let theirs = claimed(&made, 4, others);
-    for told in [
-        stranger.request_at(&door, theirs.clone(), vec![Client::preference()], TIME).await.map(drop),
-        stranger.close_at(&door, theirs).await,
-    ] {
-        let told = told.unwrap_err();
+    others.push(own.clone());
+    let claims = Claims {
+        sub: "spiffe://a.test/nsc-a".to_owned(),
+        aud: vec!["spiffe://c.test/nsmgr-proxy-a".to_owned()],
+        exp: 4_000_000_000,
+        nbf: None,
+    };
+    let forger = c.authority.issue("/forger", TIME * 1000).unwrap();
+    let forged = PathSegment { token: jwt::sign(&claims, &forger.key).unwrap(), ..segments[0].clone() };
+    for (path, policy) in [(others, "tokens_chained"), (vec![forged, own], "foreign_domain")] {
+        let theirs = claimed(&made, 4, path);
+        let told =
+            stranger.request_at(&door, theirs.clone(), vec![Client::preference()], TIME).await.unwrap_err();
         assert_eq!(told.code(), Code::PermissionDenied, "{told}");
-        assert!(told.message().contains("trust domain c.test speaks for spiffe://a.test/"), "{told}");
+        assert!(told.message().contains(policy), "{policy}: {told}");
+        let told = stranger.close_at(&door, theirs).await.unwrap_err();
+        assert_eq!(told.code(), Code::PermissionDenied, "{told}");
+        assert!(told.message().contains("made by another caller"), "{told}");
     }
 
     // By nothing that it asks for does it see them; the proxy before it sees them all.
-    let by_id = MonitorScopeSelector { path_segments: vec![segments[4].clone()] };
+    let by_id = MonitorScopeSelector { path_segments: vec![segments[4].clone()], ..Default::default() };
     for selector in [MonitorScopeSelector::default(), by_id] {
         let mut seen = stranger.monitor_at(&door, selector.clone()).await;
         assert!(seen.next().await.connections.is_empty());
