@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use vwire_control::cli::AdminClient;
-use vwire_control::lab::{Lab, Programs, Silent, Spec, check};
+use vwire_control::lab::{Lab, Programs, Silent, Spec, check, pings};
 use vwire_control::obs::ConnectionView;
 
 /// What is killed, and started again; the endpoint comes last and by itself.
@@ -21,7 +21,7 @@ const PARTS: [&str; 8] = [
     "node-node-2",
 ];
 const SERVICE: &str = "icmp-responder@domain1.test";
-const PINGS: usize = 100;
+const PINGS: u32 = 100;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The lab's directory; a lab that a test leaves is taken down.
@@ -43,9 +43,9 @@ impl Pings {
     fn start(lab: &Lab, address: &str, log: PathBuf) -> Self {
         let out = std::fs::File::create(&log).unwrap();
         let space = lab.layout().namespace("by-name");
-        let count = PINGS.to_string();
-        let words = ["netns", "exec", &space, "ping", "-n", "-i", "0.02", "-c", &count, "-W", "2", address];
-        let child = Command::new("ip").args(words).stdin(Stdio::null()).stdout(out).spawn().unwrap();
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &space, "ping"]).args(pings::arguments(PINGS)).arg(address);
+        let child = command.stdin(Stdio::null()).stdout(out).spawn().unwrap();
         Self(child, log)
     }
 
@@ -107,8 +107,7 @@ async fn no_packet_is_lost_while_the_parts_of_both_domains_die_and_an_endpoint_i
         pings.answered(10).await;
         lab.kill(part).await.unwrap();
         let said = pings.end().await;
-        let none_lost = format!("{PINGS} packets transmitted, {PINGS} received");
-        assert!(said.contains(&none_lost), "{part} died: {said}");
+        assert_eq!(pings::lost(&said, PINGS), [0; 0], "{part} died: {said}");
         lab.restart(part).await.unwrap_or_else(|error| panic!("{error}"));
         // Whoever asked for something in between asks again; then all is as it was.
         let deadline = Instant::now() + PATIENCE;

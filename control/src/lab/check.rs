@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::process;
 use super::spec::{Check, Client, Leg};
-use super::{Lab, LabError, Layout, roles};
+use super::{Lab, LabError, Layout, pings, roles};
 use crate::cli::AdminClient;
 use crate::obs::{ConnectionView, Status};
 
@@ -131,14 +131,13 @@ async fn ping(
     if leg(lab, from, &view.service) == Some(Leg::Memif) {
         return memif_ping(lab, from, view, count).await;
     }
-    let words =
-        ["-c", &count.to_string(), "-s", &size.to_string(), "-i", "0.02", "-W", "2", "-M", "do", &address];
-    let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+    let mut words = pings::arguments(count);
+    words.extend(["-s", &size.to_string(), "-M", "do", &address].map(str::to_owned));
     let (_, said) = process::run(lab.layout(), from, "ping", &words).await?;
     let line = said.lines().find(|line| line.contains("packets transmitted")).unwrap_or(said.trim());
-    let ok = line.contains(&format!("{count} packets transmitted, {count} received"))
-        && line.contains(" 0% packet loss");
-    Ok(Outcome { check, failed: (!ok).then(|| line.to_owned()), seen: line.to_owned() })
+    let lost = pings::lost(&said, count);
+    let failed = (!lost.is_empty()).then(|| format!("no answer to {lost:?}: {said}"));
+    Ok(Outcome { check, failed, seen: line.to_owned() })
 }
 
 fn path(from: &str, view: &ConnectionView, hops: usize) -> Outcome {

@@ -12,6 +12,7 @@
 //! | `roles` | which processes there are, and what each is told |
 //! | `process` | starting processes, and ending exactly those |
 //! | `up`, `check`, `down` | the verbs |
+//! | `pings` | pings of which none may be lost |
 //!
 //! Everything has the lab's name in it: namespaces are called `vw-LAB-…`, files are in `/run/vwire/lab/LAB`, and each process has the
 //! lab's mark in its environment. `down` takes away what carries them, and nothing else.
@@ -22,6 +23,7 @@ mod down;
 mod guard;
 mod layout;
 mod net;
+pub mod pings;
 mod process;
 mod roles;
 mod spec;
