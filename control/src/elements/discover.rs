@@ -116,8 +116,7 @@ impl Element for Discover {
     async fn close(&self, call: &mut Call, connection: Connection, next: Next<'_>) -> Result<(), Status> {
         let name = &connection.network_service_endpoint_name;
         if call.state.remove::<KnownByName>().is_some() && call.next_hop.is_none() && !name.is_empty() {
-            let found = lookup::endpoint(&*self.registry, name, call.remaining().min(CLOSE_TIME)).await;
-            match found.and_then(|found| lookup::target(&found)) {
+            match self.come_back(name, (call.remaining() / 2).min(CLOSE_TIME)).await {
                 Ok(target) => call.next_hop = Some(target),
                 Err(status) => {
                     tracing::info!(endpoint = name, %status, "its endpoint will not hear of a Close")
