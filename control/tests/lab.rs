@@ -73,7 +73,14 @@ async fn half_an_up_leaves_nothing_and_down_may_be_said_twice() {
 
 #[tokio::test]
 async fn the_checks_of_every_shipped_topology_pass() {
-    for file in ["one-node.yaml", "two-nodes.yaml", "two-domains.yaml", "floating.yaml", "nat.yaml"] {
+    for file in [
+        "one-node.yaml",
+        "two-nodes.yaml",
+        "two-domains.yaml",
+        "floating.yaml",
+        "nat.yaml",
+        "dual-stack.yaml",
+    ] {
         let spec = shipped(file, "all");
         let run = Run::new(&[&spec]);
         let lab = Lab::up(&spec, &run.0, &programs(), &Silent)

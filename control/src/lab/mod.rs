@@ -12,6 +12,7 @@
 //! | `roles` | which processes there are, and what each is told |
 //! | `process` | starting processes, and ending exactly those |
 //! | `up`, `check`, `down` | the verbs |
+//! | `facts` | checks that only read |
 //!
 //! Everything has the lab's name in it: namespaces are called `vw-LAB-…`, files are in `/run/vwire/lab/LAB`, and each process has the
 //! lab's mark in its environment. `down` takes away what carries them, and nothing else.
@@ -19,6 +20,7 @@
 mod check;
 mod dns;
 mod down;
+mod facts;
 mod guard;
 mod layout;
 mod net;
@@ -28,11 +30,11 @@ mod spec;
 mod state;
 mod up;
 
-pub use check::{Outcome, check};
+pub use check::{Outcome, check, unanswered};
 pub use dns::{Dns, Records};
 pub use down::down;
 pub use layout::{Layout, RUN};
-pub use spec::{BadSpec, Check, Client, Domain, Endpoint, Node, Spec};
+pub use spec::{BadSpec, Check, Client, Domain, Endpoint, Node, OneOrMany, Spec, Stack};
 pub use state::{Mark, Place, Record};
 pub use up::{Lab, Programs};
 
