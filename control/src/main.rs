@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use vwire_control::config::{Common, Effective};
+use vwire_control::roles::runtime::{self, Sharing};
 use vwire_control::roles::{
     Process, begin, ca, forwarder, node, nsc, nse, nsmgr, nsmgr_proxy, nsmrs, proxy, registry,
     registry_proxy_dns,
@@ -57,10 +58,22 @@ enum Command {
     Lab(cli::LabArgs),
 }
 
+impl Command {
+    /// Whether the process is one of several that a Request passes on the same machine.
+    fn sharing(&self) -> Sharing {
+        match self {
+            Self::Forwarder(_) | Self::Nsmgr(_) | Self::Node(_) | Self::Nsc(_) | Self::Nse(_) => {
+                Sharing::Node
+            }
+            _ => Sharing::Alone,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     let (cli, settings) = config::load::<Cli>(&args).unwrap_or_else(|error| error.exit());
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime::of(cli.command.sharing()) {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("starting threads: {error}")),
     };

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use vwire_control::cli::AdminClient;
-use vwire_control::lab::{Lab, Programs, Silent, Spec, check, unanswered};
+use vwire_control::lab::{Lab, Programs, Silent, Spec, check, pings};
 use vwire_control::obs::ConnectionView;
 
 /// What is killed, and started again; the endpoint comes last and by itself.
@@ -48,10 +48,9 @@ impl Pings {
     fn start(lab: &Lab, address: &str, log: PathBuf) -> Self {
         let out = std::fs::File::create(&log).unwrap();
         let space = lab.layout().namespace("by-name");
-        let count = PINGS.to_string();
-        // With -w, it waits for answers that are late, and sends until it has as many as it shall.
-        let words = ["netns", "exec", &space, "ping", "-n", "-i", "0.02", "-c", &count, "-w", "60", address];
-        let child = Command::new("ip").args(words).stdin(Stdio::null()).stdout(out).spawn().unwrap();
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &space, "ping"]).args(pings::arguments(PINGS)).arg(address);
+        let child = command.stdin(Stdio::null()).stdout(out).spawn().unwrap();
         Self(child, log)
     }
 
@@ -125,7 +124,7 @@ async fn no_packet_is_lost_while_the_parts_of_both_domains_die_and_an_endpoint_i
         pings.answered(10).await;
         lab.kill(part).await.unwrap();
         let said = pings.end().await;
-        assert_eq!(unanswered(&said, PINGS), [0_u32; 0], "{part} died: {said}");
+        assert_eq!(pings::lost(&said, PINGS), [0; 0], "{part} died: {said}");
         lab.restart(part).await.unwrap_or_else(|error| panic!("{error}"));
         // Whoever asked for something in between asks again; then all is as it was.
         let deadline = Instant::now() + PATIENCE;
@@ -145,7 +144,7 @@ async fn no_packet_is_lost_while_the_parts_of_both_domains_die_and_an_endpoint_i
     }
     let to = address(&lab).await.expect("a vWire that is up");
     let said = Pings::start(&lab, &to, log.clone()).end().await;
-    assert_eq!(unanswered(&said, PINGS), [0_u32; 0], "without {FINDERS:?}: {said}");
+    assert_eq!(pings::lost(&said, PINGS), [0; 0], "without {FINDERS:?}: {said}");
     assert_eq!(address(&lab).await, Some(to));
     assert_eq!(heals(&lab).await, before, "nothing had to be healed");
     for part in FINDERS {

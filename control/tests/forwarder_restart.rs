@@ -9,6 +9,7 @@ use engine_support::*;
 use netns_support::Netns;
 use vwire_control::api::connection::Connection;
 use vwire_control::api::networkservice::NetworkServiceRequest;
+use vwire_control::lab::pings;
 
 /// Two workloads with interfaces, and the connection between them.
 struct Pair {
@@ -44,11 +45,10 @@ async fn a_forwarder_that_starts_again_finds_its_vwires_and_no_packet_is_lost() 
     let rig = Rig::new(&home).await;
     let pair = kernel_pair(&rig, 600).await;
     let before = (rig.ports().await, pair.nsc.ip("-o link"), pair.nse.ip("-o link"));
-    let ping = Process::inside(
-        &pair.nsc,
-        Path::new("ping"),
-        &["-n", "-c", "100", "-i", "0.02", "-W", "2", "10.60.1.2"],
-    );
+    let arguments = pings::arguments(100);
+    let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    arguments.push("10.60.1.2");
+    let ping = Process::inside(&pair.nsc, Path::new("ping"), &arguments);
     drop(rig);
     let rig = Rig::new(&home).await;
     assert_eq!(rig.dataplane.wanted.ids(), ["id-1"]);
@@ -58,7 +58,7 @@ async fn a_forwarder_that_starts_again_finds_its_vwires_and_no_packet_is_lost() 
     let after = (rig.ports().await, pair.nsc.ip("-o link"), pair.nse.ip("-o link"));
     assert_eq!(after, before, "what agrees is not touched");
     let said = tokio::task::spawn_blocking(|| ping.success()).await.unwrap().unwrap();
-    assert!(said.contains("100 packets transmitted, 100 received"), "{said}");
+    assert_eq!(pings::lost(&said, 100), [0; 0], "{said}");
 
     drop(rig);
     let rig = Rig::new(&home).await;

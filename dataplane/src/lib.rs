@@ -11,6 +11,7 @@
 //! | [`underlay`] | what carries VXLAN datagrams: kernel UDP sockets |
 //! | [`wire`] | headers: bytes to values and back |
 //! | [`offload`] | checksums and segments that a frame still owes; joining segments again |
+//! | [`route`] | routing domains: longest prefix match, headers, ARP, neighbour discovery and ICMP |
 //! | [`ring`] | single-producer byte rings: between workers, in pipes, to captures |
 //! | [`model`] | what the engine is asked to be: ports and cross-connects, valid by construction |
 //! | [`config`] | the file that says so at the start |
@@ -33,6 +34,7 @@ pub mod netns;
 pub mod offload;
 pub mod port;
 pub mod ring;
+pub mod route;
 pub mod stats;
 mod sync;
 pub mod tables;

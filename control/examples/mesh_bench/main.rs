@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use vwire_control::identity::{Identity, TokenSource};
+use vwire_control::roles::runtime::{self, Sharing};
 use vwire_control::transport::{Dialling, Pool, Target};
 
 #[derive(Parser)]
@@ -75,12 +76,12 @@ fn text(error: impl std::fmt::Display) -> String {
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
-    let mut runtime = match &command {
-        Command::Forwarder(_) => tokio::runtime::Builder::new_multi_thread(),
+    let runtime = match &command {
+        Command::Forwarder(_) => runtime::of(Sharing::Node),
         // A load shall cost little beside what it measures.
-        _ => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_current_thread().enable_all().build(),
     };
-    let done = match runtime.enable_all().build() {
+    let done = match runtime {
         Ok(runtime) => runtime.block_on(async {
             match command {
                 Command::Run(settings) => groups::run(settings).await,

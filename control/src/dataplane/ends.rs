@@ -14,7 +14,7 @@ use super::wanted::{End, Redial, port_name};
 use crate::transport::{Inode, SharedFd};
 
 /// How long a listener may take to appear.
-const DIAL_TIME: Duration = Duration::from_secs(3);
+pub const DIAL_TIME: Duration = Duration::from_secs(3);
 
 /// What frames begin with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,8 +88,8 @@ pub struct Prepared {
     pub fresh: bool,
     /// Descriptors that the engine needs to make it.
     pub fds: Vec<SharedFd>,
-    /// True if it is up only when its peer has answered, and the Request has to wait for that.
-    pub must_come_up: bool,
+    /// Where to connect it to when it is made. It is up only when its peer has answered, and the Request has to wait for that.
+    pub dial: Option<Redial>,
 }
 
 impl EndSpec {
@@ -127,7 +127,7 @@ impl EndSpec {
         if let Some(before) = before.filter(|before| before.key == key && self.works(engine, before)) {
             let mut end = before.clone();
             end.interface = self.interface.map(|(_, ifname, wanted)| (ifname, wanted)).or(end.interface);
-            return Ok(Prepared { end, fresh: false, fds: Vec::new(), must_come_up: false });
+            return Ok(Prepared { end, fresh: false, fds: Vec::new(), dial: None });
         }
         let held =
             before.filter(|before| before.key == key).map(|before| before.fds.clone()).unwrap_or_default();
@@ -143,13 +143,13 @@ impl EndSpec {
             },
             fresh: true,
             fds: Vec::new(),
-            must_come_up: false,
+            dial: None,
         };
         match &self.make {
             Make::Relay { socket, endpoint, to } => {
                 self.relay(&mut prepared, held, (socket, endpoint.as_ref(), to), deadline).await?;
             }
-            _ => prepared.end.port.kind = Some(self.kind(&mut prepared, held, deadline).await?),
+            _ => prepared.end.port.kind = Some(self.kind(&mut prepared, held).await?),
         }
         Ok(prepared)
     }
@@ -187,12 +187,7 @@ impl EndSpec {
         engine.link(&before.port.name).is_some_and(|link| link.up || waits)
     }
 
-    async fn kind(
-        &self,
-        prepared: &mut Prepared,
-        held: Vec<SharedFd>,
-        deadline: Instant,
-    ) -> Result<pb::port::Kind, Status> {
+    async fn kind(&self, prepared: &mut Prepared, held: Vec<SharedFd>) -> Result<pb::port::Kind, Status> {
         let mode = self.payload.mode();
         Ok(match &self.make {
             Make::Vxlan(tunnel) => pb::port::Kind::Vxlan(pb::Vxlan { mode, ..tunnel.clone() }),
@@ -208,15 +203,19 @@ impl EndSpec {
                     Some(held) => held,
                     None => memif_socket::listen(self.namespace()?, socket).await?,
                 };
-                memif(prepared, listening, pb::memif::Role::Server, mode, true)?
+                let socket = identify(&listening)?.to_string();
+                prepared.end.fds.push(listening.clone());
+                prepared.fds.push(listening);
+                let role = pb::memif::Role::Server.into();
+                pb::port::Kind::Memif(pb::Memif { role, socket, mode, ..Default::default() })
             }
             Make::MemifClient { socket } => {
-                let namespace = self.namespace()?;
-                let patience = deadline.min(Instant::now() + DIAL_TIME);
-                let connected = memif_socket::connect(namespace, socket, patience).await?;
-                prepared.must_come_up = true;
-                prepared.end.redial = Some(Redial { namespace: namespace.clone(), socket: socket.clone() });
-                memif(prepared, connected, pb::memif::Role::Client, mode, false)?
+                memif_socket::check(socket)?;
+                let redial = Redial { namespace: self.namespace()?.clone(), socket: socket.clone() };
+                prepared.dial = Some(redial.clone());
+                prepared.end.redial = Some(redial);
+                let role = pb::memif::Role::Client.into();
+                pb::port::Kind::Memif(pb::Memif { role, mode, ..Default::default() })
             }
         })
     }
@@ -235,20 +234,4 @@ fn open(namespace: Option<&(Inode, Option<Namespace>)>) -> Result<&Namespace, St
         ))),
         None => Err(Status::invalid_argument("mechanism parameter `inodeURL`: missing")),
     }
-}
-
-/// A memif on a socket that is at hand.
-fn memif(
-    prepared: &mut Prepared,
-    socket: SharedFd,
-    role: pb::memif::Role,
-    mode: i32,
-    hold: bool,
-) -> Result<pb::port::Kind, Status> {
-    let inode = identify(&socket)?.to_string();
-    if hold {
-        prepared.end.fds.push(socket.clone());
-    }
-    prepared.fds.push(socket);
-    Ok(pb::port::Kind::Memif(pb::Memif { role: role.into(), socket: inode, mode, ..Default::default() }))
 }

@@ -34,6 +34,14 @@ fn address(name: &str) -> Result<SocketAddrUnix, Status> {
     SocketAddrUnix::new_abstract_name(plain.as_bytes()).map_err(|error| bad(&error.to_string()))
 }
 
+/// Whether a socket's parameter will do.
+///
+/// # Errors
+/// INVALID_ARGUMENT, saying what an abstract name is.
+pub fn check(name: &str) -> Result<(), Status> {
+    address(name).map(drop)
+}
+
 fn socket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)

@@ -8,23 +8,21 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tonic::Status;
+use tonic::{Code, Status};
 use vwire_proto::dataplane::v1 as pb;
 use vwire_proto::dataplane::v1::op::Op;
 
 use super::client::{Change, Event, Events};
+use super::ends::DIAL_TIME;
 use super::kernel::Side;
-use super::memif_socket;
 use super::note::Note;
 use super::transact::Dataplane;
 use super::wanted::{End, Record, Redial};
 use crate::api::connection::Connection;
 use crate::chain::{Call, ChainHandle};
-use crate::transport::SharedFd;
-use vwire_dataplane::fdpass::identify;
 
-/// How long a memif's listener is looked for after its connection broke.
-const DIAL_TIME: Duration = Duration::from_secs(3);
+/// Between looks for a memif's listener after its connection broke.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Longer than `timeout` waits: what is still there then has no timer any more.
 const GRACE: i64 = 5;
 /// Between looks for what has expired.
@@ -200,17 +198,16 @@ impl Dataplane {
     /// Makes both ports of a connection again at an engine that does not know them.
     async fn remake(&self, id: &str) -> Result<(), Status> {
         let _turn = self.turn(id).await;
-        let Some(mut record) = self.wanted.get(id) else { return Ok(()) };
+        let Some(record) = self.wanted.get(id) else { return Ok(()) };
         let note = record.note.encoded();
         let relayed = record.server.as_ref().is_some_and(|end| end.relay.is_some());
         if record.server.is_none() || record.client.is_none() && !relayed {
             return Err(Status::unavailable("an end of it could not be made"));
         }
         let mut change = Change::default();
-        for (at, end) in record.server.iter_mut().chain(&mut record.client).enumerate() {
+        for (at, end) in record.ends().enumerate() {
             if self.client.link(&end.port.name).is_none() {
-                revive(end, &mut change).await?;
-                change.push(end.set(if at == 0 { note.clone() } else { Vec::new() }));
+                revive(end, if at == 0 { note.clone() } else { Vec::new() }, &mut change)?;
             }
         }
         if change.ops.is_empty() {
@@ -222,7 +219,6 @@ impl Dataplane {
         }
         self.client.apply(change).await?;
         tracing::info!(connection = id, "made again at the new packet engine");
-        self.wanted.put(id, record);
         Ok(())
     }
 
@@ -243,22 +239,26 @@ impl Dataplane {
 
     async fn dial_again(&self, id: &str, side: Side, broken: &End, redial: &Redial) -> Result<(), Status> {
         let until = Instant::now() + DIAL_TIME;
-        let socket = memif_socket::connect(&redial.namespace, &redial.socket, until).await?;
-        let turn = self.turn(id).await;
-        let Some(mut record) = self.wanted.get(id) else { return Ok(()) };
-        let end = if side == Side::Server { &mut record.server } else { &mut record.client };
-        let Some(end) = end.as_mut().filter(|end| end.dials_as(broken)) else { return Ok(()) };
-        if self.client.link(&end.port.name).is_some_and(|link| link.up) {
-            return Ok(());
+        loop {
+            let turn = self.turn(id).await;
+            let name = &broken.port.name;
+            let is_done = self.client.link(name).is_some_and(|link| link.up);
+            let Some(end) = self.end(id, side).filter(|end| end.dials_as(broken) && !is_done) else {
+                return Ok(());
+            };
+            let mut change = Change::default();
+            change.push_dialled(end.port, redial.clone(), Instant::now());
+            let made = self.client.apply(change).await;
+            drop(turn);
+            match made {
+                Ok(()) => return self.client.wait_up(name, until).await,
+                // Nobody listens yet.
+                Err(status) if status.code() == Code::Unavailable && Instant::now() + PAUSE < until => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(status) => return Err(status),
+            }
         }
-        let mut change = Change::default();
-        connect_by(end, socket, &mut change)?;
-        change.push(Op::SetPort(end.port.clone()));
-        let name = end.port.name.clone();
-        self.client.apply(change).await?;
-        self.wanted.put(id, record);
-        drop(turn);
-        self.client.wait_up(&name, until).await
     }
 
     fn end(&self, id: &str, side: Side) -> Option<End> {
@@ -266,37 +266,25 @@ impl Dataplane {
     }
 }
 
-/// Gives a memif port the connection that has been dialled for it.
-fn connect_by(end: &mut End, socket: SharedFd, change: &mut Change) -> Result<(), Status> {
-    if let Some(pb::port::Kind::Memif(memif)) = &mut end.port.kind {
-        memif.socket = identify(&socket)?.to_string();
-    }
-    change.fds.push(socket);
-    Ok(())
-}
-
-/// What an end's port needs to be made again.
-async fn revive(end: &mut End, change: &mut Change) -> Result<(), Status> {
-    if end.relay.is_some() {
-        change.fds.extend(end.fds.iter().cloned());
-        let lost = || Status::unavailable("its memif sockets are not held here");
-        return if end.fds.is_empty() { Err(lost()) } else { Ok(()) };
-    }
-    match &mut end.port.kind {
-        Some(pb::port::Kind::Vxlan(_)) => Ok(()),
-        Some(pb::port::Kind::Memif(_)) => {
-            let socket = match (&end.redial, end.fds.first()) {
-                (Some(redial), _) => {
-                    memif_socket::connect(&redial.namespace, &redial.socket, Instant::now() + DIAL_TIME)
-                        .await?
-                }
-                (None, Some(listening)) => listening.clone(),
-                (None, None) => return Err(Status::unavailable("its memif socket is not held here")),
-            };
-            connect_by(end, socket, change)
+/// What makes an end's port again.
+fn revive(end: &End, note: Vec<u8>, change: &mut Change) -> Result<(), Status> {
+    let lost = |what: &str| Status::unavailable(format!("its memif {what} not held here"));
+    match (&end.relay, &end.port.kind, &end.redial) {
+        (Some(_), ..) if end.fds.is_empty() => return Err(lost("sockets are")),
+        (None, Some(pb::port::Kind::Memif(_)), Some(to)) => {
+            let port = pb::Port { note, ..end.port.clone() };
+            change.push_dialled(port, to.clone(), Instant::now() + DIAL_TIME);
+            return Ok(());
         }
-        _ => Err(Status::unavailable(
-            "its interface is gone with the packet engine; its owner has to ask again",
-        )),
+        (None, Some(pb::port::Kind::Memif(_)), None) if end.fds.is_empty() => return Err(lost("socket is")),
+        (Some(_), ..) | (None, Some(pb::port::Kind::Memif(_) | pb::port::Kind::Vxlan(_)), _) => {}
+        _ => {
+            return Err(Status::unavailable(
+                "its interface is gone with the packet engine; its owner has to ask again",
+            ));
+        }
     }
+    change.fds.extend(end.fds.iter().cloned());
+    change.push(end.set(note));
+    Ok(())
 }

@@ -10,7 +10,7 @@ use vwire_proto::dataplane::v1 as pb;
 use vwire_proto::dataplane::v1::op::Op;
 
 use super::client::{Change, Client};
-use super::ends::{EndSpec, Make, Prepared};
+use super::ends::{DIAL_TIME, EndSpec, Make, Prepared};
 use super::kernel::{self, Interface, Side};
 use super::netns::Namespace;
 use super::note::Note;
@@ -106,7 +106,7 @@ impl Dataplane {
         (note.client_port, note.client_key) = named(1).unwrap_or_default();
         note.tables = before.as_ref().map(|record| record.note.tables.clone()).unwrap_or_default();
 
-        self.apply(before.as_ref(), &ends, &note, &configuring).await?;
+        self.make(id, before.as_ref(), &ends, &note, &configuring, deadline).await?;
         match self.finish(before.as_ref(), &ends, &mut note, configuring, deadline).await {
             Ok(rules_in) => {
                 let mut ends = ends.into_iter().map(|prepared| prepared.end);
@@ -132,15 +132,39 @@ impl Dataplane {
         }
     }
 
-    /// The transaction. An interface that is in the way because a forwarder before us died is removed by its alias.
-    async fn apply(
+    /// The transaction; or two, where an interface is made and a memif dialled: the memif's server would not wait for the interface,
+    /// which can take seconds where many are made at the same time.
+    async fn make(
         &self,
+        id: &str,
         before: Option<&Record>,
         ends: &[Prepared],
         note: &Note,
         interfaces: &[Configuring],
+        deadline: Instant,
     ) -> Result<(), Status> {
-        let change = || self.change(before, ends, note);
+        let patience = || deadline.min(Instant::now() + DIAL_TIME);
+        let whole = || self.change(before, ends, note, patience());
+        let [first, Prepared { end, dial: Some(to), .. }] = ends else {
+            return self.apply(whole, interfaces).await;
+        };
+        if !whole().slow {
+            return self.apply(whole, interfaces).await;
+        }
+        self.apply(|| self.change(before, &ends[..1], note, patience()), interfaces).await?;
+        let mut change = Change::default();
+        change.push_dialled(end.port.clone(), to.clone(), patience());
+        let (a, b) = (first.end.port.name.clone(), end.port.name.clone());
+        change.push(Op::AddXconnect(pb::Xconnect { a, b }));
+        let joined = self.client.apply(change).await;
+        if joined.is_err() {
+            self.undo(id, before.cloned(), ends).await;
+        }
+        joined
+    }
+
+    /// One transaction. An interface that is in the way because a forwarder before us died is removed by its alias.
+    async fn apply(&self, change: impl Fn() -> Change, interfaces: &[Configuring]) -> Result<(), Status> {
         let refused = match self.client.apply(change()).await {
             Err(refused)
                 if refused.code() == Code::FailedPrecondition && refused.message().contains("exist") =>
@@ -159,7 +183,7 @@ impl Dataplane {
     }
 
     /// From what there was to what there shall be.
-    fn change(&self, before: Option<&Record>, ends: &[Prepared], note: &Note) -> Change {
+    fn change(&self, before: Option<&Record>, ends: &[Prepared], note: &Note, until: Instant) -> Change {
         let mut change = Change::default();
         let joined = before.and_then(|record| self.joined(record));
         let join = match ends {
@@ -175,7 +199,9 @@ impl Dataplane {
         leaving.for_each(|end| change.remove(end));
         for (at, prepared) in ends.iter().enumerate() {
             let note = if at == 0 { note.encoded() } else { Vec::new() };
-            if prepared.fresh {
+            if let Some(to) = &prepared.dial {
+                change.push_dialled(pb::Port { note, ..prepared.end.port.clone() }, to.clone(), until);
+            } else if prepared.fresh {
                 change.push(prepared.end.set(note));
             } else if at == 0 {
                 change.push(Op::SetNote(pb::SetNote { port: prepared.end.port.name.clone(), note }));
@@ -227,7 +253,7 @@ impl Dataplane {
             change.push(Op::SetNote(pb::SetNote { port: note.server_port.clone(), note: note.encoded() }));
             failed = self.client.apply(change).await.err();
         }
-        for dialled in ends.iter().filter(|end| end.must_come_up) {
+        for dialled in ends.iter().filter(|end| end.dial.is_some()) {
             let deadline = deadline.min(Instant::now() + LINK_TIME);
             if failed.is_none() {
                 failed = self.client.wait_up(&dialled.end.port.name, deadline).await.err();

@@ -1,12 +1,11 @@
 //! `lab check`: whether what the file says is so.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
 use super::process;
 use super::spec::{Check, Client, Leg};
-use super::{Lab, LabError, Layout, facts, roles};
+use super::{Lab, LabError, Layout, facts, pings, roles};
 use crate::cli::AdminClient;
 use crate::obs::{ConnectionView, Status};
 
@@ -145,29 +144,18 @@ async fn ping(
     }
     let mut outcomes = Vec::new();
     for address in view.endpoint_addresses.iter().map(|address| bare(address)) {
-        // Without -w, ping waits for the last answers only twice as long as for the slowest before, and calls them lost. With it, it
-        // sends until it has so many answers.
-        let (count_text, size, time) = (count.to_string(), size.to_string(), PING_TIME.as_secs().to_string());
-        let words = ["-n", "-c", &count_text, "-s", &size, "-i", "0.02", "-w", &time, "-M", "do", &address];
-        let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+        let mut words = pings::arguments(count);
+        words.extend(["-s", &size.to_string(), "-M", "do", &address].map(str::to_owned));
         let (_, said) = process::run(lab.layout(), from, "ping", &words).await?;
         let line = said.lines().find(|line| line.contains("packets transmitted")).unwrap_or(said.trim());
-        let lost = unanswered(&said, count);
+        let lost = pings::lost(&said, count);
         outcomes.push(Outcome {
             check: format!("{what} to {address}, none lost"),
-            failed: (!lost.is_empty()).then(|| format!("without an answer: {lost:?}; {said}")),
+            failed: (!lost.is_empty()).then(|| format!("no answer to {lost:?}: {said}")),
             seen: line.to_owned(),
         });
     }
     Ok(outcomes)
-}
-
-/// The requests among the first `count` that have no answer in what `ping` said. Those after them were sent while answers to them were
-/// under way.
-pub fn unanswered(said: &str, count: u32) -> Vec<u32> {
-    let number = |rest: &str| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok();
-    let answered: BTreeSet<u32> = said.split("icmp_seq=").skip(1).filter_map(number).collect();
-    (1..=count).filter(|sequence| !answered.contains(sequence)).collect()
 }
 
 async fn transfer(lab: &Lab, from: &str, service: &str, megabytes: u32) -> Result<Vec<Outcome>, LabError> {
@@ -271,18 +259,4 @@ fn no_secrets(lab: &Lab) -> Result<Outcome, LabError> {
         }
     }
     Ok(Outcome { check, failed: None, seen: format!("{bytes} bytes in {files} logs") })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_late_answer_is_an_answer_and_a_missing_one_is_not() {
-        let line = |sequence: u32| format!("64 bytes from 10.0.0.1: icmp_seq={sequence} ttl=64 time=3 ms\n");
-        let said = |all: &[u32]| all.iter().map(|sequence| line(*sequence)).collect::<String>();
-        assert_eq!(unanswered(&said(&[1, 2, 3]), 3), Vec::<u32>::new());
-        assert_eq!(unanswered(&said(&[1, 3, 4]), 3), [2], "the fourth was answered in its place");
-        assert_eq!(unanswered("ping: connect: Network is unreachable", 2), [1, 2]);
-    }
 }

@@ -13,6 +13,7 @@
 //! | `process` | starting processes, and ending exactly those |
 //! | `up`, `check`, `down` | the verbs |
 //! | `facts` | checks that only read |
+//! | `pings` | pings of which none may be lost |
 //!
 //! Everything has the lab's name in it: namespaces are called `vw-LAB-…`, files are in `/run/vwire/lab/LAB`, and each process has the
 //! lab's mark in its environment. `down` takes away what carries them, and nothing else.
@@ -24,13 +25,14 @@ mod facts;
 mod guard;
 mod layout;
 mod net;
+pub mod pings;
 mod process;
 mod roles;
 mod spec;
 mod state;
 mod up;
 
-pub use check::{Outcome, check, unanswered};
+pub use check::{Outcome, check};
 pub use dns::{Dns, Records};
 pub use down::down;
 pub use layout::{Layout, RUN};

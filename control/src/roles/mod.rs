@@ -13,5 +13,6 @@ mod process;
 pub mod proxy;
 pub mod registry;
 pub mod registry_proxy_dns;
+pub mod runtime;
 
 pub use process::{Process, ProcessError, begin};

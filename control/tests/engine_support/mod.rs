@@ -104,6 +104,7 @@ impl Drop for Home {
 /// A next hop that is not there: it chooses a mechanism as an endpoint does.
 #[derive(Default)]
 pub struct Endpoint {
+    /// Where a parameter has `{id}`, the connection's comes.
     pub mechanism: Mutex<Mechanism>,
     pub fd: Mutex<Option<(Inode, SharedFd)>>,
     pub context: Mutex<ConnectionContext>,
@@ -184,6 +185,7 @@ impl Element for Hop {
             return Err(Status::invalid_argument("cannot support any of the requested mechanisms"));
         }
         mechanism.parameters.extend(chosen.parameters);
+        mechanism.parameters.values_mut().for_each(|value| *value = value.replace("{id}", &connection.id));
         connection.mechanism = Some(mechanism);
         let mut context = endpoint.context.lock().unwrap().clone();
         context.mtu = connection.context.map_or(0, |context| context.mtu);

@@ -1,10 +1,11 @@
 //! Many changes in one transaction, or at the same time.
 //!
 //! While a transaction is under way, changes gather; the next takes them all. If it is refused, each is tried alone, so that only the
-//! one at fault fails. A change that the kernel takes long over is a transaction of its own, and nobody waits for it: the engine does
-//! several of them at the same time.
+//! one at fault fails; but a change with memif connections, which one attempt uses up, goes back to whoever can make new ones. A change
+//! that the kernel takes long over is a transaction of its own, and nobody waits for it: the engine does several of them at the same
+//! time, and those that are too many wait beside the queue.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -16,7 +17,7 @@ use vwire_proto::dataplane::v1 as pb;
 use vwire_proto::dataplane::v1::dataplane_client::DataplaneClient;
 
 use super::connection::{Connection, Connector};
-use super::{Change, Queued};
+use super::{Change, Queued, Refused};
 use crate::transport::SharedFd;
 
 /// Operations of one transaction; the engine takes 4096.
@@ -28,18 +29,26 @@ const SLOW: usize = 48;
 
 /// Makes changes until nobody can queue any more.
 pub async fn serve(mut queue: mpsc::Receiver<Queued>, connector: Arc<Connector>) {
-    let mut applier = Applier { connector, connection: None, opened: 0, slow: JoinSet::new() };
+    let (slow, waiting) = (JoinSet::new(), VecDeque::new());
+    let mut applier = Applier { connector, connection: None, opened: 0, slow, waiting };
     let mut left = None;
     loop {
+        applier.begin_slow().await;
         let first = match left.take() {
             Some(left) => left,
-            None => match queue.recv().await {
-                Some(first) => first,
-                None => return,
+            None => tokio::select! {
+                first = queue.recv() => match first {
+                    Some(first) => first,
+                    None => return,
+                },
+                Some(done) = applier.slow.join_next() => {
+                    applier.ended(done.ok().flatten());
+                    continue;
+                }
             },
         };
         if first.change.slow {
-            applier.begin(first).await;
+            applier.waiting.push_back(first);
             continue;
         }
         let mut batch = vec![first];
@@ -47,10 +56,12 @@ pub async fn serve(mut queue: mpsc::Receiver<Queued>, connector: Arc<Connector>)
             let count = |one: &Queued| (one.change.ops.len(), one.change.fds.len());
             batch.iter().map(count).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
         };
-        while let Ok(next) = queue.try_recv() {
+        while !batch[0].alone
+            && let Ok(next) = queue.try_recv()
+        {
             let (ops, fds) = size(&batch);
             let full = ops + next.change.ops.len() > MAX_OPS || fds + next.change.fds.len() > MAX_FDS;
-            if full || next.change.slow {
+            if full || next.change.slow || next.alone {
                 left = Some(next);
                 break;
             }
@@ -69,6 +80,8 @@ struct Applier {
     opened: Opened,
     /// Slow changes under way. Those that fail say which connection is not to be used again.
     slow: JoinSet<Option<Opened>>,
+    /// Slow changes that there is no room for yet.
+    waiting: VecDeque<Queued>,
 }
 
 impl Applier {
@@ -78,11 +91,14 @@ impl Applier {
         tracing::trace!(changes = batch.len(), ok = result.is_ok(), "transaction");
         let refused = result.as_ref().is_err_and(|status| status.code() != Code::Unavailable);
         if batch.len() == 1 || !refused {
-            batch.into_iter().for_each(|one| drop(one.done.send(result.clone())));
+            batch.into_iter().for_each(|one| drop(one.done.send(result.clone().map_err(Refused::By))));
             return;
         }
         for one in batch {
-            let result = self.apply(&[&one.change]).await;
+            let result = match one.change.dials.is_empty() {
+                true => self.apply(&[&one.change]).await.map_err(Refused::By),
+                false => Err(Refused::BesideOthers),
+            };
             let _ = one.done.send(result);
         }
     }
@@ -96,20 +112,20 @@ impl Applier {
         result
     }
 
-    /// Begins a slow change, once there is room for one.
-    async fn begin(&mut self, one: Queued) {
-        while self.slow.len() >= SLOW {
-            let Some(done) = self.slow.join_next().await else { break };
-            self.ended(done.ok().flatten());
-        }
-        match self.call(&[&one.change]).await {
-            Err(status) => drop(one.done.send(Err(status))),
-            Ok((call, opened)) => {
-                self.slow.spawn(async move {
-                    let (result, usable) = call.made().await;
-                    let _ = one.done.send(result);
-                    (!usable).then_some(opened)
-                });
+    /// Begins as many slow changes as there is room for.
+    async fn begin_slow(&mut self) {
+        while self.slow.len() < SLOW
+            && let Some(one) = self.waiting.pop_front()
+        {
+            match self.call(&[&one.change]).await {
+                Err(status) => drop(one.done.send(Err(Refused::By(status)))),
+                Ok((call, opened)) => {
+                    self.slow.spawn(async move {
+                        let (result, usable) = call.made().await;
+                        let _ = one.done.send(result.map_err(Refused::By));
+                        (!usable).then_some(opened)
+                    });
+                }
             }
         }
     }

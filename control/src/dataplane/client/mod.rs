@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
+use vwire_dataplane::fdpass::identify;
 use vwire_proto::dataplane::v1 as pb;
 
 use super::launch::Launcher;
-use super::wanted::End;
+use super::memif_socket;
+use super::wanted::{End, Redial};
 use crate::transport::SharedFd;
 
 mod batch;
@@ -27,17 +29,55 @@ use stats::Stats;
 const QUEUE: usize = 4096;
 
 /// What one connection changes: all of it is done, or nothing.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Change {
     /// In order.
     pub ops: Vec<pb::Op>,
     /// The descriptors that the operations name as `inode://…`.
     pub fds: Vec<SharedFd>,
+    /// The memif ports among them that have to be connected to their servers first.
+    pub dials: Vec<Dial>,
     /// True if it makes or removes a kernel interface, which takes the kernel tens of milliseconds: others need not wait for that.
     pub slow: bool,
 }
 
+/// A memif port and its server. A server waits only a few seconds for the handshake, ours two, and one connection is good for one
+/// attempt. So nobody dials before the change is as good as made, nor twice with one socket: [`Client::apply`] does it.
+#[derive(Clone)]
+pub struct Dial {
+    /// The port.
+    pub port: String,
+    /// Its server.
+    pub to: Redial,
+    /// How long the server may take to listen.
+    pub until: Instant,
+}
+
 impl Change {
+    /// Adds a memif port that is connected to its server when the change is made.
+    pub fn push_dialled(&mut self, port: pb::Port, to: Redial, until: Instant) {
+        self.dials.push(Dial { port: port.name.clone(), to, until });
+        self.push(pb::op::Op::SetPort(port));
+    }
+
+    /// Connects the ports that have to be.
+    async fn dial(&mut self) -> Result<(), Status> {
+        for Dial { port, to, until } in &self.dials {
+            let socket = memif_socket::connect(&to.namespace, &to.socket, *until).await?;
+            let inode = identify(&socket)?.to_string();
+            for op in &mut self.ops {
+                if let Some(pb::op::Op::SetPort(pb::Port { name, kind: Some(kind), .. })) = &mut op.op
+                    && let pb::port::Kind::Memif(memif) = kind
+                    && name == port
+                {
+                    memif.socket.clone_from(&inode);
+                }
+            }
+            self.fds.push(socket);
+        }
+        Ok(())
+    }
+
     /// Adds an operation.
     pub fn push(&mut self, op: pb::op::Op) {
         self.slow |=
@@ -55,7 +95,29 @@ impl Change {
 /// A change on its way, and who waits for it.
 struct Queued {
     change: Change,
-    done: oneshot::Sender<Result<(), Status>>,
+    /// It is not made together with others.
+    alone: bool,
+    done: oneshot::Sender<Result<(), Refused>>,
+}
+
+/// Why a change was not made.
+enum Refused {
+    /// It can't be.
+    By(Status),
+    /// It was tried together with others, of which one can't be, and that has used up its connections. It may be tried again with new
+    /// ones, alone.
+    BesideOthers,
+}
+
+impl Refused {
+    fn into_status(self) -> Status {
+        match self {
+            Self::By(status) => status,
+            Self::BesideOthers => {
+                Status::aborted("another change was refused together with this one; try again")
+            }
+        }
+    }
 }
 
 /// The engine. Cheap to copy.
@@ -97,9 +159,21 @@ impl Client {
         if change.ops.is_empty() {
             return Ok(());
         }
+        let again = (!change.dials.is_empty()).then(|| change.clone());
+        match (self.attempt(change, false).await, again) {
+            (Ok(()), _) => Ok(()),
+            (Err(Refused::BesideOthers), Some(again)) => {
+                self.attempt(again, true).await.map_err(Refused::into_status)
+            }
+            (Err(refused), _) => Err(refused.into_status()),
+        }
+    }
+
+    async fn attempt(&self, mut change: Change, alone: bool) -> Result<(), Refused> {
+        change.dial().await.map_err(Refused::By)?;
         let (done, wait) = oneshot::channel();
-        let gone = || Status::unavailable("the forwarder is stopping");
-        self.queue.send(Queued { change, done }).await.map_err(|_| gone())?;
+        let gone = || Refused::By(Status::unavailable("the forwarder is stopping"));
+        self.queue.send(Queued { change, alone, done }).await.map_err(|_| gone())?;
         wait.await.map_err(|_| gone())?
     }
 
