@@ -92,14 +92,20 @@ fn add_address(namespace: &str, interface: &str, address: IpAddr) -> Result<(), 
     }
 }
 
+/// What `ip -j link` says of an interface.
+#[derive(serde::Deserialize)]
+struct Link {
+    ifname: String,
+}
+
 /// Joins the two interfaces of an endpoint in the middle, which have no addresses of its own, by a bridge.
 pub fn join(namespace: &str) -> Result<(), LabError> {
     let what = format!("interfaces of {namespace}");
-    let output = Command::new("ip").args(["-n", namespace, "-o", "link"]).output();
+    let output = Command::new("ip").args(["-n", namespace, "-j", "link"]).output();
     let output = output.map_err(|error| LabError::failed(&what, error))?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let name = |line: &str| line.split(": ").nth(1)?.split('@').next().map(str::to_owned);
-    let both: Vec<String> = said.lines().filter_map(name).filter(|name| name != "lo").collect();
+    let links: Vec<Link> =
+        serde_json::from_slice(&output.stdout).map_err(|error| LabError::failed(&what, error))?;
+    let both: Vec<String> = links.into_iter().map(|link| link.ifname).filter(|name| name != "lo").collect();
     if both.len() != 2 {
         return Err(LabError::failed(what, format!("not two but {both:?}")));
     }

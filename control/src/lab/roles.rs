@@ -178,6 +178,7 @@ impl Make<'_> {
         if domain.proxy {
             more.extend(env([("NSM_PROXY_REGISTRY_URL", self.layout.proxy(self.spec, domain).to_string())]));
         }
+        more.extend(domain.env.clone());
         let mut start = self.role("registry", &domain.name, &domain.name, Some(domain), more);
         start.hosts = (domain.replicas > 1).then(|| self.layout.hosts(domain));
         start
@@ -201,6 +202,7 @@ impl Make<'_> {
             ("VWIRE_DOMAINS", domain.dns_name()),
         ]);
         more.push((found_by, value));
+        more.extend(domain.env.clone());
         let name = if index == 0 {
             domain.name.clone()
         } else {

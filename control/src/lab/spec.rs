@@ -89,6 +89,9 @@ pub struct Domain {
     /// Which addresses its parts have on the underlay.
     #[serde(default)]
     pub stack: Stack,
+    /// Further variables for its registry and its proxies.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
     /// Its nodes. None: a registry and no more, in which endpoints of other domains register.
     pub nodes: Vec<Node>,
 }
