@@ -6,7 +6,7 @@ mod peers;
 
 use std::process::{Child, Command, Stdio};
 
-use peers::mesh::{Mesh, Plan, set};
+use peers::mesh::{Mesh, Plan, Setting, set};
 use peers::observer::segments;
 use peers::process::Process;
 use peers::{Kind, until};
@@ -93,14 +93,29 @@ struct Domains {
     _dns: NameServer,
 }
 
+/// Where the registry of several domains is, in `nsmrs.test`.
+const NSMRS: &str = "10.77.0.1:5010";
+
 impl Domains {
     fn start(tag: &str, kinds: [Kind; 2], records: [Records; 2]) -> Self {
+        Self::with(tag, kinds, records, &[])
+    }
+
+    /// `of_proxies` are further settings of the nsmgr-proxies.
+    fn with(tag: &str, kinds: [Kind; 2], records: [Records; 2], of_proxies: &[Setting]) -> Self {
         let plan = Plan { nsc: Kind::Go, forwarder: Kind::Vwire, nodes: 2, ..Plan::of(Kind::Vwire) };
         let mut mesh = Mesh::bare(tag, plan);
         let zones = ["a.test", "b.test"].into_iter().zip(records).enumerate();
-        let zones: Vec<_> = zones
+        let mut zones: Vec<_> = zones
             .map(|(node, (name, records))| (name, records.zone(name, &format!("10.77.0.{}", node + 1))))
             .collect();
+        let nsmrs = "_nsm-registry._tcp SRV 0 0 5010 registry\nregistry A 10.77.0.1\n";
+        zones.push((
+            "nsmrs.test",
+            format!(
+                "$ORIGIN nsmrs.test.\n$TTL 2\n@ SOA ns hostmaster 1 60 60 60 2\n@ NS ns\nns A {DNS}\n{nsmrs}"
+            ),
+        ));
         let dns = NameServer::start(&mesh, &zones);
         // Go makes nothing of an address that the map does not name.
         let map = mesh.directory().join("map-ip.yaml");
@@ -127,7 +142,10 @@ impl Domains {
                     ],
                 ),
             ];
-            for (role, settings) in roles {
+            for (role, mut settings) in roles {
+                if role == "nsmgr-proxy" {
+                    settings.extend_from_slice(of_proxies);
+                }
                 let listen = settings.iter().find(|(key, _)| key == "NSM_LISTEN_ON").unwrap().1.clone();
                 processes.push(mesh.role_on(kind, role, &part(role), node, settings));
                 mesh.observer.wait_healthy(&part(role), &listen);
@@ -221,4 +239,37 @@ fn both_domains_are_ours_without_srv_records() {
 #[test]
 fn a_domain_is_named_by_its_address() {
     one_life("xvl", [Kind::Vwire; 2], [Records::Address; 2], "10.77.0.2");
+}
+
+/// Both domains' proxies forward what is registered to NSMRS, which is in neither of them.
+#[test]
+fn a_service_at_nsmrs_is_reached_through_both_proxies_and_directly_in_its_own_domain() {
+    let forwarding = [set("NSMRS_ADDRESS", NSMRS), set("NSE_TRACKING_INTERVAL", "2")];
+    let mut domains = Domains::with("xns", [Kind::Vwire; 2], [Records::Ours; 2], &forwarding);
+    let mesh = &mut domains.mesh;
+    // It comes last: until then the proxies forward to nobody, and nobody waits for it.
+    let endpoint = mesh.endpoint(1, "nse-1", &[]);
+    let listen = format!("tcp://{NSMRS}");
+    let settings = vec![set("NSMRS_API_ADDRESS", listen.as_str())];
+    let nsmrs = mesh.role_on(Kind::Vwire, "nsmrs", "nsmrs", 0, settings);
+    mesh.observer.wait_healthy("nsmrs", &listen);
+    domains.processes.push(nsmrs);
+
+    let mut paths = Vec::new();
+    for (node, name) in [(0, "nsc"), (1, "near")] {
+        let mark = mesh.observer.mark();
+        let service = "kernel://icmp-responder@nsmrs.test/nsm-1";
+        let mut client = mesh.client_of(Kind::Vwire, node, name, service, &[]);
+        let connection = client.connected(mesh, mark);
+        assert_eq!(connection["networkService"], "icmp-responder@nsmrs.test");
+        let server = connection.pointer("/context/ipContext/dstIpAddrs/0").and_then(Value::as_str).unwrap();
+        let server = server.split('/').next().unwrap();
+        until("a ping of the service at NSMRS", || client.space.pings(server).then_some(()));
+        paths.push(names(&connection));
+        client.close();
+    }
+    assert_eq!(paths[0], EIGHT);
+    assert_eq!(paths[1], ["near", "nsmgr-2", "forwarder-2-1", "nse-1"], "not by way of its own proxy");
+    until("the interfaces are gone", || endpoint.space.interfaces().is_empty().then_some(()));
+    assert!(domains.processes.iter_mut().all(Process::runs));
 }

@@ -2,17 +2,19 @@
 //!
 //! A link is a bundle in the federation folder of each issuer (`vwire ca --federation`): the folders are all there is to it. On one
 //! machine `vwire link add` puts each issuer's bundle into the others' folders. Between machines `vwire link export` on the one, and
-//! `vwire link import` on the other, do one direction; a link needs both.
+//! `vwire link import` on the other, do one direction; a link needs both. Where an issuer publishes its bundle, the link says so, and
+//! the others follow it from then on: a rotation of its authority needs no new link.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use url::Url;
 
 use super::table::Table;
 use super::{AdminClient, Output, VerbError, Where, print, print_json};
-use crate::identity::TrustDomain;
-use crate::identity::issuer::{Folder, bundle};
+use crate::identity::issuer::{Endpoint, Folder, IssuerError, bundle};
+use crate::identity::{SpiffeId, TrustDomain};
 use crate::obs::Status;
 use crate::transport::Target;
 
@@ -55,6 +57,11 @@ enum Verb {
         #[command(flatten)]
         place: Where,
     },
+    /// Gives an issuer a new authority. Those who follow its bundle believe it before it signs; SVIDs of the old one stay good until they end.
+    Rotate {
+        #[command(flatten)]
+        place: Where,
+    },
     /// Makes an issuer believe the trust domain whose bundle this is: PEM or a SPIFFE bundle.
     Import {
         /// The bundle.
@@ -62,6 +69,12 @@ enum Verb {
         /// Whose it is, if its certificates don't say.
         #[arg(long, value_name = "DOMAIN")]
         domain: Option<TrustDomain>,
+        /// Where the domain publishes its bundle, https://host:port/path: it is followed from there. `vwire link list` shows ours.
+        #[arg(long, value_name = "URL")]
+        endpoint: Option<Url>,
+        /// The SPIFFE ID of who serves it (profile https_spiffe). Without it its host is known by its web certificate (https_web).
+        #[arg(long, value_name = "ID", requires = "endpoint")]
+        endpoint_id: Option<SpiffeId>,
         #[command(flatten)]
         place: Where,
     },
@@ -78,8 +91,14 @@ impl LinkArgs {
             Verb::List { place, output } => list(place, *output).await,
             Verb::Remove { domain, place } => remove(domain, place).await,
             Verb::Export { place } => print(&format!("{:#}\n", only(issuers(place).await?, place)?.bundle)),
-            Verb::Import { file, domain, place } => {
-                import(&only(issuers(place).await?, place)?, file, domain.as_ref()).await
+            Verb::Rotate { place } => {
+                let issuer = only(issuers(place).await?, place)?;
+                print(&AdminClient(issuer.admin).put("/do/rotate", String::new()).await?)
+            }
+            Verb::Import { file, domain, endpoint, endpoint_id, place } => {
+                let endpoint = endpoint.clone().map(|url| Endpoint::new(url, endpoint_id.as_ref()));
+                let endpoint = endpoint.transpose().map_err(VerbError::Which)?;
+                import(&only(issuers(place).await?, place)?, file, domain.as_ref(), endpoint.as_ref()).await
             }
         }
     }
@@ -91,6 +110,8 @@ struct Issuer {
     domain: TrustDomain,
     bundle: Value,
     folder: Option<PathBuf>,
+    /// Where it publishes its bundle.
+    endpoint: Option<Endpoint>,
     /// Whom it believes: domains and their authorities' fingerprints.
     federated: Value,
 }
@@ -107,6 +128,7 @@ impl Issuer {
             domain: TrustDomain::new(text("trust_domain")?).ok()?,
             bundle: link.get("bundle")?.clone(),
             folder: text("federation").map(PathBuf::from),
+            endpoint: link.get("endpoint").and_then(|at| serde_json::from_value(at.clone()).ok()),
             federated: link.get("federated")?.clone(),
             admin,
         })
@@ -138,17 +160,23 @@ impl Issuer {
         Folder::open(path).map_err(|error| VerbError::Which(error.to_string()))
     }
 
-    /// Puts a bundle into the folder, and waits until the issuer believes it.
+    /// Puts a bundle into the folder, waits until the issuer believes it, and says where it is followed from.
     async fn believe(
         &self,
         domain: &TrustDomain,
         authorities: &bundle::Authorities,
+        endpoint: Option<&Endpoint>,
     ) -> Result<(), VerbError> {
         if *domain == self.domain {
             return which(format!("{domain} is the issuer's own trust domain; a link is with another one"));
         }
-        self.folder()?.put(domain, authorities).map_err(|error| VerbError::Which(error.to_string()))?;
+        let told = |error: IssuerError| VerbError::Which(error.to_string());
+        let folder = self.folder()?;
+        // It is not followed meanwhile, so that what it publishes does not come between.
+        folder.put_endpoint(domain, None).map_err(told)?;
+        folder.put(domain, authorities).map_err(told)?;
         self.sees(domain, Some(&bundle::fingerprints(authorities))).await?;
+        folder.put_endpoint(domain, endpoint).map_err(told)?;
         print(&format!("{} believes {domain}\n", self.domain))
     }
 
@@ -206,7 +234,7 @@ async fn add(admins: &[Target]) -> Result<(), VerbError> {
     }
     for one in &all {
         for other in all.iter().filter(|other| other.domain != one.domain) {
-            one.believe(&other.domain, &other.authorities()?).await?;
+            one.believe(&other.domain, &other.authorities()?, other.endpoint.as_ref()).await?;
         }
     }
     Ok(())
@@ -215,21 +243,22 @@ async fn add(admins: &[Target]) -> Result<(), VerbError> {
 async fn list(place: &Where, output: Output) -> Result<(), VerbError> {
     let issuers = issuers(place).await?;
     if output == Output::Json {
-        let one = |issuer: &Issuer| serde_json::json!({"trust_domain": issuer.domain.to_string(), "admin": issuer.admin.to_string(), "believes": issuer.federated});
+        let one = |issuer: &Issuer| serde_json::json!({"trust_domain": issuer.domain.to_string(), "admin": issuer.admin.to_string(), "believes": issuer.federated, "publishes": issuer.endpoint});
         return print_json(&issuers.iter().map(one).collect::<Vec<_>>());
     }
-    let mut table = Table::new(&["TRUST DOMAIN", "BELIEVES", "BY AUTHORITY"]);
+    let mut table = Table::new(&["TRUST DOMAIN", "PUBLISHED AT", "BELIEVES", "BY AUTHORITY"]);
     for issuer in &issuers {
+        let at = issuer.endpoint.as_ref().map_or(String::new(), |at| at.url.to_string());
         let links = issuer.federated.as_object().into_iter().flatten();
         let mut none = true;
         for (domain, authorities) in links {
             let authorities = authorities.as_array().into_iter().flatten().filter_map(Value::as_str);
             let short: Vec<&str> = authorities.map(|print| &print[..print.len().min(16)]).collect();
-            table.row([issuer.domain.to_string(), domain.clone(), short.join(" ")]);
+            table.row([issuer.domain.to_string(), at.clone(), domain.clone(), short.join(" ")]);
             none = false;
         }
         if none {
-            table.row([issuer.domain.to_string(), String::new(), String::new()]);
+            table.row([issuer.domain.to_string(), at, String::new(), String::new()]);
         }
     }
     print(&table.text())
@@ -255,7 +284,12 @@ async fn remove(domain: &TrustDomain, place: &Where) -> Result<(), VerbError> {
     if any { Ok(()) } else { which(format!("no issuer in {} believes {domain}", place.place())) }
 }
 
-async fn import(issuer: &Issuer, file: &Path, domain: Option<&TrustDomain>) -> Result<(), VerbError> {
+async fn import(
+    issuer: &Issuer,
+    file: &Path,
+    domain: Option<&TrustDomain>,
+    endpoint: Option<&Endpoint>,
+) -> Result<(), VerbError> {
     let bad = |reason: String| VerbError::Which(format!("{}: {reason}", file.display()));
     let bytes = std::fs::read(file).map_err(|error| bad(error.to_string()))?;
     let authorities = bundle::parse(&bytes).map_err(bad)?;
@@ -269,7 +303,7 @@ async fn import(issuer: &Issuer, file: &Path, domain: Option<&TrustDomain>) -> R
             return Err(bad("its certificates don't name their trust domain; add --domain".to_owned()));
         }
     };
-    issuer.believe(domain, &authorities).await
+    issuer.believe(domain, &authorities, endpoint).await
 }
 
 #[cfg(test)]
@@ -328,8 +362,11 @@ mod tests {
                 format!("--trust-domain={domain}"),
                 format!("--state={}", self.path(&format!("{domain}.state"))),
                 format!("--workload=member={}", self.path(&format!("{domain}.workload"))),
+                "--svid-lifetime=10s".to_owned(),
+                "--refresh-hint=1s".to_owned(),
             ];
             if links {
+                args.push("--bundle-endpoint=127.0.0.1:0".to_owned());
                 args.push(format!("--federation={}", self.path(&format!("{domain}.links"))));
             }
             let admin = Admin::new("ca", domain);
@@ -404,6 +441,55 @@ mod tests {
         assert!(other.is_open(), "another link is not touched");
         let told = machine.link(&["remove", "d.test"]).await.unwrap_err();
         assert!(told.contains("no issuer"), "{told}");
+    }
+
+    async fn authorities(machine: &Machine, of: &str) -> Vec<Value> {
+        let status: Status = AdminClient(machine.admin(of)).get("/status").await.unwrap();
+        status.reports["link"]["authorities"].as_array().unwrap().clone()
+    }
+
+    async fn believed(machine: &Machine, by: &str, of: &str) -> Vec<Value> {
+        let issuer = Issuer::at(&machine.admin(by)).await.unwrap();
+        issuer.federated[of].as_array().cloned().unwrap_or_default()
+    }
+
+    async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+        let deadline = Instant::now() + PATIENCE * 4;
+        while !condition().await {
+            assert!(Instant::now() < deadline, "waited in vain: {what}");
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_authority_that_is_rotated_needs_no_new_link() {
+        let machine = Machine::with(&["a.test", "b.test"]).await;
+        machine.add(&["a.test", "b.test"]).await.unwrap();
+        let before = authorities(&machine, "b.test").await;
+        let admin = machine.admin("b.test").to_string();
+        machine.link(&["rotate", "--admin", &admin]).await.unwrap();
+        let told = machine.link(&["rotate", "--admin", &admin]).await.unwrap_err();
+        assert!(told.contains("a rotation is under way"), "{told}");
+        // From the first step to the last each is the other's peer.
+        until("the rotation's end", async || {
+            for (from, to) in [("a.test", "b.test"), ("b.test", "a.test")] {
+                machine.session(from, to).await.unwrap_or_else(|told| panic!("{from} → {to}: {told}"));
+            }
+            let now = authorities(&machine, "b.test").await;
+            now.len() == 1 && now != before
+        })
+        .await;
+        let after = authorities(&machine, "b.test").await;
+        until("the old authority is forgotten", async || {
+            believed(&machine, "a.test", "b.test").await == after
+        })
+        .await;
+
+        // A domain that is followed is removed as any other: what it publishes does not bring it back.
+        machine.link(&["remove", "b.test", "--admin", &machine.admin("a.test").to_string()]).await.unwrap();
+        assert!(machine.session("a.test", "b.test").await.is_err());
+        let links = std::fs::read_dir(machine.path("a.test.links")).unwrap();
+        assert_eq!(links.count(), 0, "neither bundle nor endpoint");
     }
 
     #[tokio::test]

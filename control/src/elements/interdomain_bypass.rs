@@ -9,7 +9,7 @@ use super::lookup;
 use crate::api::connection::Connection;
 use crate::api::networkservice::NetworkServiceRequest;
 use crate::chain::{Call, Element, Next};
-use crate::domain::{self, Domain, Places};
+use crate::domain::{self, Domain, Ourselves, Places};
 use crate::registry::Registry;
 use crate::transport::Target;
 
@@ -23,6 +23,7 @@ pub struct InterdomainBypass {
     own: Arc<dyn Registry>,
     beyond: Arc<dyn Registry>,
     domains: Vec<String>,
+    us: Ourselves,
 }
 
 /// Which way a connection went; kept for its refreshes.
@@ -38,14 +39,16 @@ enum Way {
 struct Went(String, Way);
 
 impl InterdomainBypass {
-    /// `own` is our domain's registry, `beyond` leads to those of others. `domains` are the names of ours, as far as they are told.
+    /// `own` is our domain's registry, `beyond` leads to those of others. `domains` are the names of ours, as far as they are told; `us` are
+    /// our URLs.
     pub fn new(
         places: Arc<Places>,
         own: Arc<dyn Registry>,
         beyond: Arc<dyn Registry>,
         domains: Vec<String>,
+        us: Ourselves,
     ) -> Self {
-        Self { places, own, beyond, domains }
+        Self { places, own, beyond, domains, us }
     }
 
     async fn way(&self, call: &Call, name: &str) -> Result<Way, Status> {
@@ -88,6 +91,11 @@ impl InterdomainBypass {
                 return Err(Status::new(code, format!("{}; {}", here.message(), there.message())));
             }
         };
+        if self.us.have_forwarded(name, &found.endpoint.url) {
+            // We have registered it there on behalf of our domain (`NSMRS_ADDRESS`).
+            let here = lookup::endpoint(&*self.own, domain::target(name), call.remaining()).await?;
+            return lookup::target(&here).map(Way::Into);
+        }
         let target = lookup::target(&found)?;
         if !matches!(target, Target::Tcp(_)) {
             return Err(Status::failed_precondition(format!(

@@ -169,6 +169,7 @@ impl Make<'_> {
                 ("VWIRE_CA_FEDERATION", bundles.display().to_string()),
             ]));
         }
+        more.extend(domain.issuer_env.clone());
         self.role("ca", &domain.name, &domain.name, None, more)
     }
 

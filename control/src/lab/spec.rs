@@ -94,6 +94,9 @@ pub struct Domain {
     pub env: BTreeMap<String, String>,
     /// Its nodes. None: a registry and no more, in which endpoints of other domains register.
     pub nodes: Vec<Node>,
+    /// Further variables for its issuer.
+    #[serde(default)]
+    pub issuer_env: BTreeMap<String, String>,
 }
 
 /// Versions of IP.

@@ -12,17 +12,24 @@ use crate::registry::{Registry, RegistryCall, find};
 use crate::transport::Target;
 use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
 
-const TIME: Duration = Duration::from_secs(10);
+pub(super) const TIME: Duration = Duration::from_secs(10);
 
 /// `a.test` with a client, `b.test` with `icmp-responder` and an endpoint of it.
-struct Two {
-    a: Domain,
-    b: Domain,
-    endpoint: Hop,
+pub(super) struct Two {
+    pub a: Domain,
+    pub b: Domain,
+    pub endpoint: Hop,
     _forwarders: [Hop; 2],
 }
 
 async fn two(map: impl Fn(&mut Plan, &mut Plan)) -> Two {
+    let mesh = Mesh::new();
+    let beside = mesh.beside();
+    two_of([mesh, beside], map).await
+}
+
+/// Their meshes may be of one trust domain or of two.
+pub(super) async fn two_of([mesh, beside]: [Mesh; 2], map: impl Fn(&mut Plan, &mut Plan)) -> Two {
     let (at_a, at_b) = (address(), address());
     let entries = vec![entry("a.test", at_a), entry("b.test", at_b)];
     let mut plans =
@@ -30,8 +37,6 @@ async fn two(map: impl Fn(&mut Plan, &mut Plan)) -> Two {
     let [of_a, of_b] = &mut plans;
     map(of_a, of_b);
     let [of_a, of_b] = plans;
-    let mesh = Mesh::new();
-    let beside = mesh.beside();
     let a = Domain::start(mesh, "a", at_a, of_a).await;
     let b = Domain::start(beside, "b", at_b, of_b).await;
     let forwarders = [a.mesh.forwarder("forwarder-a").await, b.mesh.forwarder("forwarder-b").await];
@@ -41,7 +46,7 @@ async fn two(map: impl Fn(&mut Plan, &mut Plan)) -> Two {
 }
 
 impl Two {
-    async fn ask(&self, service: &str, name: &str) -> Result<Connection, Status> {
+    pub(super) async fn ask(&self, service: &str, name: &str) -> Result<Connection, Status> {
         let client = self.a.client();
         let mut first = client.first(0, service);
         first.network_service_endpoint_name = name.to_owned();
@@ -49,11 +54,11 @@ impl Two {
     }
 }
 
-fn hops(connection: &Connection) -> Vec<&str> {
+pub(super) fn hops(connection: &Connection) -> Vec<&str> {
     path::of(connection).path_segments.iter().map(|segment| segment.name.as_str()).collect()
 }
 
-const EIGHT: [&str; 8] = [
+pub(super) const EIGHT: [&str; 8] = [
     "nsc-a",
     "nsmgr-a",
     "forwarder-a",
@@ -224,6 +229,37 @@ async fn a_domain_whose_proxy_is_ours_by_way_of_another_is_refused_with_the_loop
     let told = two.ask("far@c.test", "").await.unwrap_err();
     assert_eq!(told.code(), Code::FailedPrecondition, "{told}");
     assert!(told.message().contains("→ nsmgr-proxy-a → nsmgr-proxy-b → nsmgr-proxy-a: "), "{told}");
+}
+
+#[tokio::test]
+async fn a_proxy_between_two_others_is_one_more_hop_there_and_back() {
+    // The way to B's proxy is by that of C, which has nothing to do with either.
+    let (at_b, at_c) = (address(), address());
+    let mesh = Mesh::new();
+    let plan = |proxy| Plan { map: vec![format!("b.test={at_b}:5002+{proxy}:5004")], ..Plan::default() };
+    let c = Plan { proxy: vec!["--domains=c.test".into()], ..plan(at_b) };
+    let c = Domain::start(mesh.beside(), "c", at_c, c).await;
+    let b = Domain::start(mesh.beside(), "b", at_b, Plan::default()).await;
+    let a = Domain::start(mesh.beside(), "a", address(), plan(at_c)).await;
+    let forwarders = [a.mesh.forwarder("forwarder-a").await, b.mesh.forwarder("forwarder-b").await];
+    b.mesh.register_service(service("icmp-responder")).await;
+    let endpoint = b.mesh.endpoint("responder-b", "icmp-responder", &[]).await;
+    let two = Two { a, b, endpoint, _forwarders: forwarders };
+    let made = two.ask("icmp-responder@b.test", "").await.unwrap();
+    let mut nine = EIGHT.to_vec();
+    nine.insert(4, "nsmgr-proxy-c");
+    assert_eq!(hops(&made), nine);
+    assert_eq!(made.network_service_endpoint_name, "responder-b@b.test");
+    assert_eq!(two.endpoint.probe.requests.lock().unwrap()[0].network_service, "icmp-responder");
+    let client = two.a.client();
+    let again =
+        client.request_at(&two.a.manager, made.clone(), vec![Client::preference()], TIME).await.unwrap();
+    assert_eq!(hops(&again), nine);
+    client.close_at(&two.a.manager, again).await.unwrap();
+    assert_eq!(two.endpoint.probe.counts(), (2, 1));
+    for proxy in [two.a.proxy(), c.proxy(), two.b.proxy()] {
+        assert!(proxy.admin.connections().await.is_empty());
+    }
 }
 
 #[tokio::test]
