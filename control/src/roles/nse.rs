@@ -131,6 +131,11 @@ pub struct Settings {
     #[arg(long, env = "VWIRE_PASS_THROUGH", value_name = "BOOL", default_value = "false", value_parser = config::boolean,
           action = clap::ArgAction::Set)]
     pub pass_through: bool,
+
+    /// The service that is asked for in place of our own when a connection is passed on: `service` or `service@domain`.
+    #[arg(long, env = "VWIRE_PASS_THROUGH_SERVICE", value_name = "NAME", default_value = "")]
+    pub pass_through_service: String,
+
     /// Who may go on with a connection that another began: `off` as in Go, `healing` or `exact`.
     #[arg(long, env = "VWIRE_BINDING", value_enum, default_value_t = Binding::Healing)]
     pub binding: Binding,
@@ -299,6 +304,7 @@ fn passing_on(
     let onward = PassThrough {
         next_hop: settings.connect_to.clone(),
         labels: settings.labels.0.clone(),
+        service: (!settings.pass_through_service.is_empty()).then(|| settings.pass_through_service.clone()),
         preferences: vec![Mechanism {
             cls: mechanism::LOCAL.to_owned(),
             r#type: mechanism::KERNEL.to_owned(),
