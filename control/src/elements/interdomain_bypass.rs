@@ -82,6 +82,24 @@ impl InterdomainBypass {
             && matches!(Domain::parse(of), Ok(Domain::Name(_)))
     }
 
+    /// Where else the endpoint is reached, when nobody is there any more: another proxy of its domain. What is registered elsewhere by
+    /// way of us has one manager only.
+    async fn another(&self, call: &mut Call, name: &str, gone: &Target) -> Option<Target> {
+        if self.places.ours(name).is_some() {
+            return None;
+        }
+        let way = self.elsewhere(call, name, None).await.ok()?;
+        match &way {
+            Way::Through(target) if target != gone => {
+                tracing::info!(endpoint = name, %gone, %target, "another proxy of the domain is taken");
+                let target = target.clone();
+                call.state.insert(Went(name.to_owned(), way));
+                Some(target)
+            }
+            _ => None,
+        }
+    }
+
     async fn elsewhere(&self, call: &Call, name: &str, here: Option<Status>) -> Result<Way, Status> {
         let found = match (lookup::endpoint(&*self.beyond, name, call.remaining()).await, here) {
             (Ok(found), _) => found,
@@ -133,7 +151,13 @@ impl Element for InterdomainBypass {
         call.state.insert(Went(endpoint.clone(), way.clone()));
         let target = match way {
             Way::Through(target) => {
-                call.next_hop = Some(target);
+                call.next_hop = Some(target.clone());
+                let failed = match next.request(call, request.clone()).await {
+                    Err(status) if status.code() == Code::Unavailable => status,
+                    answer => return answer,
+                };
+                let Some(other) = self.another(call, &endpoint, &target).await else { return Err(failed) };
+                call.next_hop = Some(other);
                 return next.request(call, request).await;
             }
             Way::Into(target) => target,
@@ -150,7 +174,15 @@ impl Element for InterdomainBypass {
         let endpoint = connection.network_service_endpoint_name.clone();
         // What is held must be freed, even if nobody knows any more where it went.
         match self.way(call, &endpoint).await {
-            Ok(Way::Through(target)) => call.next_hop = Some(target),
+            Ok(Way::Through(target)) => {
+                call.next_hop = Some(target.clone());
+                let failed = match next.close(call, connection.clone()).await {
+                    Err(status) if status.code() == Code::Unavailable => status,
+                    answer => return answer,
+                };
+                let Some(other) = self.another(call, &endpoint, &target).await else { return Err(failed) };
+                call.next_hop = Some(other);
+            }
             Ok(Way::Into(target)) => {
                 call.next_hop = Some(target);
                 strip(&mut connection);

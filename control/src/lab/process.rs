@@ -31,6 +31,10 @@ pub struct Start {
     pub wave: u8,
     /// The domain that it has its identity from.
     pub domain: Option<String>,
+    /// What its SPIFFE ID ends with: its name, or that of the process that it stands in for.
+    pub identity: String,
+    /// What it has in place of /etc/hosts.
+    pub hosts: Option<PathBuf>,
     /// The part of the lab in whose namespace it runs.
     pub part: String,
     /// What is run.
@@ -48,7 +52,10 @@ pub fn spawn(layout: &Layout, mark: &Mark, start: &Start) -> Result<Place, LabEr
     let log = layout.log(&start.name);
     let out = fs::File::options().create(true).append(true).open(&log).map_err(|error| failed(&error))?;
     let err = out.try_clone().map_err(|error| failed(&error))?;
-    let mut command = Command::new(&start.program);
+    let mut command = match &start.hosts {
+        None => Command::new(&start.program),
+        Some(hosts) => with_hosts(hosts, &start.program),
+    };
     command.args(&start.args).env_clear().stdin(Stdio::null()).stdout(out).stderr(err);
     command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     command.envs(start.env.iter().map(|(name, value)| (name, value))).env(MARK, mark.as_str());
@@ -62,6 +69,14 @@ pub fn spawn(layout: &Layout, mark: &Mark, start: &Start) -> Result<Place, LabEr
     let pid = i32::try_from(child.id()).map_err(|error| failed(&error))?;
     let started = started(pid).ok_or_else(|| failed(&format!("it ended at once; see {}", log.display())))?;
     Ok(Place { name: start.name.clone(), wave: start.wave, pid, started })
+}
+
+/// Runs a program, in the same process, with another /etc/hosts than everybody's.
+fn with_hosts(hosts: &Path, program: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script]).arg(hosts).arg(program);
+    command
 }
 
 /// When a process was started, if it is there and has not ended.

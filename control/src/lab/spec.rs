@@ -1,6 +1,7 @@
 //! What a topology file may say.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -17,6 +18,8 @@ const MAX_BYTES: u64 = 1 << 20;
 const MAX_NAME: usize = 24;
 /// Most nodes of a domain, and most domains: what the underlay's addresses have room for.
 const MAX_NODES: usize = 200;
+/// Most proxies of a domain: nodes' addresses come after theirs.
+const MAX_REPLICAS: u8 = 8;
 /// The name of the namespace that has the underlay's bridge.
 pub const UNDERLAY: &str = "net";
 
@@ -75,16 +78,54 @@ pub struct Domain {
     /// True: a `vwire proxy` joins it to the others.
     #[serde(default)]
     pub proxy: bool,
+    /// How many proxies it has, of one name and one identity, each at an address of its own.
+    #[serde(default = "one")]
+    pub replicas: u8,
     /// What is behind the @ of its names; NAME.test if it is left out.
     pub dns_name: Option<String>,
     /// How its name is found, where there is a name server.
     #[serde(default)]
     pub records: Records,
+    /// Which addresses its parts have on the underlay.
+    #[serde(default)]
+    pub stack: Stack,
+    /// Further variables for its registry and its proxies.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
     /// Its nodes. None: a registry and no more, in which endpoints of other domains register.
     pub nodes: Vec<Node>,
     /// Further variables for its issuer.
     #[serde(default)]
     pub issuer_env: BTreeMap<String, String>,
+}
+
+/// Versions of IP.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stack {
+    /// IPv4 alone.
+    #[default]
+    Ipv4,
+    /// IPv6 alone.
+    Ipv6,
+    /// Both; tunnels and calls within the domain take IPv6.
+    Dual,
+}
+
+impl Stack {
+    /// What either has.
+    pub fn and(self, other: Self) -> Self {
+        if self == other { self } else { Self::Dual }
+    }
+
+    /// True if it has addresses of this version.
+    pub fn has(self, address: &IpAddr) -> bool {
+        match self {
+            Self::Ipv4 => address.is_ipv4(),
+            Self::Ipv6 => address.is_ipv6(),
+            Self::Dual => true,
+        }
+    }
 }
 
 impl Domain {
@@ -97,6 +138,10 @@ impl Domain {
     pub fn trust(&self) -> String {
         self.trust_domain.clone().unwrap_or_else(|| format!("{}.lab", self.name))
     }
+}
+
+fn one() -> u8 {
+    1
 }
 
 fn yes() -> bool {
@@ -136,6 +181,26 @@ pub enum Leg {
     Memif,
 }
 
+/// One value, or a list of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMany<T> {
+    /// One.
+    One(T),
+    /// A list.
+    Many(Vec<T>),
+}
+
+impl<T> OneOrMany<T> {
+    /// All of them.
+    pub fn all(&self) -> &[T] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Many(many) => many,
+        }
+    }
+}
+
 /// An icmp responder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -146,14 +211,17 @@ pub struct Endpoint {
     pub service: String,
     /// How its leg is carried.
     pub mechanism: Leg,
-    /// Whence clients get addresses.
-    pub cidr: IpNet,
+    /// Whence clients get addresses: one of each, where there are several.
+    pub cidr: OneOrMany<IpNet>,
     /// What it can be found by.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// ETHERNET or IP.
     #[serde(default = "ethernet")]
     pub payload: String,
+    /// Where it passes its connections on to, `service` or `service@domain`. It has no addresses then; its two interfaces are joined by
+    /// a bridge.
+    pub passes_to: Option<String>,
     /// Further variables.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
@@ -202,6 +270,28 @@ pub enum Check {
         /// Segments of the path.
         hops: usize,
     },
+    /// The client's connections have so many addresses of each version of IP, at both ends.
+    Addresses {
+        /// The client.
+        from: String,
+        /// Only the connection to this service.
+        service: Option<String>,
+        /// IPv4 addresses of each end.
+        #[serde(default)]
+        ipv4: usize,
+        /// IPv6 addresses of each end.
+        #[serde(default)]
+        ipv6: usize,
+    },
+    /// The tunnel of the client's connections is between these addresses.
+    Tunnel {
+        /// The client.
+        from: String,
+        /// Only the connection to this service.
+        service: Option<String>,
+        /// As the client's domain knows them: its own node's, then the other's.
+        between: [IpAddr; 2],
+    },
     /// The forwarder beside the client counted its packets.
     Counters {
         /// The client.
@@ -211,7 +301,7 @@ pub enum Check {
         /// At least so many came from the client.
         rx_packets_at_least: u64,
     },
-    /// TCP carries something to the endpoint within a second (with iperf3, where it is installed).
+    /// TCP carries something to the endpoint (with iperf3, where it is installed).
     Transfer {
         /// The client, with a kernel interface.
         from: String,
@@ -320,17 +410,33 @@ impl Spec {
             if !domain.registry && domain.nodes.len() != 1 {
                 return bad(&format!("{field}.registry"), "without one there can be one node only");
             }
+            if domain.stack != Stack::Ipv4 && domain.nodes.iter().any(|node| node.nat) {
+                return bad(
+                    &format!("{field}.stack"),
+                    "a node with nat has IPv4 alone: its address is translated",
+                );
+            }
             if domain.nodes.len() > 1 && domain.nodes.iter().any(|node| node.nat) {
                 return bad(
                     &format!("{field}.nodes"),
                     "a node with nat is the only one of its domain: only the proxy translates",
                 );
             }
+            if !(1..=MAX_REPLICAS).contains(&domain.replicas) {
+                return bad(&format!("{field}.replicas"), "a domain has 1 to 8");
+            }
             if !domain.registry && domain.proxy {
                 return bad(&format!("{field}.proxy"), "a proxy needs a registry");
             }
         }
         for (_, endpoint) in self.endpoints() {
+            let passes_memif = endpoint.passes_to.is_some() && endpoint.mechanism == Leg::Memif;
+            if passes_memif {
+                return bad(
+                    &format!("endpoints.{}.mechanism", endpoint.name),
+                    "kernel: both its interfaces are",
+                );
+            }
             if !["ETHERNET", "IP"].contains(&endpoint.payload.as_str()) {
                 return bad(&format!("endpoints.{}.payload", endpoint.name), "ETHERNET or IP");
             }
@@ -358,6 +464,8 @@ impl Spec {
             let from = match check {
                 Check::Ping { from, .. }
                 | Check::Path { from, .. }
+                | Check::Addresses { from, .. }
+                | Check::Tunnel { from, .. }
                 | Check::Counters { from, .. }
                 | Check::Transfer { from, .. } => from,
                 Check::NoSecretsInLogs {} => continue,
@@ -450,6 +558,18 @@ checks:
             names.push(spec.name);
         }
         names.sort();
-        assert_eq!(names, ["floating", "nat", "one-node", "two-domains", "two-nodes"]);
+        assert_eq!(
+            names,
+            [
+                "dual-stack",
+                "five-domains",
+                "floating",
+                "nat",
+                "one-node",
+                "replicas",
+                "two-domains",
+                "two-nodes"
+            ]
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! Keeps an endpoint and its services registered.
 //!
-//! It renews at two thirds of the time that the registry grants, and watches its own name: if the registry forgets it or goes away,
+//! It renews at two thirds of the time that the registry grants (at half if that is little), and watches its own name: if the registry forgets it or goes away,
 //! it registers again at once, and then with growing pauses.
 //!
 //! A Go registry or manager forgets an endpoint before the granted time ends, by the time that its last registration had (sdk,
@@ -21,6 +21,8 @@ use super::{EndpointEvent, Found, Registry, RegistryCall, expiry};
 /// How long one registration may take at most; and where tokens are short, at least.
 const TIME: Duration = Duration::from_secs(15);
 const SHORTEST_TIME: Duration = Duration::from_millis(500);
+/// Less than this is little time for a registration to live.
+const LITTLE: Duration = Duration::from_secs(30);
 /// The pause after a first failure, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -146,7 +148,7 @@ impl Work {
             };
             let since = Instant::now();
             self.granted = granted(&registered);
-            let renewal = since + (self.granted * 2 / 3).max(CLOSEST);
+            let renewal = since + self.renew_after();
             self.tell.send_replace(Kept::As(registered));
             match self.wait(&mut watch, renewal).await {
                 Why::Renewal => {
@@ -164,6 +166,13 @@ impl Work {
                 }
             }
         }
+    }
+
+    /// How long to wait until the next renewal: two thirds of what is granted; where that is little, half, so that there is time for a
+    /// slow registry, and for a second attempt.
+    fn renew_after(&self) -> Duration {
+        let part = if self.granted < LITTLE { self.granted / 2 } else { self.granted * 2 / 3 };
+        part.max(CLOSEST)
     }
 
     /// How long a registration may take: even a Go registry, which forgets it that long before its end, hears of us before.

@@ -130,6 +130,11 @@ pub struct Settings {
     #[arg(long, env = "VWIRE_PASS_THROUGH", value_name = "BOOL", default_value = "false", value_parser = config::boolean,
           action = clap::ArgAction::Set)]
     pub pass_through: bool,
+
+    /// The service that is asked for in place of our own when a connection is passed on: `service` or `service@domain`.
+    #[arg(long, env = "VWIRE_PASS_THROUGH_SERVICE", value_name = "NAME", default_value = "")]
+    pub pass_through_service: String,
+
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened")]
     pub guards: Guards,
@@ -293,6 +298,7 @@ fn passing_on(
     let onward = PassThrough {
         next_hop: settings.connect_to.clone(),
         labels: settings.labels.0.clone(),
+        service: (!settings.pass_through_service.is_empty()).then(|| settings.pass_through_service.clone()),
         preferences: vec![Mechanism {
             cls: mechanism::LOCAL.to_owned(),
             r#type: mechanism::KERNEL.to_owned(),
