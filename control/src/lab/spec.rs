@@ -86,6 +86,9 @@ pub struct Domain {
     /// How its name is found, where there is a name server.
     #[serde(default)]
     pub records: Records,
+    /// The largest packet of its parts' links, as clouds have different ones.
+    #[serde(default = "usual_mtu")]
+    pub mtu: u16,
     /// Which addresses its parts have on the underlay.
     #[serde(default)]
     pub stack: Stack,
@@ -138,6 +141,10 @@ impl Domain {
     pub fn trust(&self) -> String {
         self.trust_domain.clone().unwrap_or_else(|| format!("{}.lab", self.name))
     }
+}
+
+fn usual_mtu() -> u16 {
+    1500
 }
 
 fn one() -> u8 {
