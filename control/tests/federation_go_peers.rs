@@ -95,6 +95,41 @@ fn endpoint(name: &str) -> Value {
     })
 }
 
+/// go.test's issuer and client, and a registry of each side; our issuer runs.
+struct Sides {
+    workload: Process,
+    client: RegistryClient,
+    _registries: [Process; 2],
+}
+
+impl Sides {
+    fn start(place: &Place) -> Self {
+        let settings = [
+            set("GOPEERS_DIR", place.folder.path().display().to_string()),
+            set("GOPEERS_NAMES", "registry,client"),
+            set("GOPEERS_TRUST_DOMAIN", "go.test"),
+        ];
+        let mut workload = place.start("workload", &build::gopeers(), &["workload"], &settings);
+        workload.told("ready", 0);
+        let ours = place.vwire("registry", "a.test-registry", ("NSM_LISTEN_ON", "ours.sock"));
+        let settings = [
+            set("SPIFFE_ENDPOINT_SOCKET", place.socket("registry.sock")),
+            set("NSM_LISTEN_ON", place.socket("gos.sock")),
+        ];
+        let mut gos = place.start("go-registry", &build::gopeers(), &["registry"], &settings);
+        gos.told("ready", 0);
+        let settings = [
+            set("SPIFFE_ENDPOINT_SOCKET", place.socket("client.sock")),
+            set("NSM_CONNECT_TO", place.socket("ours.sock")),
+            set("NSM_REQUEST_TIMEOUT", "4s"),
+        ];
+        let mut client =
+            RegistryClient(place.start("go-client", &build::gopeers(), &["regclient"], &settings));
+        client.0.told("ready", 0);
+        Self { workload, client, _registries: [ours, gos] }
+    }
+}
+
 fn done(process: &mut Process, command: &str) {
     let answer = process.ask(command, &["done", "failed"]);
     assert_eq!(answer["event"], "done", "{command}: {answer}");
@@ -127,27 +162,7 @@ fn register_ours(place: &Place, target: &str) -> Result<Vec<String>, tonic::Stat
 fn go_spiffe_and_we_are_peers_across_trust_domains_for_as_long_as_bundles_are_exchanged() {
     let place = Place::new("fed");
     let _ca = place.ca("a.test", &["registry", "client", "go"]);
-    let settings = [
-        set("GOPEERS_DIR", place.folder.path().display().to_string()),
-        set("GOPEERS_NAMES", "registry,client"),
-        set("GOPEERS_TRUST_DOMAIN", "go.test"),
-    ];
-    let mut workload = place.start("workload", &build::gopeers(), &["workload"], &settings);
-    workload.told("ready", 0);
-    let _ours = place.vwire("registry", "a.test-registry", ("NSM_LISTEN_ON", "ours.sock"));
-    let settings = [
-        set("SPIFFE_ENDPOINT_SOCKET", place.socket("registry.sock")),
-        set("NSM_LISTEN_ON", place.socket("gos.sock")),
-    ];
-    let mut gos = place.start("go-registry", &build::gopeers(), &["registry"], &settings);
-    gos.told("ready", 0);
-    let settings = [
-        set("SPIFFE_ENDPOINT_SOCKET", place.socket("client.sock")),
-        set("NSM_CONNECT_TO", place.socket("ours.sock")),
-        set("NSM_REQUEST_TIMEOUT", "4s"),
-    ];
-    let mut client = RegistryClient(place.start("go-client", &build::gopeers(), &["regclient"], &settings));
-    client.0.told("ready", 0);
+    let Sides { mut workload, mut client, _registries } = Sides::start(&place);
     // A Go workload of our own domain: it tells which bundles our issuer gave it.
     let settings = [set("SPIFFE_ENDPOINT_SOCKET", place.socket("a.test-go"))];
     let mut ours_in_go = place.start("svid", &build::gopeers(), &["svid"], &settings);
@@ -207,27 +222,7 @@ fn believed(place: &Place) -> Vec<Value> {
 fn authorities_are_rotated_on_either_side_and_bundle_endpoints_carry_it_to_the_other() {
     let place = Place::new("follow");
     let _ca = place.ca("a.test", &["registry", "client"]);
-    let settings = [
-        set("GOPEERS_DIR", place.folder.path().display().to_string()),
-        set("GOPEERS_NAMES", "registry,client"),
-        set("GOPEERS_TRUST_DOMAIN", "go.test"),
-    ];
-    let mut workload = place.start("workload", &build::gopeers(), &["workload"], &settings);
-    workload.told("ready", 0);
-    let _ours = place.vwire("registry", "a.test-registry", ("NSM_LISTEN_ON", "ours.sock"));
-    let settings = [
-        set("SPIFFE_ENDPOINT_SOCKET", place.socket("registry.sock")),
-        set("NSM_LISTEN_ON", place.socket("gos.sock")),
-    ];
-    let mut gos = place.start("go-registry", &build::gopeers(), &["registry"], &settings);
-    gos.told("ready", 0);
-    let settings = [
-        set("SPIFFE_ENDPOINT_SOCKET", place.socket("client.sock")),
-        set("NSM_CONNECT_TO", place.socket("ours.sock")),
-        set("NSM_REQUEST_TIMEOUT", "4s"),
-    ];
-    let mut client = RegistryClient(place.start("go-client", &build::gopeers(), &["regclient"], &settings));
-    client.0.told("ready", 0);
+    let Sides { mut workload, mut client, _registries } = Sides::start(&place);
 
     // The link is made once: each side's bundle as a file, and where it is published.
     let (theirs, ours) = (place.at("go.json"), place.at("a.json"));

@@ -293,6 +293,41 @@ fn a_service_at_nsmrs_is_reached_through_both_proxies_and_directly_in_its_own_do
     assert!(domains.processes.iter_mut().all(Process::runs));
 }
 
+/// In domain B an endpoint is registered whose manager's URL leads to a proxy again; a client of domain A asks for it. What its log says of
+/// the loop, from the first hop on.
+fn loop_of(tag: &str, kinds: [Kind; 2], leads_to: &str) -> String {
+    let mut domains = Domains::start(tag, kinds, [Records::Gos; 2]);
+    let mesh = &mut domains.mesh;
+    let mut registry = mesh.registry_client("fool", vec![set("NSM_CONNECT_TO", "tcp://10.77.0.2:5002")]);
+    registry.call("register", "ns", &json!({"name": "round", "payload": "ETHERNET"})).unwrap();
+    let endpoint = json!({
+        "name": "nse-round", "networkServiceNames": ["round"], "url": leads_to,
+        "networkServiceLabels": {"round": {"labels": {}}},
+    });
+    registry.call("register", "nse", &endpoint).unwrap();
+    let _client = mesh.client_of(Kind::Vwire, 0, "nsc", "kernel://round@b.test/nsm-1", &[]);
+    let log = mesh.directory().join("nsc.log");
+    let told = until("the client is told of the loop", || {
+        let text = std::fs::read_to_string(&log).ok()?;
+        let (_, told) = text.split_once("loop: ")?;
+        Some(told.split(": ").next()?.to_owned())
+    });
+    assert!(domains.processes.iter_mut().all(Process::runs));
+    told
+}
+
+#[test]
+fn a_loop_by_way_of_a_proxy_of_gos_is_refused_with_its_hops() {
+    let told = loop_of("lvg", [Kind::Vwire, Kind::Go], "tcp://10.77.0.1:5004");
+    assert_eq!(told, "nsc → nsmgr-1 → forwarder-1-1 → nsmgr-proxy-a → nsmgr-proxy-b → nsmgr-proxy-a");
+}
+
+#[test]
+fn a_domain_that_leads_to_itself_is_refused_when_a_domain_of_gos_asks_for_it() {
+    let told = loop_of("lgv", [Kind::Go, Kind::Vwire], "tcp://10.77.0.2:5004");
+    assert_eq!(told, "nsc → nsmgr-1 → forwarder-1-1 → nsmgr-proxy-a → nsmgr-proxy-b → nsmgr-proxy-b");
+}
+
 /// Endpoints of two domains register in a registry that is of neither; a client of a third domain finds them there, each by the label of
 /// its cluster, and reaches them by both domains' proxies.
 fn float(tag: &str, floating: Kind, kinds: [Kind; 3]) {

@@ -127,15 +127,8 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NsmgrError>
     let services = services
         .with(|routes| service.add_to(routes))
         .with(|routes| registry::server::add_to(routes, &counted, &process.shutdown));
-    let (routes, health) = services.routes().await;
     process.admin.report(Arc::new(manager));
-    let shutdown = process.shutdown.clone();
-    tokio::spawn(async move {
-        shutdown.cancelled().await;
-        health.set(false).await;
-    });
-    server.serve(process.identity.clone(), routes, process.shutdown.clone()).await?;
-    Ok(())
+    Ok(process.serve(server, services.routes().await).await?)
 }
 
 /// The parts of a manager that runs.

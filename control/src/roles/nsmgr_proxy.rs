@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::Process;
 use super::forwarding::Forwarding;
 use super::nsmgr::{check_name, public_url};
-use super::registry_proxy_dns::{Bounds, rules};
+use super::registry_proxy_dns::Bounds;
 use crate::chain::service::Service;
 use crate::chain::{Chain, Element};
 use crate::config::{self, List, Maybe, WatchedMap};
@@ -142,7 +142,7 @@ const SERVICES: [&str; 4] = [
 /// # Errors
 /// [`NsmgrProxyError`].
 pub async fn run(settings: Settings, process: Process) -> Result<(), NsmgrProxyError> {
-    let rules = rules(&settings.common, &process)?;
+    let rules = process.token_rules(&settings.common)?;
     let target = settings.registry_proxy_url.clone();
     let beyond = Remote::new(Arc::clone(&process.pool), target).with_rules(rules.clone());
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
@@ -176,15 +176,8 @@ impl Setup<'_> {
         let services = services
             .with(|routes| service.add_to(routes))
             .with(|routes| registry::server::add_to(routes, &registry, &process.shutdown));
-        let (routes, health) = services.routes().await;
         process.admin.report(Arc::new(proxy));
-        let shutdown = process.shutdown.clone();
-        tokio::spawn(async move {
-            shutdown.cancelled().await;
-            health.set(false).await;
-        });
-        server.serve(process.identity.clone(), routes, process.shutdown.clone()).await?;
-        Ok(())
+        Ok(process.serve(server, services.routes().await).await?)
     }
 
     async fn start(&self, listens: &[Target], process: &Process) -> Result<Proxy, NsmgrProxyError> {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::Process;
 use super::forwarding::Forwarding;
 use crate::config::{self, List, Maybe};
-use crate::identity::policy::{BadPolicies, Policies};
+use crate::identity::policy::BadPolicies;
 use crate::obs::Reporter;
 use crate::registry::Registry;
 use crate::registry::authorize::{Authorize, Strict, TokenRules};
@@ -100,12 +100,13 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), RegistryErr
         return Err(RegistryError::Setting(told));
     }
     settings.forwarding.check().map_err(RegistryError::Setting)?;
-    let rules = rules(&settings, &process)?;
-    let store = Arc::new(store(&settings)?);
+    let rules = process.token_rules(&settings.common)?;
+    let store = memory::Settings { expire: settings.expire_period, limits: settings.store.clone() };
+    let store = Arc::new(Store::kept(store, settings.state.as_deref())?);
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
     let registry = chain(&settings, &process, rules.clone(), Arc::clone(&store));
     let registry = Counted::in_front_of(registry, process.admin.metrics());
-    let (routes, _health) = Services::new()
+    let routes = Services::new()
         .with(|routes| server::add_to(routes, &registry, &process.shutdown))
         .named("registry.NetworkServiceRegistry")
         .named("registry.NetworkServiceEndpointRegistry")
@@ -120,27 +121,10 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), RegistryErr
     );
     let (services, endpoints) = store.counts();
     tracing::info!(listen_on = ?server.targets(), services, endpoints, "the registry is up");
-    let served = server.serve(process.identity.clone(), routes, process.shutdown.clone()).await;
+    let served = process.serve(server, routes).await;
     figures.abort();
     store.flush().await;
     Ok(served?)
-}
-
-/// What tokens must satisfy; nothing where there are none.
-fn rules(settings: &Settings, process: &Process) -> Result<Option<Arc<dyn TokenRules>>, RegistryError> {
-    let common = &settings.common;
-    // Read even if they are of no use, so that a slip shows at once.
-    let policies = Policies::of_masks(&common.registry_server_policies, &common.registry_client_policies)?;
-    let policies = policies.with_transit(&common.transit).counted_by(process.admin.metrics());
-    Ok(process.identity.current().map(|_| Arc::new(policies) as _))
-}
-
-fn store(settings: &Settings) -> Result<Store, StateError> {
-    let store = memory::Settings { expire: settings.expire_period, limits: settings.store.clone() };
-    match &settings.state {
-        Some(file) => Store::open(store, file),
-        None => Ok(Store::new(store)),
-    }
 }
 
 /// The registry from the outside in: this hop in the path, who may, which domain, what of other domains, the store.
@@ -187,6 +171,7 @@ async fn count(store: Arc<Store>, process: Process) {
 mod tests {
     use super::*;
     use crate::identity::issuer::Authority;
+    use crate::identity::policy::Policies;
     use crate::identity::{Identity, TokenSource, TrustDomain};
     use crate::obs::Admin;
     use crate::registry::{RegistryCall, find};
