@@ -1,7 +1,7 @@
 //! Keeps an endpoint and its services registered.
 //!
-//! It renews at two thirds of the time that the registry grants (at half if that is little), and watches its own name: if the registry forgets it or goes away,
-//! it registers again at once, and then with growing pauses.
+//! It renews at two thirds of the time that the registry grants, at half if that is little, and watches its own name: if the registry
+//! forgets it or goes away, it registers again at once, and then with growing pauses.
 //!
 //! A Go registry or manager forgets an endpoint before the granted time ends, by the time that its last registration had (sdk,
 //! pkg/registry/common/expire). So a registration has less time where little is granted: a quarter.
