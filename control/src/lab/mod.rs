@@ -36,7 +36,7 @@ pub use check::{Outcome, check};
 pub use dns::{Dns, Records};
 pub use down::down;
 pub use layout::{Layout, RUN};
-pub use spec::{BadSpec, Check, Client, Domain, Endpoint, Node, OneOrMany, Spec, Stack};
+pub use spec::{BadSpec, Check, Client, Domain, Endpoint, Node, Spec, Stack};
 pub use state::{Mark, Place, Record};
 pub use up::{Lab, Programs};
 

@@ -60,11 +60,13 @@ pub fn make_underlay(layout: &Layout, spec: &Spec) -> Result<(), LabError> {
             add_address(&net, "br0", address)?;
         }
     }
-    let parts = spec
-        .domains
-        .iter()
-        .flat_map(|domain| std::iter::once(&domain.name).chain(domain.nodes.iter().map(|node| &node.name)));
-    for (index, part) in parts.enumerate() {
+    // What is between domains takes all that any of them sends.
+    let largest = spec.domains.iter().map(|domain| domain.mtu).max().unwrap_or_default();
+    let parts = spec.domains.iter().flat_map(|domain| {
+        let all = std::iter::once(&domain.name).chain(domain.nodes.iter().map(|node| &node.name));
+        all.map(move |part| (domain, part))
+    });
+    for (index, (domain, part)) in parts.enumerate() {
         let namespace = layout.namespace(part);
         // Names of interfaces have 15 bytes; the namespace tells them apart on the other side.
         let port = format!("p{index}");
@@ -76,7 +78,8 @@ pub fn make_underlay(layout: &Layout, spec: &Spec) -> Result<(), LabError> {
         for address in addresses(spec, part).into_iter().chain(more) {
             add_address(&namespace, "eth0", address)?;
         }
-        ip(&["-n", &namespace, "link", "set", "eth0", "up"])?;
+        ip(&["-n", &net, "link", "set", &port, "mtu", &largest.to_string()])?;
+        ip(&["-n", &namespace, "link", "set", "eth0", "mtu", &domain.mtu.to_string(), "up"])?;
     }
     Ok(())
 }

@@ -257,7 +257,7 @@ impl Make<'_> {
     fn endpoint(&self, domain: &Domain, node: &Node, endpoint: &Endpoint) -> Start {
         let labels: Vec<String> =
             endpoint.labels.iter().map(|(key, value)| format!("{key}:{value}")).collect();
-        let cidrs: Vec<String> = endpoint.cidr.all().iter().map(ToString::to_string).collect();
+        let cidrs: Vec<String> = endpoint.cidr.iter().map(ToString::to_string).collect();
         let mechanism = match endpoint.mechanism {
             Leg::Kernel => "KERNEL",
             Leg::Memif => "MEMIF",

@@ -1,12 +1,14 @@
 //! What a topology file may say.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use url::Url;
 
 use super::dns::{Dns, Records};
@@ -86,6 +88,9 @@ pub struct Domain {
     /// How its name is found, where there is a name server.
     #[serde(default)]
     pub records: Records,
+    /// The largest packet of its parts' links, as clouds have different ones.
+    #[serde(default = "usual_mtu")]
+    pub mtu: u16,
     /// Which addresses its parts have on the underlay.
     #[serde(default)]
     pub stack: Stack,
@@ -140,6 +145,10 @@ impl Domain {
     }
 }
 
+fn usual_mtu() -> u16 {
+    1500
+}
+
 fn one() -> u8 {
     1
 }
@@ -181,26 +190,6 @@ pub enum Leg {
     Memif,
 }
 
-/// One value, or a list of them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum OneOrMany<T> {
-    /// One.
-    One(T),
-    /// A list.
-    Many(Vec<T>),
-}
-
-impl<T> OneOrMany<T> {
-    /// All of them.
-    pub fn all(&self) -> &[T] {
-        match self {
-            Self::One(one) => std::slice::from_ref(one),
-            Self::Many(many) => many,
-        }
-    }
-}
-
 /// An icmp responder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -212,7 +201,8 @@ pub struct Endpoint {
     /// How its leg is carried.
     pub mechanism: Leg,
     /// Whence clients get addresses: one of each, where there are several.
-    pub cidr: OneOrMany<IpNet>,
+    #[serde(deserialize_with = "prefixes")]
+    pub cidr: Vec<IpNet>,
     /// What it can be found by.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -225,6 +215,31 @@ pub struct Endpoint {
     /// Further variables.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+}
+
+/// A prefix, or a list of them.
+fn prefixes<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>, D::Error> {
+    struct Prefixes;
+    impl<'de> Visitor<'de> for Prefixes {
+        type Value = Vec<IpNet>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a prefix such as 10.0.0.0/24, or a list of prefixes")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<IpNet>, E> {
+            text.parse().map(|one| vec![one]).map_err(|error| E::custom(format!("{text:?}: {error}")))
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<IpNet>, A::Error> {
+            let mut all = Vec::new();
+            while let Some(one) = list.next_element()? {
+                all.push(one);
+            }
+            Ok(all)
+        }
+    }
+    from.deserialize_any(Prefixes)
 }
 
 fn ethernet() -> String {
@@ -430,6 +445,12 @@ impl Spec {
             }
         }
         for (_, endpoint) in self.endpoints() {
+            if endpoint.cidr.is_empty() {
+                return bad(
+                    &format!("endpoints.{}.cidr", endpoint.name),
+                    "no prefix to assign addresses from",
+                );
+            }
             let passes_memif = endpoint.passes_to.is_some() && endpoint.mechanism == Leg::Memif;
             if passes_memif {
                 return bad(
@@ -536,6 +557,10 @@ checks:
             ("ping: {from: c}", "pong: {from: c}", "unknown variant `pong`"),
             ("cidr: 10.0.0.0/24", "cidr: 10.0.0.0/33", "cidr"),
             ("cidr: 10.0.0.0/24", "cidr: 10.0.0.0/24, payload: ARP", "endpoints.e.payload: ETHERNET or IP"),
+            ("cidr: 10.0.0.0/24", "cidr: [10.0.0.0/24, fd00::/129]", "cidr"),
+            ("cidr: 10.0.0.0/24", "cidr: []", "endpoints.e.cidr: no prefix"),
+            ("nodes:\n", "replicas: 9\n    nodes:\n", "domains.d.replicas: a domain has 1 to 8"),
+            ("nodes:\n", "stack: ipv5\n    nodes:\n", "unknown variant `ipv5`"),
             ("nodes:\n", "registry: false\n    nodes:\n      - name: m\n", "one node only"),
         ];
         for (from, to, reason) in cases {

@@ -263,6 +263,80 @@ async fn a_proxy_between_two_others_is_one_more_hop_there_and_back() {
 }
 
 #[tokio::test]
+async fn two_domains_whose_managers_and_forwarders_have_the_same_names_are_not_confused() {
+    let (at_a, at_b) = (address(), address());
+    let map = || vec![entry("a.test", at_a), entry("b.test", at_b)];
+    let mesh = Mesh::new();
+    let beside = mesh.beside();
+    let a = Domain::start(mesh, "a", at_a, Plan { map: map(), ..Plan::default() }).await;
+    // Only the proxies' names must differ: they stand beside each other in a path.
+    let of_b = Plan { map: map(), proxy_name: Some("nsmgr-proxy-b".into()), ..Plan::default() };
+    let b = Domain::start(beside, "a", at_b, of_b).await;
+    let forwarders = [a.mesh.forwarder("forwarder").await, b.mesh.forwarder("forwarder").await];
+    for domain in [&a, &b] {
+        domain.mesh.register_service(service("icmp-responder")).await;
+    }
+    // Both have an endpoint of this service and name; A's own is not asked.
+    let own = a.mesh.endpoint("responder", "icmp-responder", &[]).await;
+    let endpoint = b.mesh.endpoint("responder", "icmp-responder", &[]).await;
+    let two = Two { a, b, endpoint, _forwarders: forwarders };
+    let made = two.ask("icmp-responder@b.test", "").await.unwrap();
+    let expected = [
+        "nsc-a",
+        "nsmgr-a",
+        "forwarder",
+        "nsmgr-proxy-a",
+        "nsmgr-proxy-b",
+        "nsmgr-a",
+        "forwarder",
+        "responder",
+    ];
+    assert_eq!(hops(&made), expected);
+    let client = two.a.client();
+    let again =
+        client.request_at(&two.a.manager, made.clone(), vec![Client::preference()], TIME).await.unwrap();
+    assert_eq!(hops(&again), expected);
+    let local = client.first(7, "icmp-responder");
+    let local = client.request_at(&two.a.manager, local, vec![Client::preference()], TIME).await.unwrap();
+    assert_eq!(hops(&local), ["nsc-a", "nsmgr-a", "forwarder", "responder"]);
+    client.close_at(&two.a.manager, again).await.unwrap();
+    assert_eq!((two.endpoint.probe.counts(), own.probe.counts()), ((2, 1), (1, 0)));
+}
+
+/// Each asks the next one, the last one the first: nothing is said of pairs.
+#[tokio::test]
+async fn fifty_domains_reach_each_other() {
+    const DOMAINS: usize = 50;
+    let addresses: Vec<_> = (0..DOMAINS).map(|_| address()).collect();
+    let name = |number: usize| format!("d{number}.test");
+    let map: Vec<String> =
+        addresses.iter().enumerate().map(|(number, at)| entry(&name(number), *at)).collect();
+    let root = Mesh::new();
+    let mut domains = Vec::new();
+    for (number, at) in addresses.into_iter().enumerate() {
+        let plan = Plan { map: map.clone(), ..Plan::default() };
+        let domain = Domain::start(root.beside(), &format!("d{number}"), at, plan).await;
+        let forwarder = domain.mesh.forwarder("forwarder").await;
+        domain.mesh.register_service(service("icmp-responder")).await;
+        let endpoint = domain.mesh.endpoint("responder", "icmp-responder", &[]).await;
+        domains.push((domain, forwarder, endpoint));
+    }
+    for (number, (domain, ..)) in domains.iter().enumerate() {
+        let next = (number + 1) % DOMAINS;
+        let client = domain.client();
+        let first = client.first(0, &format!("icmp-responder@{}", name(next)));
+        let made = client.request_at(&domain.manager, first, vec![Client::preference()], TIME).await;
+        let made = made.unwrap_or_else(|told| panic!("{number} asks {next}: {told}"));
+        assert_eq!(hops(&made).len(), 8);
+        assert_eq!(hops(&made)[4], format!("nsmgr-proxy-d{next}"));
+        client.close_at(&domain.manager, made).await.unwrap();
+    }
+    for (_, _, endpoint) in &domains {
+        assert_eq!(endpoint.probe.counts(), (1, 1));
+    }
+}
+
+#[tokio::test]
 async fn requests_beyond_the_bound_are_refused_with_it() {
     let two = two(|_, b| b.proxy.push("--proxy-max-requests=1".into())).await;
     let gate = std::sync::Arc::new(tokio::sync::Notify::new());
