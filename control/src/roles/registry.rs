@@ -18,6 +18,7 @@ use crate::registry::counted::Counted;
 use crate::registry::foreign::{Admit, Foreign};
 use crate::registry::hops::Hops;
 use crate::registry::interdomain::Interdomain;
+use crate::registry::manifest::Manifest;
 use crate::registry::memory::{self, StateError, Store};
 use crate::registry::remote::Remote;
 use crate::registry::server;
@@ -51,6 +52,11 @@ pub struct Settings {
     /// A file that keeps what is registered, and whose it is, while the registry is away. In memory only if it is empty.
     #[arg(long, env = "VWIRE_REGISTRY_STATE", value_name = "FILE")]
     pub state: Option<PathBuf>,
+
+    /// A file with network services that there shall be: NSM's Kubernetes resources, as YAML. Nobody else changes them; the file is
+    /// followed.
+    #[arg(long, env = "VWIRE_REGISTRY_SERVICES", value_name = "FILE")]
+    pub services: Option<PathBuf>,
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened")]
@@ -103,6 +109,14 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), RegistryErr
     let rules = process.token_rules(&settings.common)?;
     let store = memory::Settings { expire: settings.expire_period, limits: settings.store.clone() };
     let store = Arc::new(Store::kept(store, settings.state.as_deref())?);
+    if let Some(file) = &settings.services {
+        // Without TLS nobody has an identity, and nobody checks.
+        let owner = process.identity.current().map_or_else(String::new, |own| own.id.to_string());
+        let manifest = Manifest::load(file, Arc::clone(&store), &owner).await;
+        let manifest =
+            manifest.map_err(|told| RegistryError::Setting(format!("VWIRE_REGISTRY_SERVICES: {told}")))?;
+        tokio::spawn(process.shutdown.clone().run_until_cancelled_owned(manifest.follow()));
+    }
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
     let registry = chain(&settings, &process, rules.clone(), Arc::clone(&store));
     let registry = Counted::in_front_of(registry, process.admin.metrics());
@@ -268,6 +282,10 @@ mod tests {
         for (args, told) in [
             (&["--expire-period", "10ms", "--listen-on", &socket][..], "NSM_EXPIRE_PERIOD"),
             (&["--state", here, "--listen-on", &socket], "VWIRE_REGISTRY_STATE"),
+            (
+                &["--services", "/none.yaml", "--listen-on", &socket],
+                "VWIRE_REGISTRY_SERVICES: /none.yaml: No such file",
+            ),
             (
                 &["--registry-server-policies", "nothing-like-this", "--listen-on", &socket],
                 "NSM_REGISTRY_SERVER_POLICIES",

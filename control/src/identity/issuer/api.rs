@@ -8,7 +8,6 @@ use futures::stream::{self, BoxStream, StreamExt};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use vwire_proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
 use vwire_proto::workload::{
@@ -19,7 +18,7 @@ use vwire_proto::workload::{
 
 use super::{Caller, Keys, Name, Rule};
 use crate::identity::source::Bundles;
-use crate::transport::{self, Limits, PeerAddress, ServeError, Server, Target};
+use crate::transport::{self, Limits, PeerAddress, ServeError, Server, Services, Target};
 
 /// Without it a call could be one that a browser was talked into (SPIFFE Workload Endpoint §3.1).
 const HEADER: &str = "workload.spiffe.io";
@@ -100,7 +99,9 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     let api = Api { issuer, name, ending: shutdown.clone() };
-    let routes = Routes::new(SpiffeWorkloadApiServer::new(api));
+    // Health and reflection answer without the header: they tell nobody's secrets. (SPIRE's agent does likewise.)
+    let services = Services::new().described_by(vwire_proto::workload::FILE_DESCRIPTOR_SET);
+    let (routes, _health) = services.serve(SpiffeWorkloadApiServer::new(api)).routes().await;
     Server::bind(std::slice::from_ref(listen), limits).await?.serve_plain(routes, shutdown).await;
     Ok(())
 }
