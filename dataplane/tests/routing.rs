@@ -440,6 +440,41 @@ fn routes_come_and_go_under_traffic_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_hundred_thousand_routes_are_one_more_or_less_without_being_made_anew() {
+    run(async {
+        let (mut rig, [mut a, mut b, mut c]) = rig(true).await;
+        let prefix = |i: u32| format!("{}/28", Ipv4Addr::from(0x1400_0000 + (i << 4)));
+        let set = |prefix: String, port: &str| {
+            let route = Some(pb::Route { via: "10.0.2.1".into(), ..route(&prefix, port) });
+            op(Op::SetRoute(pb::SetRoute { domain: "blue".into(), route }))
+        };
+        let all: Vec<u32> = (0..100_000).collect();
+        for some in all.chunks(4096) {
+            rig.apply(some.iter().map(|i| set(prefix(*i), "b")).collect()).await.unwrap();
+        }
+        let answer = routing(&mut rig).await;
+        assert_eq!((answer.route_count, answer.routes.len()), (100_006, 1000));
+        let to = |i: u32| IpAddr::from(Ipv4Addr::from(0x1400_0007 + (i << 4)));
+        let sent: Vec<_> = [0, 1, 4095, 54_321, 99_999].map(|i| udp(v4(1, 1).into(), to(i), 64, 50)).to_vec();
+        sent.iter().for_each(|frame| assert!(a.inject(frame)));
+        let expected: Vec<_> = sent.iter().map(|frame| after_a_hop(frame.clone(), MACS[1])).collect();
+        assert_eq!(collect(&mut b, sent.len()).await, expected);
+        // One of them leads elsewhere, and the next nowhere.
+        let start = Instant::now();
+        let gone = pb::RemoveRoute { domain: "blue".into(), prefix: prefix(1) };
+        let elsewhere = pb::Route { via: "10.0.3.1".into(), ..route(&prefix(0), "c") };
+        let elsewhere = pb::SetRoute { domain: "blue".into(), route: Some(elsewhere) };
+        rig.apply(vec![op(Op::SetRoute(elsewhere)), op(Op::RemoveRoute(gone))]).await.unwrap();
+        eprintln!("two changes among 100,000 routes, by the API: {:?}", start.elapsed());
+        assert!(a.inject(&sent[0]) && a.inject(&sent[1]));
+        assert_eq!(collect(&mut c, 1).await, [after_a_hop(sent[0].clone(), MACS[2])]);
+        let (kind, code, ..) = error_of(&collect(&mut a, 1).await[0]);
+        assert_eq!((kind, code), (3, 0), "network unreachable");
+        rig.replace(pb::State::default()).await.unwrap();
+    });
+}
+
+#[test]
 fn bad_requests_name_the_field_and_change_nothing() {
     run(async {
         let (mut rig, _ends) = rig(true).await;

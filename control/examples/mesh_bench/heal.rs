@@ -19,7 +19,8 @@ use crate::ping::Pinger;
 use crate::table::{Better, Table};
 use crate::{Common, Member, text};
 
-/// A lab whose components are killed, while a client's packets flow and another asks for connections.
+/// A lab whose components are killed, while a client's packets flow and another asks for connections. The client's liveness check is as
+/// it is by default; other labs wait longer.
 pub struct Scene {
     /// The file, with NAME in place of the lab's name.
     lab: &'static str,
@@ -42,7 +43,7 @@ domains:
       - name: node-1
         split: true
         endpoints: [{name: nse, service: icmp-memif, mechanism: memif, cidr: 10.77.0.0/20}]
-        clients: [{name: nsc, services: ["kernel://icmp-memif/nsm-1"]}]
+        clients: [{name: nsc, services: ["kernel://icmp-memif/nsm-1"], env: {NSM_LIVENESS_CHECK_TIMEOUT: 1s}}]
 "#,
     client: "nsc",
     service: "icmp-memif",
@@ -73,7 +74,7 @@ domains:
     nodes:
       - name: node-2
         split: true
-        clients: [{name: nsc, services: ["kernel://icmp-memif@far.test/nsm-1"]}]
+        clients: [{name: nsc, services: ["kernel://icmp-memif@far.test/nsm-1"], env: {NSM_LIVENESS_CHECK_TIMEOUT: 1s}}]
 "#,
     client: "nsc",
     service: "icmp-memif@far.test",

@@ -241,8 +241,8 @@ impl Lab {
     /// Endpoints in the middle of chains: what joins their interfaces is the owner's matter, not vwire's.
     fn join_interfaces(&self) -> Result<(), LabError> {
         let endpoints = self.record.spec.endpoints();
-        let middle = endpoints.filter(|(_, endpoint)| endpoint.passes_to.is_some());
-        middle.map(|(_, endpoint)| net::join(&self.layout.namespace(&endpoint.name))).collect()
+        let mut middle = endpoints.filter(|(_, endpoint)| endpoint.passes_to.is_some());
+        middle.try_for_each(|(_, endpoint)| net::join(&self.layout.namespace(&endpoint.name)))
     }
 
     fn starts(&self) -> Vec<(&'static str, Vec<Start>)> {

@@ -56,10 +56,9 @@ impl Following {
                 let endpoints = self.folder.endpoints();
                 tasks.retain(|domain, (endpoint, _)| endpoints.get(domain) == Some(endpoint));
                 for (domain, endpoint) in endpoints {
-                    if !tasks.contains_key(&domain) {
-                        let one = self.clone().follow(domain.clone(), endpoint.clone());
-                        tasks.insert(domain, (endpoint, Task(tokio::spawn(one))));
-                    }
+                    let one = || self.clone().follow(domain.clone(), endpoint.clone());
+                    let task = || (endpoint.clone(), Task(tokio::spawn(one())));
+                    tasks.entry(domain.clone()).or_insert_with(task);
                 }
                 tokio::time::sleep(LOOK).await;
             }
