@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # Measures the mesh beside the Go implementation on this machine, in one run, and prints its tables in Markdown with ratios: Requests,
 # refreshes and Closes per second with their quantiles and each role's processor time, without a data plane, with kernel interfaces
-# and with memif; each role's memory; the registry; and how soon a node serves again after each of its components was killed. All with
-# mutual TLS, tokens and the default policies. Both sides are driven by the same program, control/examples/mesh_bench; its --help
-# tells what it takes.
+# and with memif; each role's memory; the registry; and how soon a node, and two domains, serve again after each of their components
+# was killed. All with mutual TLS, tokens and the default policies. Both sides are driven by the same program,
+# control/examples/mesh_bench; its --help tells what it takes.
 #   scripts/bench_mesh.sh [GROUP...] [--side go|vwire] [--seconds 4] [--clients 1,10,16,64,100] [--kills 20]
 #                         [--data-plane none,kernel,kernel-memif,memif,memif-direct]
-# groups: setup memory registry heal (all unless named; about 25 minutes on 2 cores)
+# groups: setup memory registry heal domains (all unless named; about 30 minutes on 2 cores, domains about 5 of them)
 . "$(dirname "$0")/lib.sh"
 
 need_root
 need_rust
 need_go
-need_packages iproute2
+need_packages iproute2 nsd
 
 PEERS=$ROOT/target/go-peers/gopeers
 

@@ -48,7 +48,7 @@ fn every_settings_file_is_one_that_its_role_starts_with() {
                 assert!(settings.federation.is_some());
             }
             Role::Registry(settings) => assert!(settings.state.is_some()),
-            Role::Nsmgr(settings) => assert_eq!(settings.listen_on.len(), 2),
+            Role::Nsmgr(settings) => assert_eq!(settings.managing.listen_on.len(), 2),
             Role::Nsmrs(settings) => {
                 assert_eq!(settings.api_address.len(), 1);
                 assert_eq!(settings.expiration_timeout.as_secs(), 300);

@@ -43,7 +43,7 @@ impl Place {
         Process::start(name, &self.space.name, self.folder.path(), &[], program, role, settings)
     }
 
-    /// `vwire ca` of a domain, with a socket `<domain>-<name>` for each workload.
+    /// `vwire ca` of a domain, with a socket `<domain>-<name>` for each workload. Its bundle is published at a port of its choice.
     fn ca(&self, domain: &str, workloads: &[&str]) -> Process {
         let sockets: Vec<String> = workloads
             .iter()
@@ -53,6 +53,10 @@ impl Place {
             set("VWIRE_CA_TRUST_DOMAIN", domain),
             set("VWIRE_CA_WORKLOADS", sockets.join(",")),
             set("VWIRE_CA_FEDERATION", self.at("links").display().to_string()),
+            set("VWIRE_CA_BUNDLE_ENDPOINT", "127.0.0.1:0"),
+            set("VWIRE_CA_REFRESH_HINT", "1s"),
+            set("VWIRE_CA_SVID_LIFETIME", "10s"),
+            set("VWIRE_CA_WEB_ROOTS", self.at("web.pem").display().to_string()),
             set("VWIRE_ADMIN", self.socket("ca-admin")),
         ];
         let ca = self.start("ca", &build::vwire(), &["ca"], &settings);
@@ -91,6 +95,41 @@ fn endpoint(name: &str) -> Value {
     })
 }
 
+/// go.test's issuer and client, and a registry of each side; our issuer runs.
+struct Sides {
+    workload: Process,
+    client: RegistryClient,
+    _registries: [Process; 2],
+}
+
+impl Sides {
+    fn start(place: &Place) -> Self {
+        let settings = [
+            set("GOPEERS_DIR", place.folder.path().display().to_string()),
+            set("GOPEERS_NAMES", "registry,client"),
+            set("GOPEERS_TRUST_DOMAIN", "go.test"),
+        ];
+        let mut workload = place.start("workload", &build::gopeers(), &["workload"], &settings);
+        workload.told("ready", 0);
+        let ours = place.vwire("registry", "a.test-registry", ("NSM_LISTEN_ON", "ours.sock"));
+        let settings = [
+            set("SPIFFE_ENDPOINT_SOCKET", place.socket("registry.sock")),
+            set("NSM_LISTEN_ON", place.socket("gos.sock")),
+        ];
+        let mut gos = place.start("go-registry", &build::gopeers(), &["registry"], &settings);
+        gos.told("ready", 0);
+        let settings = [
+            set("SPIFFE_ENDPOINT_SOCKET", place.socket("client.sock")),
+            set("NSM_CONNECT_TO", place.socket("ours.sock")),
+            set("NSM_REQUEST_TIMEOUT", "4s"),
+        ];
+        let mut client =
+            RegistryClient(place.start("go-client", &build::gopeers(), &["regclient"], &settings));
+        client.0.told("ready", 0);
+        Self { workload, client, _registries: [ours, gos] }
+    }
+}
+
 fn done(process: &mut Process, command: &str) {
     let answer = process.ask(command, &["done", "failed"]);
     assert_eq!(answer["event"], "done", "{command}: {answer}");
@@ -123,27 +162,7 @@ fn register_ours(place: &Place, target: &str) -> Result<Vec<String>, tonic::Stat
 fn go_spiffe_and_we_are_peers_across_trust_domains_for_as_long_as_bundles_are_exchanged() {
     let place = Place::new("fed");
     let _ca = place.ca("a.test", &["registry", "client", "go"]);
-    let settings = [
-        set("GOPEERS_DIR", place.folder.path().display().to_string()),
-        set("GOPEERS_NAMES", "registry,client"),
-        set("GOPEERS_TRUST_DOMAIN", "go.test"),
-    ];
-    let mut workload = place.start("workload", &build::gopeers(), &["workload"], &settings);
-    workload.told("ready", 0);
-    let _ours = place.vwire("registry", "a.test-registry", ("NSM_LISTEN_ON", "ours.sock"));
-    let settings = [
-        set("SPIFFE_ENDPOINT_SOCKET", place.socket("registry.sock")),
-        set("NSM_LISTEN_ON", place.socket("gos.sock")),
-    ];
-    let mut gos = place.start("go-registry", &build::gopeers(), &["registry"], &settings);
-    gos.told("ready", 0);
-    let settings = [
-        set("SPIFFE_ENDPOINT_SOCKET", place.socket("client.sock")),
-        set("NSM_CONNECT_TO", place.socket("ours.sock")),
-        set("NSM_REQUEST_TIMEOUT", "4s"),
-    ];
-    let mut client = RegistryClient(place.start("go-client", &build::gopeers(), &["regclient"], &settings));
-    client.0.told("ready", 0);
+    let Sides { mut workload, mut client, _registries } = Sides::start(&place);
     // A Go workload of our own domain: it tells which bundles our issuer gave it.
     let settings = [set("SPIFFE_ENDPOINT_SOCKET", place.socket("a.test-go"))];
     let mut ours_in_go = place.start("svid", &build::gopeers(), &["svid"], &settings);
@@ -186,6 +205,98 @@ fn go_spiffe_and_we_are_peers_across_trust_domains_for_as_long_as_bundles_are_ex
     done(&mut workload, "forget a.test");
     until("Go's registry refuses us", || register_ours(&place, "gos.sock").err());
     until("Go's client refuses our registry", || client.call("find", "nse", &json!({})).err());
+}
+
+/// Our issuer's row of `vwire link list`.
+fn row(place: &Place) -> Value {
+    let rows: Value = serde_json::from_str(&place.link(&["list", "-o", "json"])).unwrap();
+    rows[0].clone()
+}
+
+/// Whom our issuer believes of go.test: fingerprints.
+fn believed(place: &Place) -> Vec<Value> {
+    row(place)["believes"]["go.test"].as_array().cloned().unwrap_or_default()
+}
+
+#[test]
+fn authorities_are_rotated_on_either_side_and_bundle_endpoints_carry_it_to_the_other() {
+    let place = Place::new("follow");
+    let _ca = place.ca("a.test", &["registry", "client"]);
+    let Sides { mut workload, mut client, _registries } = Sides::start(&place);
+
+    // The link is made once: each side's bundle as a file, and where it is published.
+    let (theirs, ours) = (place.at("go.json"), place.at("a.json"));
+    done(&mut workload, &format!("bundle {}", theirs.display()));
+    let mark = workload.mark();
+    done(&mut workload, &format!("publish https_spiffe {}", place.at("none").display()));
+    let url = workload.told("published", mark)["url"].as_str().unwrap().to_owned();
+    let id = ["--endpoint-id", "spiffe://go.test/server"];
+    place.link(&[&["import", theirs.to_str().unwrap(), "--endpoint", &url][..], &id].concat());
+    std::fs::write(&ours, place.link(&["export"])).unwrap();
+    done(&mut workload, &format!("federate a.test {}", ours.display()));
+    let published = row(&place)["publishes"].clone();
+    let (our_url, our_id) = (published["url"].as_str().unwrap(), published["spiffe_id"].as_str().unwrap());
+    assert_eq!(our_id, "spiffe://a.test/vwire/ca");
+    let mark = workload.mark();
+    done(&mut workload, &format!("follow a.test {our_url} {our_id}"));
+    let followed = workload.told("followed", mark);
+    assert_eq!((&followed["authorities"], &followed["hint"]), (&json!(1), &json!(1)));
+
+    let friends = |client: &mut RegistryClient| {
+        until("Go's client at our registry", || client.call("register", "nse", &endpoint("theirs")).ok());
+        until("our client at Go's registry", || register_ours(&place, "gos.sock").ok());
+    };
+    friends(&mut client);
+
+    // Theirs: we believe the new authority when it signs, and the old one no more when it left.
+    let first = believed(&place);
+    done(&mut workload, "announce");
+    until("both of theirs are believed", || (believed(&place).len() == 2).then_some(()));
+    done(&mut workload, "activate");
+    friends(&mut client);
+    done(&mut workload, "retire");
+    until("the old one of theirs is forgotten", || (believed(&place).len() == 1).then_some(()));
+    assert_ne!(believed(&place), first);
+    friends(&mut client);
+
+    // Ours, the same: go-spiffe follows.
+    let mark = workload.mark();
+    place.link(&["rotate"]);
+    let step = |workload: &mut Process, mark: usize, authorities: u64| {
+        workload.event("a bundle of ours", mark, |told| {
+            told["event"] == "followed" && told["authorities"] == authorities
+        });
+        workload.mark()
+    };
+    let mark = step(&mut workload, mark, 2);
+    friends(&mut client);
+    step(&mut workload, mark, 1);
+    friends(&mut client);
+
+    // By a web certificate: who serves it is known by the web's authorities, and by them alone.
+    let mark = workload.mark();
+    done(&mut workload, &format!("publish https_web {}", place.at("web.pem").display()));
+    let url = workload.told("published", mark)["url"].as_str().unwrap().to_owned();
+    done(&mut workload, &format!("bundle {}", theirs.display()));
+    place.link(&["import", theirs.to_str().unwrap(), "--endpoint", &url]);
+    done(&mut workload, "announce");
+    until("theirs is followed by https_web", || (believed(&place).len() == 2).then_some(()));
+    // One that another serves changes nothing, and says why.
+    place.link(&[
+        "import",
+        theirs.to_str().unwrap(),
+        "--endpoint",
+        &url,
+        "--endpoint-id",
+        "spiffe://go.test/other",
+    ]);
+    let log = || std::fs::read_to_string(place.at("ca.log")).unwrap_or_default();
+    until("the issuer's log says why", || log().contains("can't be followed").then_some(()));
+    assert_eq!(believed(&place).len(), 1, "what the file said stays in force");
+
+    place.link(&["remove", "go.test"]);
+    client.call("find", "nse", &json!({})).expect_err("a removed domain's call");
+    assert!(believed(&place).is_empty());
 }
 
 /// What the client of v0.2.0 answers to one call.

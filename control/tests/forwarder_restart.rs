@@ -97,46 +97,84 @@ async fn after_the_engines_death_interfaces_are_reported_down_and_made_again_by_
     assert_eq!(rig.ports().await, Vec::<String>::new());
 }
 
+/// Where a memif endpoint listens.
+const THERE: &str = "@/tmp/memif/nse/memif.socket";
+
+/// Two workloads with memifs, and the connection between them.
+struct MemifPair {
+    nsc: Netns,
+    _nse: Netns,
+    responder: Process,
+    made: Connection,
+}
+
+impl MemifPair {
+    async fn new(rig: &Rig) -> Self {
+        let (nsc, nse) = (Netns::new("nsc"), Netns::new("nse"));
+        let args = ["--role", "server", "--socket", THERE, "--address", "10.60.1.2/30"];
+        let responder = Process::inside(&nse, &program("examples/icmp_responder"), &args);
+        memif_endpoint(rig, &nse);
+        let made = rig.request(asking("id-1", "ETHERNET", vec![memif(&nsc)]), Some(&nsc)).await.unwrap();
+        Self { nsc, _nse: nse, responder, made }
+    }
+
+    /// A program that attaches to the client's end and pings so often.
+    fn client(&self, count: &str) -> Process {
+        let socket = &self.made.mechanism.as_ref().unwrap().parameters["socketfile"];
+        let place = ["--role", "client", "--socket", socket, "--address", "10.60.1.1/30"];
+        let pings = ["--interval", "0.01", "--count", count, "10.60.1.2"];
+        Process::inside(&self.nsc, &program("examples/ping"), &[&place[..], &pings].concat())
+    }
+}
+
+fn memif_endpoint(rig: &Rig, nse: &Netns) {
+    let mut chosen = memif(nse);
+    chosen.parameters.insert("socketfile".into(), THERE.into());
+    *rig.endpoint.mechanism.lock().unwrap() = chosen;
+    *rig.endpoint.fd.lock().unwrap() = Some(nse.sent());
+    *rig.endpoint.context.lock().unwrap() = addresses(false);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn after_the_engines_death_memifs_are_made_again_without_a_request() {
     for direct in [false, true] {
         let home = Home::new();
         let rig = if direct { Rig::direct(&home).await } else { Rig::new(&home).await };
-        let (nsc, nse) = (Netns::new("nsc"), Netns::new("nse"));
-        let there = "@/tmp/memif/nse/memif.socket";
-        let args = ["--role", "server", "--socket", there, "--address", "10.60.1.2/30"];
-        let _responder = Process::inside(&nse, &program("examples/icmp_responder"), &args);
-        let mut chosen = memif(&nse);
-        chosen.parameters.insert("socketfile".into(), there.into());
-        *rig.endpoint.mechanism.lock().unwrap() = chosen;
-        *rig.endpoint.fd.lock().unwrap() = Some(nse.sent());
-        *rig.endpoint.context.lock().unwrap() = addresses(false);
-        let made = rig.request(asking("id-1", "ETHERNET", vec![memif(&nsc)]), Some(&nsc)).await.unwrap();
-        let socket = made.mechanism.clone().unwrap().parameters["socketfile"].clone();
-        let pings = |count: &str| {
-            let args = [
-                "--role",
-                "client",
-                "--socket",
-                &socket,
-                "--address",
-                "10.60.1.1/30",
-                "--interval",
-                "0.01",
-                "--count",
-            ];
-            let args: Vec<&str> = args.into_iter().chain([count, "10.60.1.2"]).collect();
-            Process::inside(&nsc, &program("examples/ping"), &args).success()
-        };
-        pings("5").unwrap();
+        let pair = MemifPair::new(&rig).await;
+        pair.client("5").success().unwrap();
         let ports = rig.ports().await;
         home.kill_engine();
         rig.eventually("the ports are back", async |rig| {
             rig.dataplane.client.snapshot().await.is_ok() && rig.ports().await == ports
         })
         .await;
-        pings("5").unwrap();
-        rig.close(&made).await.unwrap();
+        pair.client("5").success().unwrap();
+        rig.close(&pair.made).await.unwrap();
+        assert_eq!(rig.ports().await, Vec::<String>::new());
+    }
+}
+
+/// A client of a memif that leaves is no fault; the next one has the vWire. Its endpoint's end is reported.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_memif_client_may_leave_and_another_come() {
+    for direct in [false, true] {
+        let home = Home::new();
+        let rig = if direct { Rig::direct(&home).await } else { Rig::new(&home).await };
+        let pair = MemifPair::new(&rig).await;
+        let port = rig.dataplane.wanted.get("id-1").unwrap().server.unwrap().port.name;
+        let up = |rig: &Rig| rig.dataplane.client.link(&port).is_some_and(|link| link.up);
+        for _ in 0..2 {
+            pair.client("5").success().unwrap();
+            rig.eventually("the client has left", async |rig| !up(rig)).await;
+        }
+        let endless = pair.client("30000");
+        rig.eventually("a third client", async |rig| up(rig)).await;
+        assert_eq!(*rig.downs.lock().unwrap(), Vec::<String>::new(), "direct: {direct}");
+        drop(pair.responder);
+        rig.eventually("the endpoint's end is reported", async |rig| !rig.downs.lock().unwrap().is_empty())
+            .await;
+        drop(endless);
+        rig.close(&pair.made).await.unwrap();
         assert_eq!(rig.ports().await, Vec::<String>::new());
     }
 }
@@ -146,9 +184,8 @@ async fn a_memif_endpoint_that_comes_back_is_dialled_again() {
     let home = Home::new();
     let rig = Rig::new(&home).await;
     let (nsc, nse) = (Netns::new("nsc"), Netns::new("nse"));
-    let there = "@/tmp/memif/nse/memif.socket";
     let responder = || {
-        let args = ["--role", "server", "--socket", there, "--address", "10.60.1.2/32"];
+        let args = ["--role", "server", "--socket", THERE, "--address", "10.60.1.2/32"];
         Process::inside(
             &nse,
             &program("examples/icmp_responder"),
@@ -156,11 +193,7 @@ async fn a_memif_endpoint_that_comes_back_is_dialled_again() {
         )
     };
     let first = responder();
-    let mut chosen = memif(&nse);
-    chosen.parameters.insert("socketfile".into(), there.into());
-    *rig.endpoint.mechanism.lock().unwrap() = chosen;
-    *rig.endpoint.fd.lock().unwrap() = Some(nse.sent());
-    *rig.endpoint.context.lock().unwrap() = addresses(false);
+    memif_endpoint(&rig, &nse);
     let made = rig.request(asking("id-1", "IP", vec![kernel(&nsc, "nsm-1")]), Some(&nsc)).await;
     // The responder speaks Ethernet, the connection IP: memif refuses the mismatch, and the Request says so.
     let refused = made.unwrap_err();

@@ -11,7 +11,7 @@ use peers::netns::Netns;
 use peers::process::Process;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use vwire_control::identity::issuer::{self, Authority, Issuer, Name};
+use vwire_control::identity::issuer::{self, Authority, Issuer, Keys, Name};
 use vwire_control::identity::{Bundles, Identity, TrustDomain};
 use vwire_control::transport::{Limits, Target};
 
@@ -29,7 +29,7 @@ fn go_spiffe_verifies_our_svids_and_follows_their_rotation() {
     let authority = Authority::new(TrustDomain::new("example.org").unwrap()).unwrap();
     let (_federated, others) = watch::channel(Bundles::new());
     // Renewed after two seconds.
-    let issuer = Arc::new(Issuer::new(authority, Duration::from_secs(4), Vec::new(), others));
+    let issuer = Arc::new(Issuer::new(Keys::fixed(authority), Duration::from_secs(4), Vec::new(), others));
     let name: Name = "/ns/lab/workload".parse().unwrap();
     let target = Target::Unix(socket.clone());
     let ending = shutdown.clone();

@@ -1,19 +1,21 @@
 //! Two domains of real processes: in one of them the registry, both proxies and the manager are Go's, in the other ours, both ways
 //! round; and ours on both sides. Domains find each other by a real name server. The forwarders are ours everywhere, so that packets
-//! cross the border: Go's own can't leave their node.
+//! cross the border: Go's own can't leave their node. And three such domains with a registry that is none of theirs.
 
 mod peers;
 
 use std::process::{Child, Command, Stdio};
 
-use peers::mesh::{Mesh, Plan, set};
+use peers::mesh::{Mesh, Plan, Setting, set};
 use peers::observer::segments;
 use peers::process::Process;
 use peers::{Kind, until};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Where the name server is.
 const DNS: &str = "10.77.0.254";
+/// A domain that is a registry and no more, beside it.
+const FLOATING: &str = "tcp://10.77.0.254:5002";
 
 /// Which records a domain has.
 #[derive(Clone, Copy)]
@@ -37,7 +39,11 @@ impl Records {
             ),
             Self::Address => format!("@ A {at}\n"),
         };
-        format!("$ORIGIN {name}.\n$TTL 2\n@ SOA ns hostmaster 1 60 60 60 2\n@ NS ns\nns A {DNS}\n{own}")
+        format!("{}{own}", Self::head(name))
+    }
+
+    fn head(name: &str) -> String {
+        format!("$ORIGIN {name}.\n$TTL 2\n@ SOA ns hostmaster 1 60 60 60 2\n@ NS ns\nns A {DNS}\n")
     }
 }
 
@@ -86,28 +92,55 @@ impl Drop for NameServer {
     }
 }
 
-/// Two domains: a client's, a.test on node 1, and an endpoint's, b.test on node 2.
+/// A client's domain, a.test on node 1, and endpoints' domains, b.test on node 2 and so on.
 struct Domains {
     processes: Vec<Process>,
     mesh: Mesh,
     _dns: NameServer,
 }
 
+/// Where the registry of several domains is, in `nsmrs.test`.
+const NSMRS: &str = "10.77.0.1:5010";
+
 impl Domains {
     fn start(tag: &str, kinds: [Kind; 2], records: [Records; 2]) -> Self {
-        let plan = Plan { nsc: Kind::Go, forwarder: Kind::Vwire, nodes: 2, ..Plan::of(Kind::Vwire) };
+        Self::with(tag, &kinds, &records, &[], None)
+    }
+
+    /// `of_proxies` are further settings of the nsmgr-proxies; `floating` is whose registry `float.test` has, if there is one.
+    fn with(
+        tag: &str,
+        kinds: &[Kind],
+        records: &[Records],
+        of_proxies: &[Setting],
+        floating: Option<Kind>,
+    ) -> Self {
+        let plan =
+            Plan { nsc: Kind::Go, forwarder: Kind::Vwire, nodes: kinds.len(), ..Plan::of(Kind::Vwire) };
         let mut mesh = Mesh::bare(tag, plan);
-        let zones = ["a.test", "b.test"].into_iter().zip(records).enumerate();
-        let zones: Vec<_> = zones
+        let zones = ["a.test", "b.test", "c.test"].into_iter().zip(records).enumerate();
+        let mut zones: Vec<_> = zones
             .map(|(node, (name, records))| (name, records.zone(name, &format!("10.77.0.{}", node + 1))))
             .collect();
+        let nsmrs = "_nsm-registry._tcp SRV 0 0 5010 registry\nregistry A 10.77.0.1\n";
+        zones.push(("nsmrs.test", format!("{}{nsmrs}", Records::head("nsmrs.test"))));
+        let float =
+            format!("registry.nsm-system SRV 0 0 5002 registry.nsm-system\nregistry.nsm-system A {DNS}\n");
+        zones.push(("float.test", format!("{}{float}", Records::head("float.test"))));
         let dns = NameServer::start(&mesh, &zones);
         // Go makes nothing of an address that the map does not name.
         let map = mesh.directory().join("map-ip.yaml");
-        std::fs::write(&map, "10.77.0.1: 10.77.0.1\n10.77.0.2: 10.77.0.2\n").unwrap();
+        std::fs::write(&map, "10.77.0.1: 10.77.0.1\n10.77.0.2: 10.77.0.2\n10.77.0.3: 10.77.0.3\n").unwrap();
         let mut processes = Vec::new();
-        for (node, kind) in kinds.into_iter().enumerate() {
-            let letter = ["a", "b"][node];
+        if let Some(kind) = floating {
+            mesh.plan.registry = kind;
+            mesh.start_registry(&[]);
+        }
+        for (node, kind) in kinds.iter().copied().enumerate() {
+            let letter = ["a", "b", "c"][node];
+            // Go reads /etc/clusterinfo; there its endpoints say themselves where they are.
+            let cluster = mesh.directory().join(format!("cluster-{letter}.yaml"));
+            std::fs::write(&cluster, format!("clusterName: {letter}\n")).unwrap();
             let at = |port: u16| format!("tcp://10.77.0.{}:{port}", node + 1);
             let part = |role: &str| format!("{role}-{letter}");
             let roles = [
@@ -124,10 +157,14 @@ impl Domains {
                         set("NSM_REGISTRY_URL", at(5002)),
                         set("NSM_REGISTRY_PROXY_URL", at(5005)),
                         set("NSM_MAP_IP_FILE_PATH", map.display().to_string()),
+                        set("VWIRE_CLUSTER_INFO_FILE", cluster.display().to_string()),
                     ],
                 ),
             ];
-            for (role, settings) in roles {
+            for (role, mut settings) in roles {
+                if role == "nsmgr-proxy" {
+                    settings.extend_from_slice(of_proxies);
+                }
                 let listen = settings.iter().find(|(key, _)| key == "NSM_LISTEN_ON").unwrap().1.clone();
                 processes.push(mesh.role_on(kind, role, &part(role), node, settings));
                 mesh.observer.wait_healthy(&part(role), &listen);
@@ -221,4 +258,138 @@ fn both_domains_are_ours_without_srv_records() {
 #[test]
 fn a_domain_is_named_by_its_address() {
     one_life("xvl", [Kind::Vwire; 2], [Records::Address; 2], "10.77.0.2");
+}
+
+/// Both domains' proxies forward what is registered to NSMRS, which is in neither of them.
+#[test]
+fn a_service_at_nsmrs_is_reached_through_both_proxies_and_directly_in_its_own_domain() {
+    let forwarding = [set("NSMRS_ADDRESS", NSMRS), set("NSE_TRACKING_INTERVAL", "2")];
+    let mut domains = Domains::with("xns", &[Kind::Vwire; 2], &[Records::Ours; 2], &forwarding, None);
+    let mesh = &mut domains.mesh;
+    // It comes last: until then the proxies forward to nobody, and nobody waits for it.
+    let endpoint = mesh.endpoint(1, "nse-1", &[]);
+    let listen = format!("tcp://{NSMRS}");
+    let settings = vec![set("NSMRS_API_ADDRESS", listen.as_str())];
+    let nsmrs = mesh.role_on(Kind::Vwire, "nsmrs", "nsmrs", 0, settings);
+    mesh.observer.wait_healthy("nsmrs", &listen);
+    domains.processes.push(nsmrs);
+
+    let mut paths = Vec::new();
+    for (node, name) in [(0, "nsc"), (1, "near")] {
+        let mark = mesh.observer.mark();
+        let service = "kernel://icmp-responder@nsmrs.test/nsm-1";
+        let mut client = mesh.client_of(Kind::Vwire, node, name, service, &[]);
+        let connection = client.connected(mesh, mark);
+        assert_eq!(connection["networkService"], "icmp-responder@nsmrs.test");
+        let server = connection.pointer("/context/ipContext/dstIpAddrs/0").and_then(Value::as_str).unwrap();
+        let server = server.split('/').next().unwrap();
+        until("a ping of the service at NSMRS", || client.space.pings(server).then_some(()));
+        paths.push(names(&connection));
+        client.close();
+    }
+    assert_eq!(paths[0], EIGHT);
+    assert_eq!(paths[1], ["near", "nsmgr-2", "forwarder-2-1", "nse-1"], "not by way of its own proxy");
+    until("the interfaces are gone", || endpoint.space.interfaces().is_empty().then_some(()));
+    assert!(domains.processes.iter_mut().all(Process::runs));
+}
+
+/// In domain B an endpoint is registered whose manager's URL leads to a proxy again; a client of domain A asks for it. What its log says of
+/// the loop, from the first hop on.
+fn loop_of(tag: &str, kinds: [Kind; 2], leads_to: &str) -> String {
+    let mut domains = Domains::start(tag, kinds, [Records::Gos; 2]);
+    let mesh = &mut domains.mesh;
+    let mut registry = mesh.registry_client("fool", vec![set("NSM_CONNECT_TO", "tcp://10.77.0.2:5002")]);
+    registry.call("register", "ns", &json!({"name": "round", "payload": "ETHERNET"})).unwrap();
+    let endpoint = json!({
+        "name": "nse-round", "networkServiceNames": ["round"], "url": leads_to,
+        "networkServiceLabels": {"round": {"labels": {}}},
+    });
+    registry.call("register", "nse", &endpoint).unwrap();
+    let _client = mesh.client_of(Kind::Vwire, 0, "nsc", "kernel://round@b.test/nsm-1", &[]);
+    let log = mesh.directory().join("nsc.log");
+    let told = until("the client is told of the loop", || {
+        let text = std::fs::read_to_string(&log).ok()?;
+        let (_, told) = text.split_once("loop: ")?;
+        Some(told.split(": ").next()?.to_owned())
+    });
+    assert!(domains.processes.iter_mut().all(Process::runs));
+    told
+}
+
+#[test]
+fn a_loop_by_way_of_a_proxy_of_gos_is_refused_with_its_hops() {
+    let told = loop_of("lvg", [Kind::Vwire, Kind::Go], "tcp://10.77.0.1:5004");
+    assert_eq!(told, "nsc → nsmgr-1 → forwarder-1-1 → nsmgr-proxy-a → nsmgr-proxy-b → nsmgr-proxy-a");
+}
+
+#[test]
+fn a_domain_that_leads_to_itself_is_refused_when_a_domain_of_gos_asks_for_it() {
+    let told = loop_of("lgv", [Kind::Go, Kind::Vwire], "tcp://10.77.0.2:5004");
+    assert_eq!(told, "nsc → nsmgr-1 → forwarder-1-1 → nsmgr-proxy-a → nsmgr-proxy-b → nsmgr-proxy-b");
+}
+
+/// Endpoints of two domains register in a registry that is of neither; a client of a third domain finds them there, each by the label of
+/// its cluster, and reaches them by both domains' proxies.
+fn float(tag: &str, floating: Kind, kinds: [Kind; 3]) {
+    let mut domains = Domains::with(tag, &kinds, &[Records::Gos; 3], &[], Some(floating));
+    let mesh = &mut domains.mesh;
+    mesh.look_at(FLOATING);
+    let mut owner = mesh.registry_client("owner", Vec::new());
+    let to = |cluster: &str| json!({"sourceSelector": {"want": cluster}, "routes": [{"destinationSelector": {"clusterName": cluster}}]});
+    let service = json!({"name": "icmp-responder", "payload": "ETHERNET", "matches": [to("b"), to("c")]});
+    owner.call("register", "ns", &service).unwrap();
+    let endpoints: Vec<_> = ["b", "c"]
+        .into_iter()
+        .zip(1..)
+        .map(|(letter, node)| {
+            let name = format!("nse-{letter}");
+            let mut settings = vec![
+                set("NSM_NAME", format!("{name}@float.test")),
+                set("NSM_SERVICE_NAMES", "icmp-responder@float.test"),
+                set("NSM_REGISTER_SERVICE", "false"),
+            ];
+            if kinds[node] == Kind::Go {
+                settings.push(set("NSM_LABELS", format!("clusterName:{letter}")));
+            }
+            let endpoint = mesh.endpoint_of(kinds[node], node, &name, &settings);
+            mesh.wait_registered(&name);
+            endpoint
+        })
+        .collect();
+    for (letter, node) in ["b", "c"].into_iter().zip(2..) {
+        let name = format!("nsc-{letter}");
+        let mark = mesh.observer.mark();
+        let asked = format!("kernel://icmp-responder@float.test/nsm-1?want={letter}");
+        let mut client = mesh.client(0, &name, &asked, &[]);
+        let connection = client.connected(mesh, mark);
+        assert_eq!(connection["networkServiceEndpointName"], format!("nse-{letter}@float.test"));
+        let far = [
+            format!("nsmgr-proxy-{letter}"),
+            format!("nsmgr-{node}"),
+            format!("forwarder-{node}-1"),
+            format!("nse-{letter}@float.test"),
+        ];
+        let near = [&name[..], "nsmgr-1", "forwarder-1-1", "nsmgr-proxy-a"].map(str::to_owned);
+        assert_eq!(names(&connection), [near, far].concat());
+        let server = connection.pointer("/context/ipContext/dstIpAddrs/0").and_then(Value::as_str).unwrap();
+        let server = server.split('/').next().unwrap();
+        until("a ping across the border", || client.space.pings(server).then_some(()));
+        assert_eq!(names(&client.refresh(mesh)), names(&connection), "a refresh goes the same way");
+        let space = client.close();
+        until("the interfaces are gone", || space.interfaces().is_empty().then_some(()));
+    }
+    until("the endpoints' interfaces are gone", || {
+        endpoints.iter().all(|endpoint| endpoint.space.interfaces().is_empty()).then_some(())
+    });
+    assert!(domains.processes.iter_mut().all(Process::runs));
+}
+
+#[test]
+fn endpoints_of_go_and_ours_float_in_a_registry_of_ours() {
+    float("xfv", Kind::Vwire, [Kind::Vwire, Kind::Go, Kind::Vwire]);
+}
+
+#[test]
+fn endpoints_of_go_and_ours_float_in_a_registry_of_gos() {
+    float("xfg", Kind::Go, [Kind::Go, Kind::Vwire, Kind::Go]);
 }

@@ -159,6 +159,16 @@ async fn what_a_dead_forwarder_left_is_removed_by_its_alias() {
     assert!(!netns.ip("-o link").contains("nsm-1"));
 }
 
+/// A process that ends with this.
+struct Busy(std::process::Child);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Another process changes the tables all the time; a dump that is interrupted is asked for again.
 #[tokio::test]
 async fn dumps_survive_changes_from_elsewhere() {
@@ -171,15 +181,13 @@ async fn dumps_survive_changes_from_elsewhere() {
     netns.ip("tuntap add mode tap dev nsm-1");
     let wanted = wanted(ip_context(), 0);
     let mut tables = configure(&netns, &wanted, &[], true).await.unwrap();
-    let mut busy = std::process::Command::new("ip")
-        .args(["netns", "exec", &netns.0, "sh", "-c"])
-        .arg("while ip route add 10.9.0.0/24 dev eth0 && ip route del 10.9.0.0/24; do :; done")
-        .spawn()
-        .unwrap();
+    let mut busy = std::process::Command::new("ip");
+    busy.args(["netns", "exec", &netns.0, "sh", "-c"])
+        .arg("while ip route add 10.9.0.0/24 dev eth0 && ip route del 10.9.0.0/24; do :; done");
+    let busy = Busy(busy.spawn().unwrap());
     for _ in 0..50 {
         tables = configure(&netns, &wanted, &tables, false).await.unwrap();
     }
-    busy.kill().unwrap();
-    busy.wait().unwrap();
+    drop(busy);
     assert_eq!(tables.len(), 1);
 }

@@ -34,6 +34,15 @@ fn far_address(connection: &Value) -> String {
     address.split('/').next().unwrap().to_owned()
 }
 
+/// The Workload API, in no package.
+const WORKLOAD: [&str; 5] = [
+    "SpiffeWorkloadAPI/FetchJWTBundles",
+    "SpiffeWorkloadAPI/FetchJWTSVID",
+    "SpiffeWorkloadAPI/FetchX509Bundles",
+    "SpiffeWorkloadAPI/FetchX509SVID",
+    "SpiffeWorkloadAPI/ValidateJWTSVID",
+];
+
 /// Each role says by reflection (both versions of it) what it serves, with the methods, and that each service is well.
 #[test]
 fn tools_find_the_services_of_each_role_and_that_they_are_well() {
@@ -45,7 +54,9 @@ fn tools_find_the_services_of_each_role_and_that_they_are_well() {
     let socket = mesh.directory().join("p-forwarder-1-1/s");
     let forwarder = of_forwarder(&mesh.nodes[0].forwarders[0].process, &socket);
     let manager: Vec<&str> = NETWORK_SERVICE.into_iter().chain(REGISTRY).collect();
+    let ca = start_issuer(&mut mesh);
     for (role, url, methods) in [
+        ("ca", format!("unix://{}/ca.sock", mesh.directory().display()), WORKLOAD.to_vec()),
         ("registry", mesh.registry_url().to_owned(), REGISTRY.to_vec()),
         ("nsmgr", mesh.nsmgr_url(0), manager.clone()),
         ("forwarder", forwarder, NETWORK_SERVICE.to_vec()),
@@ -57,7 +68,8 @@ fn tools_find_the_services_of_each_role_and_that_they_are_well() {
             methods.iter().map(|method| method.split_once('/').unwrap().0).collect();
         let services: Vec<&str> = services.into_iter().collect();
         let name = format!("prober-{}", role.replace([' ', '\''], "-"));
-        let probed = mesh.probe(&name, &url, &services.join(",")).told("probed", 0);
+        let plain = [set("GOPEERS_PLAIN", (role == "ca").to_string())];
+        let probed = mesh.probe(&name, &url, &services.join(","), &plain).told("probed", 0);
         let nsm = |names: &Value| -> Vec<String> {
             let names = names.as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned());
             names.filter(|name| !name.starts_with("grpc.")).collect()
@@ -70,7 +82,19 @@ fn tools_find_the_services_of_each_role_and_that_they_are_well() {
             assert_eq!(probed["health"][service], "SERVING", "{role} {service}: {probed}");
         }
     }
-    drop(node);
+    drop((node, ca));
+}
+
+/// `vwire ca` beside the mesh's own issuer.
+fn start_issuer(mesh: &mut Mesh) -> Process {
+    let socket = mesh.directory().join("ca.sock");
+    let settings = vec![
+        set("VWIRE_CA_TRUST_DOMAIN", "example.org"),
+        set("VWIRE_CA_LISTEN_ON", format!("unix://{}", socket.display())),
+    ];
+    let issuer = mesh.role_on(Kind::Vwire, "ca", "ca", 0, settings);
+    until("the issuer's socket", || socket.exists().then_some(()));
+    issuer
 }
 
 /// `vwire node` on the mesh's first node, beside what is there.
@@ -178,7 +202,7 @@ impl Pinging {
         Self(command.stdout(Stdio::piped()).spawn().unwrap())
     }
 
-    /// Ends it: how many were sent, and how many came back.
+    /// Ends it: how many were sent, and how many came back, the last of which may have been on its way.
     fn end(mut self) -> (u64, u64) {
         peers::must(std::process::Command::new("kill").args(["-INT", &self.0.id().to_string()]));
         let mut said = String::new();
@@ -220,7 +244,7 @@ fn svids_rotate_under_a_vwire() {
     client.refresh(&mut mesh);
     let (sent, back) = pinging.end();
     assert!(sent > 20, "{sent} pings are no test");
-    assert_eq!(back, sent, "pings that came back");
+    assert!(back + 1 >= sent, "{back} of {sent} pings came back");
     let late = mesh.observer.mark();
     let mut second = mesh.client(0, "second", SERVICE, &brief);
     let connection = second.connected(&mut mesh, late);
@@ -274,7 +298,7 @@ fn services_of_a_client_live_apart_and_clients_do_not_meet() {
     drop(two.space);
     until("the loss of the other service", || (mesh.admin("both", "/status")?["down"] == 1).then_some(()));
     let (sent, back) = pinging.end();
-    assert_eq!(back, sent, "pings that came back");
+    assert!(back + 1 >= sent, "{back} of {sent} pings came back");
     assert_eq!(both.space.ip("-o link show nsm-1"), interface);
     assert!(both.process.runs());
 }

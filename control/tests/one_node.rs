@@ -1,11 +1,14 @@
 //! One node, all four pairs of kernel interface and memif: each component dies and comes back, and every vWire carries packets again.
 //! Needs root.
 
+mod lab_support;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use lab_support::Run;
 use vwire_control::cli::AdminClient;
-use vwire_control::lab::{Lab, Programs, Silent, Spec, check};
+use vwire_control::lab::{Lab, Silent, Spec, check};
 
 /// How long vWires may take to be whole after a component is back, on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -36,12 +39,10 @@ async fn whole(lab: &Lab, spec: &Spec, after: &str) {
 async fn every_component_may_die_and_come_back() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/lab/one-node.yaml");
     let mut spec = Spec::load(&file).unwrap();
-    spec.name = format!("heal-{}", std::process::id());
+    let run = Run::of(&mut spec, "heal");
     // Manager and forwarder as processes of their own, so that each can die alone.
     spec.domains[0].nodes[0].split = true;
-    let run = tempfile::tempdir().unwrap();
-    let programs = Programs::beside(Path::new(env!("CARGO_BIN_EXE_vwire"))).unwrap();
-    let mut lab = Lab::up(&spec, run.path(), &programs, &Silent).await.unwrap();
+    let mut lab = run.up(&spec).await;
     whole(&lab, &spec, "the start").await;
     // A memif endpoint's restart comes twice: what its clients have learned of the first is wrong for the second.
     for process in [

@@ -1,20 +1,20 @@
 //! An nsmgr-proxy under a thousand foreign Requests at one time: it stays small, and says to those that it refuses why.
 
-use std::net::{Ipv4Addr, TcpListener};
-use std::process::{Child, Command, Stdio};
+mod plain_roles;
+
+use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use plain_roles::{PATIENCE, Role, listening, own_address, pool};
 use tonic::{Code, Request, Status};
 use vwire_control::api::connection::{Connection, Path, PathSegment};
 use vwire_control::api::networkservice::NetworkServiceRequest;
 use vwire_control::api::networkservice::network_service_client::NetworkServiceClient;
-use vwire_control::identity::{Identity, TokenSource};
 use vwire_control::registry::remote::Remote;
 use vwire_control::registry::{Registry, RegistryCall};
-use vwire_control::transport::{Dialling, Pool, Target};
+use vwire_control::transport::{Pool, Target};
 use vwire_proto::nsm::registry::NetworkServiceEndpoint;
 
 /// Requests at one time, and how many of them the proxy takes (VWIRE_PROXY_MAX_REQUESTS by default).
@@ -22,56 +22,6 @@ const ALL: usize = 1000;
 const TAKEN: usize = 256;
 /// The most memory that the proxy may ever have had, in KiB: what a debug build needs to start is a third of it.
 const MOST_KIB: u64 = 128 * 1024;
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A role in a process of its own, killed when dropped.
-struct Role(Child);
-
-impl Role {
-    fn start(role: &str, directory: &std::path::Path, settings: &[(&str, String)]) -> Self {
-        let log = std::fs::File::create(directory.join(format!("{role}.log"))).unwrap();
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "SIGKILL", env!("CARGO_BIN_EXE_vwire"), role]);
-        command
-            .env("VWIRE_INSECURE", "true")
-            .env("VWIRE_ADMIN", format!("unix://{}/{role}.admin", directory.display()));
-        command.envs(settings.iter().map(|(name, value)| (name, value)));
-        Self(command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap())
-    }
-
-    /// The most memory that it ever had, in KiB.
-    fn peak(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    }
-}
-
-impl Drop for Role {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn pool() -> Arc<Pool> {
-    let identity = Identity::insecure();
-    let tokens = TokenSource::new(identity.clone(), Duration::from_secs(600));
-    Arc::new(Pool::new(
-        identity,
-        tokens,
-        Dialling { timeout: Duration::from_secs(20), ..Dialling::default() },
-    ))
-}
-
-async fn listening(pool: &Pool, target: &Target) {
-    let deadline = Instant::now() + PATIENCE;
-    while pool.hop(target).await.is_err() {
-        assert!(Instant::now() < deadline, "nobody listens at {target}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 /// As a proxy of another domain asks, for its client number `i`.
 fn foreign(i: usize) -> NetworkServiceRequest {
     let segment = |name: &str, id: String| PathSegment { name: name.into(), id, ..Default::default() };
@@ -100,8 +50,7 @@ async fn ask(pool: Arc<Pool>, proxy: Target, i: usize) -> Result<Connection, Sta
 #[tokio::test]
 async fn a_thousand_foreign_requests_stay_within_the_bound_and_the_rest_hears_of_it() {
     let directory = tempfile::tempdir().unwrap();
-    let pid = std::process::id();
-    let own = Ipv4Addr::new(127, 32 + (pid >> 8 & 0x1f) as u8, (pid & 0xff) as u8, 1);
+    let own = own_address(0, 1);
     let at = |port: u16| Target::Tcp(format!("{own}:{port}"));
     // A manager that takes connections and never says a word.
     let _silent = TcpListener::bind((own, 5001)).unwrap();

@@ -55,12 +55,47 @@ fn c34_payload_by_default(kind: Kind) {
     assert_eq!(answer.iter().map(|each| name("ns", each)).collect::<Vec<_>>(), ["ethernet"]);
 }
 
+/// Services from the operator's file: Go's client finds them, as they are in the file now, and may not change them.
+#[test]
+fn services_of_a_file_are_found_and_are_the_operators() {
+    let mut mesh = Mesh::bare("file", Plan { registry: Kind::Vwire, nodes: 0, ..Plan::of(Kind::Go) });
+    let file = mesh.directory().join("services.yaml");
+    let head = "apiVersion: networkservicemesh.io/v1\nkind: NetworkService\n";
+    let one = format!(
+        "{head}metadata: {{name: one}}\nspec:\n  payload: ETHERNET\n  matches:\n  - source_selector: {{app: web}}\n    \
+         routes: [{{destination_selector: {{app: db}}}}]\n"
+    );
+    std::fs::write(&file, format!("{one}---\n{head}metadata: {{name: two}}\n")).unwrap();
+    mesh.start_registry(&[set("VWIRE_REGISTRY_SERVICES", file.display().to_string())]);
+    let mut client = mesh.registry_client("owner", raw());
+    assert_eq!(found(&mut client, "ns", &json!({})), ["one", "two"]);
+    let answer = client.call("find", "ns", &json!({"name": "one"})).unwrap();
+    let service = &answer[0]["networkService"];
+    assert_eq!(service["payload"], "ETHERNET", "{answer:?}");
+    assert_eq!(service.pointer("/matches/0/routes/0/destinationSelector/app"), Some(&json!("db")));
+    for verb in ["register", "unregister"] {
+        let refused = client.call(verb, "ns", &json!({"name": "one"})).unwrap_err();
+        assert_eq!(refused.0, "PermissionDenied", "{refused:?}");
+    }
+    client.watch("ns", &json!({"name": "two"}));
+    client.0.told("found", 0);
+    std::fs::write(&file, one).unwrap();
+    client
+        .0
+        .event("the end of two", 0, |event| event["event"] == "found" && event["message"]["deleted"] == true);
+    assert_eq!(found(&mut client, "ns", &json!({})), ["one"]);
+}
+
 /// Register, find, unregister over mutual TLS: one, then none. Who registered is in `path_ids`. Each service is healthy.
 fn c35_register_find_unregister(kind: Kind) {
     let mut mesh = registry("c35", kind);
     let url = mesh.registry_url();
-    let mut prober =
-        mesh.probe("prober", url, "registry.NetworkServiceRegistry,registry.NetworkServiceEndpointRegistry");
+    let mut prober = mesh.probe(
+        "prober",
+        url,
+        "registry.NetworkServiceRegistry,registry.NetworkServiceEndpointRegistry",
+        &[],
+    );
     let probed = prober.told("probed", 0);
     for service in ["", "registry.NetworkServiceRegistry", "registry.NetworkServiceEndpointRegistry"] {
         assert_eq!(probed["health"][service], "SERVING", "{probed}");

@@ -7,8 +7,8 @@ use clap::Args;
 use vwire_dataplane::fdpass;
 use vwire_dataplane::port::PortIndex;
 use vwire_dataplane::stats::Counters;
-use vwire_proto::dataplane::v1::StreamCaptureRequest;
 use vwire_proto::dataplane::v1::dataplane_client::DataplaneClient;
+use vwire_proto::dataplane::v1::{GetRoutingRequest, GetRoutingResponse, RouteStats, StreamCaptureRequest};
 use vwire_proto::stats::PortState;
 
 /// A runtime on the calling thread.
@@ -64,6 +64,72 @@ fn print(bytes: &[u8]) -> Result<(), String> {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(format!("writing: {error}")),
         _ => Ok(()),
     }
+}
+
+/// `routes`
+#[derive(Args)]
+pub struct RoutesArgs {
+    /// The engine's API socket.
+    #[arg(long, value_name = "SOCKET", default_value = "/run/vwire/dataplane.sock")]
+    api: PathBuf,
+    /// The routing domain.
+    #[arg(long)]
+    domain: String,
+}
+
+/// Prints a domain's counters and neighbours, and all of its routes, a thousand to a call.
+pub fn routes(args: &RoutesArgs) -> Result<(), String> {
+    runtime()?.block_on(async {
+        let connected = fdpass::connect(&args.api).await;
+        let (channel, _) = connected.map_err(|error| format!("{}: {}", args.api.display(), root(&error)))?;
+        let mut client = DataplaneClient::new(channel);
+        let mut after = String::new();
+        loop {
+            let request = GetRoutingRequest { domain: args.domain.clone(), after: after.clone(), limit: 0 };
+            let answer = client.get_routing(request).await;
+            let answer = answer.map_err(|status| status.message().to_owned())?.into_inner();
+            if after.is_empty() {
+                print(about_domain(&answer).as_bytes())?;
+            }
+            let lines: String = answer.routes.iter().map(about_route).collect();
+            print(lines.as_bytes())?;
+            match answer.routes.into_iter().next_back().and_then(|last| last.route) {
+                Some(last) => after = last.prefix,
+                None => return Ok(()),
+            }
+        }
+    })
+}
+
+fn about_domain(answer: &GetRoutingResponse) -> String {
+    let GetRoutingResponse { packets, bytes, answers, echoes, errors, questions, route_count, .. } = answer;
+    let mut out = format!(
+        "routed: {packets} packets, {bytes} bytes; sent: {answers} answers, {echoes} echoes, {errors} errors, {questions} questions\n"
+    );
+    let drops: std::collections::BTreeMap<_, _> = answer.drops.iter().collect();
+    for (reason, count) in drops {
+        out += &format!("dropped {reason:22} {count:>14}\n");
+    }
+    for neighbour in &answer.neighbours {
+        let how = if neighbour.configured { "configured" } else { "learnt" };
+        out += &format!(
+            "neighbour {} is {} behind {}, {how}\n",
+            neighbour.address, neighbour.mac, neighbour.port
+        );
+    }
+    out + &format!("{route_count} routes\n")
+}
+
+fn about_route(stats: &RouteStats) -> String {
+    let route = stats.route.clone().unwrap_or_default();
+    let via = if route.via.is_empty() { String::new() } else { format!(" via {}", route.via) };
+    let to = format!("{}{via}", route.port);
+    let mut line = format!("{:43} {to:32} {:>14} {:>16}", route.prefix, stats.packets, stats.bytes);
+    let drops: std::collections::BTreeMap<_, _> = stats.drops.iter().collect();
+    for (reason, count) in drops {
+        line += &format!(" {reason}={count}");
+    }
+    line + "\n"
 }
 
 /// `capture`

@@ -12,7 +12,9 @@ use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
-use crate::model::{Invalid, PortName, PortSpec, State, StateError, Xconnect, shown};
+mod domain;
+
+use crate::model::{Invalid, Op, PortName, PortSpec, State, StateError, Xconnect, shown};
 
 /// A configuration file that will not do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -289,13 +291,14 @@ fn parse(text: &str) -> Result<Config, Refusal> {
     let mut root = root.into_inner();
     let ports = list(take(&mut root, "port"), "port")?;
     let xconnects = list(take(&mut root, "xconnect"), "xconnect")?;
+    let domains = list(take(&mut root, "domain"), "domain")?;
     let settings: Settings = value(Spanned::new(whole, DeValue::Table(root)))?;
     let known = ports.iter().enumerate().filter_map(|(i, entry)| {
         let name: PortName = entry.get_ref().get("name")?.get_ref().as_str()?.parse().ok()?;
         Some((name, (line_of(text, entry.span().start), format!("port[{i}]"))))
     });
     let places = known.collect();
-    let state = state(ports, xconnects)?;
+    let state = state(ports, xconnects, domains)?;
     let Settings { workers, stats, admin, api, log } = settings;
     Ok(Config { workers, stats, admin, api, log, state, places })
 }
@@ -325,7 +328,11 @@ fn list<'i>(entries: Option<Spanned<DeValue<'i>>>, name: &str) -> Result<Vec<Spa
     }
 }
 
-fn state(ports: Vec<Spanned<DeValue<'_>>>, xconnects: Vec<Spanned<DeValue<'_>>>) -> Result<State, Refusal> {
+fn state(
+    ports: Vec<Spanned<DeValue<'_>>>,
+    xconnects: Vec<Spanned<DeValue<'_>>>,
+    domains: Vec<Spanned<DeValue<'_>>>,
+) -> Result<State, Refusal> {
     let mut places = Vec::new();
     let (mut known_ports, mut known_xconnects) = (Vec::new(), Vec::new());
     for entry in ports {
@@ -341,7 +348,16 @@ fn state(ports: Vec<Spanned<DeValue<'_>>>, xconnects: Vec<Spanned<DeValue<'_>>>)
         places.push((xconnect.to_string(), span));
         known_xconnects.push(xconnect);
     }
-    State::new(known_ports, known_xconnects).map_err(|error| {
+    let mut routing = Vec::new();
+    for entry in domains {
+        let span = entry.span();
+        let domain: domain::Domain = value(entry)?;
+        let (ops, subjects) = domain.into_ops().map_err(|error| Refusal::at(span.clone(), error))?;
+        places.extend(subjects.into_iter().map(|subject| (subject, span.clone())));
+        routing.extend::<Vec<Op>>(ops);
+    }
+    let ports_and_xconnects = State::new(known_ports, known_xconnects);
+    ports_and_xconnects.and_then(|state| state.after(routing)).map_err(|error| {
         let subject = subject(&error);
         // The last entry of this name: of two ports of one name, the second is the one too many.
         let place = places.iter().rev().find(|(name, _)| Some(name) == subject.as_ref());
@@ -356,8 +372,12 @@ fn subject(error: &StateError) -> Option<String> {
         StateError::NoSuchPort { xconnect, .. } | StateError::Joined { second: xconnect, .. } => {
             Some(xconnect.to_string())
         }
+        StateError::Routing { subject, .. } => Some(subject.clone()),
         StateError::Modes(xconnect) | StateError::Relay(xconnect, _) => Some(xconnect.to_string()),
-        StateError::TooMany(_) | StateError::Notes(_) | StateError::NotFound(_) => None,
+        StateError::TooMany(_)
+        | StateError::Notes(_)
+        | StateError::TooManyRoutes(_)
+        | StateError::NotFound(_) => None,
     }
 }
 

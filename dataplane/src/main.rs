@@ -34,6 +34,8 @@ struct Args {
 enum Command {
     /// Prints the counters of an engine that runs, or that crashed.
     Stats(cli::StatsArgs),
+    /// Prints a routing domain: its counters, its neighbours and its routes.
+    Routes(cli::RoutesArgs),
     /// Writes a port's frames as pcapng until it is interrupted.
     Capture(cli::CaptureArgs),
 }
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let done = match (args.command, args.config) {
         (Some(Command::Stats(stats)), _) => cli::stats(&stats),
+        (Some(Command::Routes(routes)), _) => cli::routes(&routes),
         (Some(Command::Capture(capture)), _) => cli::capture(&capture),
         (None, Some(file)) => engine(&file, args.check, args.log, args.log_format),
         (None, None) => Err("give --config FILE".to_owned()),

@@ -158,13 +158,10 @@ fn a_capture_by_the_program_is_read_by_tshark() {
     nodes.start(2, &tap_and_tunnel(2, "10.60.1.2/30", "10.9.0.2", "10.9.0.1"));
     nodes.ping("10.60.1.2", &[]);
     let file = nodes.path("k.pcapng");
-    let mut capture = Command::new(env!("CARGO_BIN_EXE_vwire-dataplane"))
-        .args(["capture", "--port", "k", "--api"])
-        .arg(nodes.path("api1.sock"))
-        .arg("-w")
-        .arg(&file)
-        .spawn()
-        .unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vwire-dataplane"));
+    command.args(["capture", "--port", "k", "--api"]).arg(nodes.path("api1.sock")).arg("-w").arg(&file);
+    // Beside the engines it ends with the test, however that ends.
+    nodes.engines.push(command.spawn().unwrap());
     let tshark = |filter: &str| {
         let output = Command::new("tshark").arg("-r").arg(&file).args(["-Y", filter]).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
@@ -174,7 +171,8 @@ fn a_capture_by_the_program_is_read_by_tshark() {
         assert!(Instant::now() < deadline, "{}", tshark("frame"));
         nodes.ping("10.60.1.2", &[]);
     }
-    rustix::process::kill_process(rustix::process::Pid::from_child(&capture), rustix::process::Signal::INT)
+    let capture = nodes.engines.last_mut().unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_child(capture), rustix::process::Signal::INT)
         .unwrap();
     assert!(capture.wait().unwrap().success());
     assert_eq!(tshark("_ws.malformed"), "");

@@ -157,6 +157,27 @@ drop_reasons! {
     NotIp = "not_ip",
     /// The kernel dropped it before the underlay's socket: the worker came round too late. An aggregated run counts once.
     SocketFull = "socket_full",
+    /// An IP header that contradicts itself or its frame: version, lengths, checksum.
+    BadIpHeader = "bad_ip_header",
+    /// The frame is for another station than the routing domain.
+    WrongMac = "wrong_mac",
+    /// The source address is not routed to the port that the packet came by, or is none that a host can have.
+    SpoofedSource = "spoofed_source",
+    /// No route leads to the destination.
+    NoRoute = "no_route",
+    /// The destination is not for routers: multicast, broadcast, link-local, loopback.
+    NotRouted = "not_routed",
+    /// The time to live, or hop limit, was over.
+    TtlExceeded = "ttl_exceeded",
+    /// Nobody has said yet which hardware address the next hop has; it is being asked for.
+    NoNeighbour = "no_neighbour",
+    /// It was for the routing domain itself: ARP, neighbour discovery, ICMP to a gateway address.
+    ForDomain = "for_domain",
+    /// An ARP, neighbour discovery or ICMP message for the routing domain that is malformed, or speaks for an address that
+    /// belongs to another port.
+    BadControl = "bad_control",
+    /// It was for the routing domain itself, which was asked too much of late.
+    ControlLimit = "control_limit",
 }
 
 const _: () = assert!(DropReason::ALL.len() <= DROP_SLOTS);

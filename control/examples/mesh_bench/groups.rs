@@ -18,6 +18,8 @@ enum Group {
     Memory,
     Registry,
     Heal,
+    /// As Heal, with a client in one domain and its endpoint in another.
+    Domains,
 }
 
 /// The run's settings.
@@ -65,7 +67,7 @@ pub async fn run(settings: Settings) -> Result<(), String> {
     let absolute = |path: &PathBuf| std::fs::canonicalize(path).map_err(|error| format!("{path:?}: {error}"));
     let own = std::env::current_exe().map_err(text)?;
     let programs = Programs { peers: absolute(&settings.peers)?, vwire: absolute(&settings.vwire)?, own };
-    let all = [Group::Setup, Group::Memory, Group::Registry, Group::Heal];
+    let all = [Group::Setup, Group::Memory, Group::Registry, Group::Heal, Group::Domains];
     let groups = if settings.groups.is_empty() { &all[..] } else { &settings.groups };
     let (mut table, mut failed) = (Tables::default(), Vec::new());
     for group in groups {
@@ -79,8 +81,9 @@ pub async fn run(settings: Settings) -> Result<(), String> {
                 Group::Setup => run.setup(),
                 Group::Memory => run.memory(),
                 Group::Registry => run.registry(),
-                Group::Heal if side == Side::Vwire => heal::run(&programs, settings.kills, &mut table).await,
-                Group::Heal => Ok(()),
+                Group::Heal | Group::Domains if side == Side::Go => Ok(()),
+                Group::Heal => heal::run(&programs, &heal::NODE, settings.kills, &mut table).await,
+                Group::Domains => heal::run(&programs, &heal::DOMAINS, settings.kills, &mut table).await,
             };
             // The rest is measured all the same: a run takes long.
             if let Err(reason) = done {

@@ -1,4 +1,4 @@
-//! How soon a node serves again after one of its components was killed: packets of a vWire that was there, and new Requests.
+//! How soon a node, or two domains, serve again after one of their components was killed: packets of a vWire that was there, and new Requests.
 //!
 //! The component is started again at once, as a supervisor would.
 
@@ -19,8 +19,22 @@ use crate::ping::Pinger;
 use crate::table::{Better, Tables};
 use crate::{Common, Member, text};
 
+/// A lab whose components are killed, while a client's packets flow and another asks for connections. The client's liveness check is as
+/// it is by default; other labs wait longer.
+pub struct Scene {
+    /// The file, with NAME in place of the lab's name.
+    lab: &'static str,
+    /// The client that is there all the time; the other one asks from its place.
+    client: &'static str,
+    /// What both ask for.
+    service: &'static str,
+    /// What is killed, and how the lab calls it.
+    components: &'static [(&'static str, &'static str)],
+}
+
 /// One node: a client with a kernel interface, whose endpoint has memif; so the endpoint and the engine each carry its packets.
-const LAB: &str = r#"
+pub const NODE: Scene = Scene {
+    lab: r#"
 name: NAME
 log_level: WARN
 domains:
@@ -29,46 +43,83 @@ domains:
       - name: node-1
         split: true
         endpoints: [{name: nse, service: icmp-memif, mechanism: memif, cidr: 10.77.0.0/20}]
-        clients: [{name: nsc, services: ["kernel://icmp-memif/nsm-1"]}]
-"#;
-const SERVICE: &str = "icmp-memif";
-const CLIENT: &str = "nsc-nsc";
-/// What is killed, as the lab calls it.
-const COMPONENTS: [(&str, &str); 5] = [
-    ("nsmgr", "nsmgr-node-1"),
-    ("forwarder", "forwarder-node-1"),
-    ("registry", "registry-one"),
-    ("endpoint", "nse-nse"),
-    ("engine", "node-1.engine"),
-];
+        clients: [{name: nsc, services: ["kernel://icmp-memif/nsm-1"], env: {NSM_LIVENESS_CHECK_TIMEOUT: 1s}}]
+"#,
+    client: "nsc",
+    service: "icmp-memif",
+    components: &[
+        ("nsmgr", "nsmgr-node-1"),
+        ("forwarder", "forwarder-node-1"),
+        ("registry", "registry-one"),
+        ("endpoint", "nse-nse"),
+        ("engine", "node-1.engine"),
+    ],
+};
+
+/// Two domains with a name server between them; the client in one, the endpoint in the other.
+pub const DOMAINS: Scene = Scene {
+    lab: r#"
+name: NAME
+log_level: WARN
+dns: nsd
+domains:
+  - name: far
+    proxy: true
+    nodes:
+      - name: node-1
+        split: true
+        endpoints: [{name: nse, service: icmp-memif, mechanism: memif, cidr: 10.77.0.0/20}]
+  - name: near
+    proxy: true
+    nodes:
+      - name: node-2
+        split: true
+        clients: [{name: nsc, services: ["kernel://icmp-memif@far.test/nsm-1"], env: {NSM_LIVENESS_CHECK_TIMEOUT: 1s}}]
+"#,
+    client: "nsc",
+    service: "icmp-memif@far.test",
+    components: &[
+        ("client's nsmgr", "nsmgr-node-2"),
+        ("client's forwarder", "forwarder-node-2"),
+        ("client's registry", "registry-near"),
+        ("client's proxy", "proxy-near"),
+        ("name server", "dns"),
+        ("endpoint's proxy", "proxy-far"),
+        ("endpoint's registry", "registry-far"),
+        ("endpoint's nsmgr", "nsmgr-node-1"),
+        ("endpoint's forwarder", "forwarder-node-1"),
+        ("endpoint", "nse-nse"),
+    ],
+};
+
 /// How long healing may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Kills each component `kills` times.
-pub async fn run(programs: &Programs, kills: usize, table: &mut Tables) -> Result<(), String> {
+pub async fn run(programs: &Programs, scene: &Scene, kills: usize, table: &mut Tables) -> Result<(), String> {
     table.about("Healing: from the kill of a component");
-    let spec = LAB.replace("NAME", &format!("heal-{}", std::process::id()));
+    let spec = scene.lab.replace("NAME", &format!("heal-{}", std::process::id()));
     let file = tempfile::NamedTempFile::with_suffix(".yaml").map_err(text)?;
     std::fs::write(file.path(), spec).map_err(text)?;
     let spec = Spec::load(file.path()).map_err(text)?;
     let programs = LabPrograms::beside(&programs.vwire).map_err(text)?;
     let run = tempfile::tempdir().map_err(text)?;
     let mut lab = Lab::up(&spec, run.path(), &programs, &Silent).await.map_err(text)?;
-    let done = kill_all(&mut lab, kills, table).await;
+    let done = kill_all(&mut lab, scene, kills, table).await;
     lab.down(&Silent).await.map_err(text)?;
     done
 }
 
-async fn kill_all(lab: &mut Lab, kills: usize, table: &mut Tables) -> Result<(), String> {
-    let namespace = Namespace::open(Path::new(&lab.layout().namespace_file("nsc"))).map_err(text)?;
-    let pinger = Pinger::start(&namespace, endpoint(lab).await?)?;
-    let probe = probe(lab, namespace).await?;
-    for (name, process) in COMPONENTS {
+async fn kill_all(lab: &mut Lab, scene: &Scene, kills: usize, table: &mut Tables) -> Result<(), String> {
+    let namespace = Namespace::open(Path::new(&lab.layout().namespace_file(scene.client))).map_err(text)?;
+    let watch = Watch { pinger: Pinger::start(&namespace, endpoint(lab, scene).await?)?, scene };
+    let probe = probe(lab, scene, namespace).await?;
+    for (name, process) in scene.components {
         let (mut packets, mut requests) = (Vec::new(), Vec::new());
         for n in 0..kills {
-            settle(lab, &pinger).await?;
-            let (traffic, served) = kill(lab, process, &pinger, &probe, n)
+            watch.settle(lab).await?;
+            let (traffic, served) = kill(lab, process, &watch, &probe, n)
                 .await
                 .map_err(|error| format!("kill {n} of {name}: {error}"))?;
             eprintln!("   {name} {n}: packets {traffic:?}, Requests {served:?}");
@@ -86,8 +137,8 @@ async fn kill_all(lab: &mut Lab, kills: usize, table: &mut Tables) -> Result<(),
 }
 
 /// The endpoint's address, as its client has it.
-async fn endpoint(lab: &Lab) -> Result<Ipv4Addr, String> {
-    let admin = AdminClient(lab.layout().admin(CLIENT));
+async fn endpoint(lab: &Lab, scene: &Scene) -> Result<Ipv4Addr, String> {
+    let admin = AdminClient(lab.layout().admin(&format!("nsc-{}", scene.client)));
     let all: Vec<ConnectionView> = admin.get("/connections").await.map_err(text)?;
     let address = all.iter().flat_map(|view| &view.endpoint_addresses).next().ok_or("no address")?;
     let address = address.split('/').next().unwrap_or_default();
@@ -95,25 +146,51 @@ async fn endpoint(lab: &Lab) -> Result<Ipv4Addr, String> {
 }
 
 /// A client that asks for a connection of its own, in the same namespace.
-async fn probe(lab: &Lab, namespace: Namespace) -> Result<Client, String> {
-    let (domain, node) = lab.spec().nodes().next().ok_or("no node")?;
-    let _ = domain;
-    let common =
-        Common { workload_api: lab.layout().workload_api(CLIENT), connect_to: lab.layout().manager(node) };
+async fn probe(lab: &Lab, scene: &Scene, namespace: Namespace) -> Result<Client, String> {
+    let place = lab.spec().clients().find(|(_, client)| client.name == scene.client);
+    let (node, _) = place.ok_or("no such client")?;
+    let common = Common {
+        workload_api: lab.layout().workload_api(&format!("nsc-{}", scene.client)),
+        connect_to: lab.layout().manager(node),
+    };
     let member = Member::new(&common).await?;
-    Ok(Client::new(member.pool(), &common.connect_to, SERVICE, namespace))
+    Ok(Client::new(member.pool(), &common.connect_to, scene.service, namespace))
 }
 
-/// Waits until packets flow for some time.
-async fn settle(lab: &Lab, pinger: &Pinger) -> Result<(), String> {
-    pinger.clear();
-    flows(lab, pinger, Instant::now()).await.map(drop)
+/// What is seen of a client's packets.
+struct Watch<'a> {
+    pinger: Pinger,
+    scene: &'a Scene,
+}
+
+impl Watch<'_> {
+    /// Waits until packets flow for some time.
+    async fn settle(&self, lab: &Lab) -> Result<(), String> {
+        self.pinger.clear();
+        self.flows(lab, Instant::now()).await.map(drop)
+    }
+
+    /// Waits until packets flow, to the address that the client now has of its endpoint; returns how long they did not.
+    async fn flows(&self, lab: &Lab, since: Instant) -> Result<Duration, String> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            // None while there is no endpoint.
+            if let Ok(address) = endpoint(lab, self.scene).await {
+                self.pinger.aim(address);
+            }
+            match self.pinger.outage(since) {
+                Some(outage) => return Ok(outage),
+                None if Instant::now() > end => return Err("packets do not flow".to_owned()),
+                None => tokio::time::sleep(LOOK).await,
+            }
+        }
+    }
 }
 
 async fn kill(
     lab: &mut Lab,
     process: &str,
-    pinger: &Pinger,
+    watch: &Watch<'_>,
     probe: &Client,
     n: usize,
 ) -> Result<(Duration, Duration), String> {
@@ -122,7 +199,7 @@ async fn kill(
     let (restarted, served) = tokio::join!(lab.restart(process), serves(probe, n, began));
     restarted.map_err(text)?;
     let (connection, served) = served?;
-    let traffic = flows(lab, pinger, began).await?;
+    let traffic = watch.flows(lab, began).await?;
     probe.close(connection).await?;
     Ok((traffic, served))
 }
@@ -135,22 +212,6 @@ async fn serves(probe: &Client, n: usize, began: Instant) -> Result<(Connection,
             Ok(connection) => return Ok((connection, began.elapsed())),
             Err(error) if began.elapsed() > PATIENCE => return Err(format!("no Request is served: {error}")),
             Err(_) => tokio::time::sleep(LOOK).await,
-        }
-    }
-}
-
-/// Waits until packets flow, to the address that the client now has of its endpoint; returns how long they did not.
-async fn flows(lab: &Lab, pinger: &Pinger, since: Instant) -> Result<Duration, String> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        // None while there is no endpoint.
-        if let Ok(address) = endpoint(lab).await {
-            pinger.aim(address);
-        }
-        match pinger.outage(since) {
-            Some(outage) => return Ok(outage),
-            None if Instant::now() > end => return Err("packets do not flow".to_owned()),
-            None => tokio::time::sleep(LOOK).await,
         }
     }
 }

@@ -58,12 +58,13 @@ impl AdminClient {
         Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 
-    /// Sends `body` to `path`.
+    /// Sends `body` to `path`, and gives the answer's text.
     ///
     /// # Errors
     /// [`AskError`].
-    pub async fn put(&self, path: &str, body: String) -> Result<(), AskError> {
-        self.ask("PUT", path, body).await.map(drop)
+    pub async fn put(&self, path: &str, body: String) -> Result<String, AskError> {
+        let answer = self.ask("PUT", path, body).await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 
     fn error(&self, reason: impl ToString) -> AskError {

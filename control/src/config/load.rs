@@ -15,6 +15,14 @@ use super::file::{self, BadFile};
 const PREFIXES: [&str; 2] = ["NSM_", "VWIRE_"];
 /// The Go registries have prefixes of their own: used where the variable itself is not set.
 const ALIASES: [(&str, [&str; 2]); 1] = [("registry", ["REGISTRY_MEMORY_", "REGISTRY_K8S_"])];
+/// Variables of NSM before v1, in the words of a role's variables of today: used where these are not set.
+const OLD: [(&str, &str, &str); 5] = [
+    ("registry", "PROXY_NSMD_K8S_ADDRESS", "NSM_PROXY_REGISTRY_URL"),
+    ("nsmgr-proxy", "PROXY_NSMD_K8S_ADDRESS", "NSM_REGISTRY_PROXY_URL"),
+    ("nsmgr-proxy", "PROXY_NSMD_API_ADDRESS", "NSM_LISTEN_ON"),
+    ("nsmgr-proxy", "PROXY_NSMD_ADDRESS", "VWIRE_PROXY_URL"),
+    ("proxy", "PROXY_NSMD_ADDRESS", "VWIRE_PROXY_URL"),
+];
 /// The setting that says where the file is.
 const FILE: &str = "config";
 
@@ -163,20 +171,29 @@ fn low(role: &Command, path: Option<PathBuf>) -> Result<Vec<Low>, StartError> {
             all.push(Low { id, value, origin: Origin::File { path: path.clone(), key } });
         }
     }
-    for prefix in
-        ALIASES.iter().filter(|(name, _)| *name == role.get_name()).flat_map(|(_, prefixes)| prefixes)
-    {
-        for arg in role.get_arguments() {
-            let Some(key) = key(arg) else { continue };
-            let variable = format!("{prefix}{}", key.to_uppercase());
-            if let Ok(value) = std::env::var(&variable) {
-                let id = arg.get_id().to_string();
-                all.retain(|low| low.id != id);
-                all.push(Low { id, value, origin: Origin::Variable(variable) });
-            }
+    for (variable, id) in aliases(role) {
+        if let Ok(value) = std::env::var(&variable) {
+            all.retain(|low| low.id != id);
+            all.push(Low { id, value, origin: Origin::Variable(variable) });
         }
     }
     Ok(all)
+}
+
+/// Other variables for a role's settings, each with the setting's id.
+fn aliases(role: &Command) -> Vec<(String, String)> {
+    let prefixes = ALIASES.iter().filter(|(name, _)| *name == role.get_name());
+    let prefixes: Vec<&str> = prefixes.flat_map(|(_, prefixes)| prefixes).copied().collect();
+    let old: Vec<_> = OLD.iter().filter(|(name, ..)| *name == role.get_name()).collect();
+    let of = |arg: &Arg| {
+        let id = arg.get_id().to_string();
+        let other =
+            prefixes.iter().filter_map(|prefix| Some(format!("{prefix}{}", key(arg)?.to_uppercase())));
+        let old = old.iter().filter(|(.., today)| arg.get_env().is_some_and(|variable| variable == *today));
+        let all = other.chain(old.map(|(_, old, _)| (*old).to_owned()));
+        all.map(|variable| (variable, id.clone())).collect::<Vec<_>>()
+    };
+    role.get_arguments().flat_map(of).collect()
 }
 
 /// The command with `low` in place of its own defaults.

@@ -175,6 +175,7 @@ impl EndSpec {
             socket: to.to_owned(),
             note: Vec::new(),
         });
+        prepared.end.redial = Some(Redial { namespace: endpoint.clone(), socket: to.to_owned() });
         // The engine holds the endpoint's namespace, too.
         prepared.end.fds = vec![listening, endpoint.fd().clone()];
         prepared.fds.clone_from(&prepared.end.fds);

@@ -3,6 +3,9 @@
 //! *We* restart: the records are read from the notes at the engine, and nothing is touched. *The engine* restarts: what can be made
 //! again of what is held is made again; interfaces can't be, as their namespaces are not held, so their connections are reported down
 //! and their clients, who have the namespaces, ask again. A connection that nobody refreshes ends.
+//!
+//! A memif's *client* may leave: it is the workload's own, and whoever connects next, to the same socket, goes on with the vWire. That
+//! is no fault, and nobody is told. Its endpoint's memif is dialled again; if nobody listens there, the connection is reported down.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -15,6 +18,7 @@ use vwire_proto::dataplane::v1::op::Op;
 use super::client::{Change, Event, Events};
 use super::ends::DIAL_TIME;
 use super::kernel::Side;
+use super::memif_socket;
 use super::note::Note;
 use super::transact::Dataplane;
 use super::wanted::{End, Record, Redial};
@@ -226,13 +230,22 @@ impl Dataplane {
     /// Request that leads elsewhere must not wait for an endpoint that is gone.
     async fn redial(&self, id: &str, side: Side, reason: &str) -> Result<(), Status> {
         let Some(end) = self.end(id, side) else { return Ok(()) };
+        if end.listens() {
+            return Ok(());
+        }
         let Some(redial) = &end.redial else {
             return Err(Status::unavailable(format!(
                 "the link on the {} side is down: {reason}",
                 side.name()
             )));
         };
-        let dialled = self.dial_again(id, side, &end, redial).await;
+        let dialled = match end.relay {
+            // Which of the two has left is best asked of the endpoint.
+            Some(_) => {
+                memif_socket::connect(&redial.namespace, &redial.socket, Instant::now()).await.map(drop)
+            }
+            None => self.dial_again(id, side, &end, redial).await,
+        };
         let superseded = || self.end(id, side).is_none_or(|now| !now.dials_as(&end));
         if superseded() { Ok(()) } else { dialled }
     }

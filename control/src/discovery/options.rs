@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::{Discovery, Dns, Lookup, NoResolver, Ports};
-use crate::config::List;
+use crate::config::{List, Maybe};
 use crate::domain::Domain;
 use crate::transport::Target;
 
@@ -27,6 +27,10 @@ pub struct Options {
     /// Ports of the nsmgr-proxy of a domain that has no SRV records, in the order in which they are tried.
     #[arg(long, env = "VWIRE_DOMAIN_PROXY_PORTS", value_name = "PORTS", default_value = "5004,5006")]
     pub domain_proxy_ports: List<u16>,
+
+    /// The first NSM's variable for the port of other domains' registries: it is tried first.
+    #[arg(long, env = "PROXY_NSMD_K8S_REMOTE_PORT", value_name = "PORT", default_value = "", hide = true)]
+    pub proxy_nsmd_k8s_remote_port: Maybe<u16>,
 }
 
 impl Options {
@@ -41,8 +45,10 @@ impl Options {
 
     /// What they make, asking `lookup`.
     pub fn with(&self, lookup: Arc<dyn Lookup>) -> Discovery {
+        let first = self.proxy_nsmd_k8s_remote_port.0;
+        let others = self.domain_registry_ports.iter().copied().filter(|port| Some(*port) != first);
         let ports = Ports {
-            registry: self.domain_registry_ports.0.clone(),
+            registry: first.into_iter().chain(others).collect(),
             proxy: self.domain_proxy_ports.0.clone(),
         };
         Discovery::new(self.domain_map.0.clone(), lookup, ports)

@@ -6,10 +6,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 mod addresses;
+mod ourselves;
 mod places;
 mod records;
 
 pub use addresses::AddressMap;
+pub use ourselves::Ourselves;
 pub use places::Places;
 pub use records::{join_endpoint, of_endpoint, strip_endpoint};
 

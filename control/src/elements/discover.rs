@@ -1,6 +1,7 @@
 //! `discover`: which endpoints may serve a Request.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tonic::Status;
@@ -12,6 +13,16 @@ use crate::api::networkservice::NetworkServiceRequest;
 use crate::api::registry::NetworkServiceEndpoint;
 use crate::chain::{Call, Element, Next};
 use crate::registry::Registry;
+use crate::transport::Target;
+
+/// How long a Close waits for its endpoint to be registered again, and between two looks.
+const CLOSE_TIME: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// In the [`State`](crate::chain::State) of a connection that an earlier process made: where it went on is a place that only that process
+/// could reach, a socket that it had been given. By the endpoint's name it is found again.
+#[derive(Debug, Clone, Copy)]
+pub struct KnownByName;
 
 /// Finds the endpoint that a Request names, or those of its service that match the client's labels, and the service's payload. Does
 /// not wait for endpoints that are not there yet: clients ask again.
@@ -37,6 +48,19 @@ impl Discover {
             connection.payload.clone_from(&service.payload);
         }
         Ok(())
+    }
+
+    /// Where the endpoint is, as soon as it is registered: if the manager was restarted like us, its endpoints register again.
+    async fn come_back(&self, name: &str, time: Duration) -> Result<Target, Status> {
+        let end = Instant::now() + time;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let found = lookup::endpoint(&*self.registry, name, left).await;
+            match found.and_then(|found| lookup::target(&found)) {
+                Err(_) if left > LOOK => tokio::time::sleep(LOOK).await,
+                done => return done,
+            }
+        }
     }
 
     async fn by_service(&self, call: &mut Call, connection: &mut Connection) -> Result<(), Status> {
@@ -84,6 +108,21 @@ impl Element for Discover {
                 self.by_name(call, connection).await?;
             }
         }
-        next.request(call, request).await
+        let answer = next.request(call, request).await?;
+        call.state.remove::<KnownByName>();
+        Ok(answer)
+    }
+
+    async fn close(&self, call: &mut Call, connection: Connection, next: Next<'_>) -> Result<(), Status> {
+        let name = &connection.network_service_endpoint_name;
+        if call.state.remove::<KnownByName>().is_some() && call.next_hop.is_none() && !name.is_empty() {
+            match self.come_back(name, (call.remaining() / 2).min(CLOSE_TIME)).await {
+                Ok(target) => call.next_hop = Some(target),
+                Err(status) => {
+                    tracing::info!(endpoint = name, %status, "its endpoint will not hear of a Close")
+                }
+            }
+        }
+        next.close(call, connection).await
     }
 }

@@ -9,7 +9,7 @@ use super::lookup;
 use crate::api::connection::Connection;
 use crate::api::networkservice::NetworkServiceRequest;
 use crate::chain::{Call, Element, Next};
-use crate::domain::{self, Domain, Places};
+use crate::domain::{self, Domain, Ourselves, Places};
 use crate::registry::Registry;
 use crate::transport::Target;
 
@@ -23,6 +23,7 @@ pub struct InterdomainBypass {
     own: Arc<dyn Registry>,
     beyond: Arc<dyn Registry>,
     domains: Vec<String>,
+    us: Ourselves,
 }
 
 /// Which way a connection went; kept for its refreshes.
@@ -38,14 +39,16 @@ enum Way {
 struct Went(String, Way);
 
 impl InterdomainBypass {
-    /// `own` is our domain's registry, `beyond` leads to those of others. `domains` are the names of ours, as far as they are told.
+    /// `own` is our domain's registry, `beyond` leads to those of others. `domains` are the names of ours, as far as they are told; `us` are
+    /// our URLs.
     pub fn new(
         places: Arc<Places>,
         own: Arc<dyn Registry>,
         beyond: Arc<dyn Registry>,
         domains: Vec<String>,
+        us: Ourselves,
     ) -> Self {
-        Self { places, own, beyond, domains }
+        Self { places, own, beyond, domains, us }
     }
 
     async fn way(&self, call: &Call, name: &str) -> Result<Way, Status> {
@@ -79,6 +82,24 @@ impl InterdomainBypass {
             && matches!(Domain::parse(of), Ok(Domain::Name(_)))
     }
 
+    /// Where else the endpoint is reached, when nobody is there any more: another proxy of its domain. What is registered elsewhere by
+    /// way of us has one manager only.
+    async fn another(&self, call: &mut Call, name: &str, gone: &Target) -> Option<Target> {
+        if self.places.ours(name).is_some() {
+            return None;
+        }
+        let way = self.elsewhere(call, name, None).await.ok()?;
+        match &way {
+            Way::Through(target) if target != gone => {
+                tracing::info!(endpoint = name, %gone, %target, "another proxy of the domain is taken");
+                let target = target.clone();
+                call.state.insert(Went(name.to_owned(), way));
+                Some(target)
+            }
+            _ => None,
+        }
+    }
+
     async fn elsewhere(&self, call: &Call, name: &str, here: Option<Status>) -> Result<Way, Status> {
         let found = match (lookup::endpoint(&*self.beyond, name, call.remaining()).await, here) {
             (Ok(found), _) => found,
@@ -88,6 +109,11 @@ impl InterdomainBypass {
                 return Err(Status::new(code, format!("{}; {}", here.message(), there.message())));
             }
         };
+        if self.us.have_forwarded(name, &found.endpoint.url) {
+            // We have registered it there on behalf of our domain (`NSMRS_ADDRESS`).
+            let here = lookup::endpoint(&*self.own, domain::target(name), call.remaining()).await?;
+            return lookup::target(&here).map(Way::Into);
+        }
         let target = lookup::target(&found)?;
         if !matches!(target, Target::Tcp(_)) {
             return Err(Status::failed_precondition(format!(
@@ -125,7 +151,13 @@ impl Element for InterdomainBypass {
         call.state.insert(Went(endpoint.clone(), way.clone()));
         let target = match way {
             Way::Through(target) => {
-                call.next_hop = Some(target);
+                call.next_hop = Some(target.clone());
+                let failed = match next.request(call, request.clone()).await {
+                    Err(status) if status.code() == Code::Unavailable => status,
+                    answer => return answer,
+                };
+                let Some(other) = self.another(call, &endpoint, &target).await else { return Err(failed) };
+                call.next_hop = Some(other);
                 return next.request(call, request).await;
             }
             Way::Into(target) => target,
@@ -142,7 +174,15 @@ impl Element for InterdomainBypass {
         let endpoint = connection.network_service_endpoint_name.clone();
         // What is held must be freed, even if nobody knows any more where it went.
         match self.way(call, &endpoint).await {
-            Ok(Way::Through(target)) => call.next_hop = Some(target),
+            Ok(Way::Through(target)) => {
+                call.next_hop = Some(target.clone());
+                let failed = match next.close(call, connection.clone()).await {
+                    Err(status) if status.code() == Code::Unavailable => status,
+                    answer => return answer,
+                };
+                let Some(other) = self.another(call, &endpoint, &target).await else { return Err(failed) };
+                call.next_hop = Some(other);
+            }
             Ok(Way::Into(target)) => {
                 call.next_hop = Some(target);
                 strip(&mut connection);

@@ -1,11 +1,16 @@
 //! A Request that comes back to a proxy that it has passed would go round for ever: domain A leads to A, or by way of B.
+//!
+//! Unless an endpoint of the domain has passed it on: then it came in by the proxy and goes out by it. Such an endpoint gives it back to
+//! the manager that it has it from, so that the manager is there twice since the proxy; a loop of proxies has nobody twice before it is
+//! seen. What endpoints pass on to each other in a circle ends at the longest path that is taken.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use tonic::Status;
 
-use crate::api::connection::{Connection, Path};
+use crate::api::connection::{Connection, Path, PathSegment};
 use crate::api::networkservice::NetworkServiceRequest;
 use crate::api::path;
 use crate::api::token::claimed_subject;
@@ -34,7 +39,8 @@ impl RefuseLoops {
             (None, _) | (_, "") => true,
             (Some(ours), token) => claimed_subject(token).is_none_or(|subject| subject == *ours),
         };
-        if passed.iter().any(|segment| *segment.name == *self.name && is_us(&segment.token)) {
+        let before = passed.iter().rposition(|segment| *segment.name == *self.name && is_us(&segment.token));
+        if before.is_some_and(|before| !is_passed_on(&passed[before + 1..])) {
             return Err(Status::failed_precondition(format!(
                 "loop: {} → {}: endpoint `{}` of service `{}` leads back here; the URL that its domain's registry or DNS gives must be of that domain's own nsmgr-proxy",
                 shown(path, passed.len()),
@@ -43,7 +49,7 @@ impl RefuseLoops {
                 connection.network_service,
             )));
         }
-        if passed.last().is_some_and(|caller| *caller.name == *self.name) {
+        if before.is_none() && passed.last().is_some_and(|caller| *caller.name == *self.name) {
             return Err(Status::failed_precondition(format!(
                 "connection.path: the hop before us is called `{0}`, too, and can't be told from us; give one of both another NSM_NAME",
                 self.name
@@ -51,6 +57,13 @@ impl RefuseLoops {
         }
         Ok(())
     }
+}
+
+/// True if an endpoint among these hops has given the connection back to the manager that it has it from.
+fn is_passed_on(hops: &[PathSegment]) -> bool {
+    let who = |hop: &PathSegment| (hop.name.clone(), claimed_subject(&hop.token));
+    let mut seen = HashSet::new();
+    hops.iter().any(|hop| !seen.insert(who(hop)))
 }
 
 /// The hops up to the caller.
@@ -100,6 +113,17 @@ mod tests {
             assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
             assert!(refused.message().starts_with(told), "{refused}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_an_endpoint_of_the_domain_passes_on_is_no_loop() {
+        let into =
+            ["nsc/1", "proxy-b/2", "proxy-a/3", "nsmgr-a/4", "fwd-a/5", "relay/6", "nsmgr-a/7", "fwd-a/8"];
+        chain().request(&mut call_by("fwd-a"), request(connection(&into))).await.unwrap();
+        // But one that comes back from there without another endpoint in between is.
+        let back = [&into[..], &["proxy-a/9", "proxy-b/10"]].concat();
+        let refused = chain().request(&mut call_by("proxy-b"), request(connection(&back))).await.unwrap_err();
+        assert!(refused.message().starts_with("loop: "), "{refused}");
     }
 
     #[tokio::test]

@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use tonic::Status;
 
-use crate::api::connection::{Connection, Mechanism};
+use super::begin::Lent;
+use crate::api::connection::{Connection, Mechanism, Path};
 use crate::api::mechanism::{INODE_URL, KERNEL, NAME};
 use crate::api::networkservice::NetworkServiceRequest;
 use crate::api::path;
 use crate::api::token::claimed_subject;
-use crate::chain::{Call, ChainHandle, Element, Fds, Next, Origin};
+use crate::chain::{Call, ChainHandle, Element, Fds, Next, Origin, State};
 use crate::dataplane::kernel;
 use crate::dataplane::netns::Namespace;
 
@@ -23,8 +24,12 @@ use crate::dataplane::netns::Namespace;
 /// Without this it would be refused until the former connection's end. Behind `recv_fd`, for it looks into the namespace.
 pub struct Supersede {
     chain: ChainHandle,
-    known: Mutex<HashMap<Interface, Holder>>,
+    holders: Arc<Holders>,
 }
+
+/// Which connection has which kernel interface.
+#[derive(Default)]
+pub struct Holders(Mutex<HashMap<Interface, Holder>>);
 
 /// A kernel interface: its namespace and its name.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -40,14 +45,9 @@ struct Holder {
     client: Arc<str>,
 }
 
-impl Supersede {
-    /// For the chain behind `handle`.
-    pub fn new(handle: ChainHandle) -> Self {
-        Self { chain: handle, known: Mutex::default() }
-    }
-
+impl Holders {
     fn lock(&self) -> MutexGuard<'_, HashMap<Interface, Holder>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Another connection that has this interface.
@@ -55,26 +55,50 @@ impl Supersede {
         self.lock().get(interface).filter(|holder| *holder.connection != *id).cloned()
     }
 
+    /// A connection that was established, of the client with this SPIFFE ID: by a Request, or by an earlier process of this role.
+    /// `state` is what elements remember of it until its Close.
+    pub fn put(&self, connection: &Connection, client: &str, state: &mut State) {
+        let Some(interface) = connection.mechanism.as_ref().and_then(interface) else { return };
+        let holder = Holder { connection: connection.id.as_str().into(), client: client.into() };
+        self.lock().insert(interface.clone(), holder);
+        state.insert(interface);
+    }
+
+    /// A connection that ends.
+    fn remove(&self, interface: &Interface, id: &str) {
+        let mut known = self.lock();
+        if known.get(interface).is_some_and(|holder| *holder.connection == *id) {
+            known.remove(interface);
+        }
+    }
+}
+
+impl Supersede {
+    /// For the chain behind `handle`; `holders` has the connections of before.
+    pub fn new(handle: ChainHandle, holders: Arc<Holders>) -> Self {
+        Self { chain: handle, holders }
+    }
+
     async fn close_former(&self, call: &Call, asked: &NetworkServiceRequest) {
         let Some(connection) = &asked.connection else { return };
         for preference in &asked.mechanism_preferences {
             let Some(interface) = interface(preference) else { continue };
-            let Some(former) = self.former(&interface, &connection.id) else { continue };
-            let why = if *former.client == *client(connection) {
-                "its client has begun anew"
+            let Some(former) = self.holders.former(&interface, &connection.id) else { continue };
+            if *former.client == *client(connection) {
+                let path = connection.path.clone();
+                self.close_one(call, &former, path, "its client has begun anew").await;
             } else if is_gone(call, &interface).await {
-                "its interface is gone"
-            } else {
-                continue;
-            };
-            self.close_one(call, &former, why).await;
+                self.close_one(call, &former, None, "its interface is gone").await;
+            }
         }
     }
 
-    async fn close_one(&self, call: &Call, former: &Holder, why: &'static str) {
+    /// `path`: a path of the same client, whose tokens the former connection may need if it was taken over.
+    async fn close_one(&self, call: &Call, former: &Holder, path: Option<Path>, why: &'static str) {
         let (id, Some(chain)) = (&former.connection, self.chain.upgrade()) else { return };
         tracing::info!(former = %id, why, "what a client had is closed");
         let mut closing = Call::internal(why, call.remaining());
+        path.into_iter().for_each(|path| closing.state.insert(Lent(path)));
         let connection = Connection { id: id.to_string(), ..Default::default() };
         if let Err(status) = chain.close(&mut closing, connection).await {
             tracing::info!(former = %id, %status, "closing what a client had");
@@ -118,20 +142,13 @@ impl Element for Supersede {
         }
         self.close_former(call, &request).await;
         let answer = next.request(call, request).await?;
-        if let Some(interface) = answer.mechanism.as_ref().and_then(interface) {
-            let holder = Holder { connection: answer.id.as_str().into(), client: client(&answer).into() };
-            self.lock().insert(interface.clone(), holder);
-            call.state.insert(interface);
-        }
+        self.holders.put(&answer, &client(&answer), &mut call.state);
         Ok(answer)
     }
 
     async fn close(&self, call: &mut Call, connection: Connection, next: Next<'_>) -> Result<(), Status> {
         if let Some(interface) = call.state.remove::<Interface>() {
-            let mut known = self.lock();
-            if known.get(&interface).is_some_and(|holder| *holder.connection == *connection.id) {
-                known.remove(&interface);
-            }
+            self.holders.remove(&interface, &connection.id);
         }
         next.close(call, connection).await
     }

@@ -20,6 +20,8 @@ pub struct PassThrough {
     pub next_hop: Target,
     /// Our labels, in place of the client's: by them the manager chooses the next endpoint.
     pub labels: BTreeMap<String, String>,
+    /// The service that is asked for in place of the client's; none: the same.
+    pub service: Option<String>,
     /// How the way on may be carried. A kernel interface without a name gets one.
     pub preferences: Vec<Mechanism>,
     /// Where our interfaces are.
@@ -50,6 +52,9 @@ impl PassThrough {
         connection.mechanism = onward.as_ref().and_then(|onward| onward.mechanism.clone());
         connection.network_service_endpoint_name = onward.map(|onward| onward.endpoint).unwrap_or_default();
         connection.labels.clone_from(&self.labels);
+        if let Some(service) = &self.service {
+            connection.network_service.clone_from(service);
+        }
         call.state.get_or_default::<Fds>().insert(self.namespace.inode(), Arc::clone(self.namespace.fd()));
         call.next_hop = Some(self.next_hop.clone());
     }
@@ -68,6 +73,7 @@ impl Element for PassThrough {
         };
         let (mechanism, labels) = (connection.mechanism.clone(), connection.labels.clone());
         let endpoint = connection.network_service_endpoint_name.clone();
+        let service = connection.network_service.clone();
         self.turn(call, connection);
         request.mechanism_preferences = self.preferences(&connection.network_service);
         let mut answer = next.request(call, request).await?;
@@ -77,6 +83,7 @@ impl Element for PassThrough {
         };
         call.state.insert(onward);
         answer.labels = labels;
+        answer.network_service = service;
         Ok(answer)
     }
 

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt, stream};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use spiffe::{WorkloadApiClient, X509Context};
+use spiffe::transport::{GrpcStatusCode, TransportError};
+use spiffe::{WorkloadApiClient, WorkloadApiError, X509BundleSet, X509Context};
 use tokio::sync::watch;
 
 use super::source::Bundles;
@@ -52,7 +53,7 @@ async fn follow(endpoint: String, svids: watch::Sender<Option<Arc<Svid>>>) {
     loop {
         let ended = tokio::select! {
             () = svids.closed() => return,
-            ended = stream(&endpoint, &svids, &mut patience) => ended,
+            ended = take(&endpoint, &svids, &mut patience) => ended,
         };
         patience.tell(&endpoint, &ended, svids.borrow().as_deref());
         tokio::select! {
@@ -64,22 +65,37 @@ async fn follow(endpoint: String, svids: watch::Sender<Option<Arc<Svid>>>) {
 }
 
 /// Takes SVIDs from one stream; returns why it ended.
-async fn stream(endpoint: &str, svids: &watch::Sender<Option<Arc<Svid>>>, patience: &mut Patience) -> String {
+async fn take(endpoint: &str, svids: &watch::Sender<Option<Arc<Svid>>>, patience: &mut Patience) -> String {
     let client = match WorkloadApiClient::connect_to(endpoint).await {
         Ok(client) => client,
         Err(error) => return error.to_string(),
     };
     let mut contexts = match client.stream_x509_contexts().await {
-        Ok(contexts) => contexts,
+        Ok(contexts) => contexts.fuse(),
         Err(error) => return error.to_string(),
     };
+    // Bundles change more often than SVIDs: an agent tells them here, and need not make new SVIDs for it.
+    // Opened beside the SVIDs: Go's servers answer a stream with its first message.
+    let mut bundles = stream::once(async { client.stream_x509_bundles().await }).try_flatten().boxed().fuse();
     loop {
-        let context = match contexts.next().await {
-            Some(Ok(context)) => context,
-            Some(Err(error)) => return error.to_string(),
-            None => return "the stream ended".to_owned(),
+        // Both tell all that is so at that moment: the last one counts.
+        let told = tokio::select! {
+            context = contexts.next() => match context {
+                Some(Ok(context)) => svid(&context),
+                Some(Err(error)) => return error.to_string(),
+                None => return "the stream ended".to_owned(),
+            },
+            Some(set) = bundles.next() => match set {
+                Ok(set) => match rebundled(svids.borrow().as_deref(), &set) {
+                    Some(told) => told,
+                    None => continue,
+                },
+                // An agent that has SVIDs only.
+                Err(error) if unimplemented(&error) => continue,
+                Err(error) => return error.to_string(),
+            },
         };
-        match svid(&context) {
+        match told {
             Ok(svid) => {
                 let lives = svid.not_after.elapsed().err().map(|left| left.duration());
                 tracing::info!(id = %svid.id, ?lives, trusts = svid.bundles.len(), "we have an SVID");
@@ -98,14 +114,37 @@ async fn stream(endpoint: &str, svids: &watch::Sender<Option<Arc<Svid>>>, patien
 fn svid(context: &X509Context) -> Result<Svid, String> {
     let svid = context.default_svid().ok_or("no SVID for us")?;
     let der = |certificate: &spiffe::cert::Certificate| CertificateDer::from(certificate.as_bytes().to_vec());
-    let bundles: Bundles = context
-        .bundle_set()
-        .iter()
-        .map(|(domain, bundle)| (domain.clone(), bundle.authorities().iter().map(der).collect()))
-        .collect();
     let chain = svid.cert_chain().iter().map(der).collect();
     let key = PrivatePkcs8KeyDer::from(svid.private_key().as_bytes().to_vec());
-    Svid::new(chain, key, bundles).map_err(|error| error.to_string())
+    Svid::new(chain, key, authorities(context.bundle_set())).map_err(|error| error.to_string())
+}
+
+fn authorities(set: &X509BundleSet) -> Bundles {
+    let der = |certificate: &spiffe::cert::Certificate| CertificateDer::from(certificate.as_bytes().to_vec());
+    set.iter()
+        .map(|(domain, bundle)| (domain.clone(), bundle.authorities().iter().map(der).collect()))
+        .collect()
+}
+
+/// The SVID that we have, with what is believed now; none if nothing changes.
+fn rebundled(have: Option<&Svid>, set: &X509BundleSet) -> Option<Result<Svid, String>> {
+    let have = have?;
+    let mut bundles = authorities(set);
+    let own = have.id.trust_domain();
+    // Our own domain's comes with the SVID in any case.
+    if bundles.get(own).is_none_or(Vec::is_empty) {
+        bundles.insert(own.clone(), have.bundles.get(own).cloned().unwrap_or_default());
+    }
+    if bundles == have.bundles {
+        return None;
+    }
+    let svid = Svid::new(have.chain.clone(), have.key.clone_key(), bundles);
+    Some(svid.map_err(|error| error.to_string()))
+}
+
+fn unimplemented(error: &WorkloadApiError) -> bool {
+    let WorkloadApiError::Transport(TransportError::Status(status)) = error else { return false };
+    status.code() == GrpcStatusCode::Unimplemented
 }
 
 /// How long we wait already, and when the log said so.

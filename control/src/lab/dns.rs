@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::layout::{PROXY_PORT, REGISTRY_PORT, address};
+use super::layout::{PROXY_PORT, REGISTRY_PORT, addresses, primary, replica};
 use super::process::Start;
 use super::spec::{Domain, Spec};
 use super::{LabError, Layout};
@@ -41,15 +42,25 @@ pub enum Records {
     Address,
 }
 
-/// What proxies are told of the other domains.
-pub fn settings(spec: &Spec) -> (String, String) {
+/// What a domain's proxy is told of the other domains.
+pub fn settings(spec: &Spec, asker: &Domain) -> (String, String) {
     match spec.dns {
-        Dns::Nsd => ("NSM_DNS_SERVER".to_owned(), format!("{}:{PORT}", address(spec, super::spec::UNDERLAY))),
+        Dns::Nsd => {
+            // Servers that the asker can reach: those of its own version of IP.
+            let own = addresses(spec, &asker.name);
+            let is_reached =
+                |server: &IpAddr| own.iter().any(|address| address.is_ipv4() == server.is_ipv4());
+            let servers = addresses(spec, super::spec::UNDERLAY).into_iter().filter(is_reached);
+            let servers: Vec<String> =
+                servers.map(|server| SocketAddr::new(server, PORT).to_string()).collect();
+            ("NSM_DNS_SERVER".to_owned(), servers.join(","))
+        }
         Dns::Map => {
             let entry = |domain: &Domain| {
-                let at = address(spec, &domain.name);
-                let proxy = if domain.proxy { format!("+{at}:{PROXY_PORT}") } else { String::new() };
-                format!("{}={at}:{REGISTRY_PORT}{proxy}", domain.dns_name())
+                let host = primary(spec, &domain.name);
+                let bare = |port| SocketAddr::new(host, port).to_string();
+                let proxy = if domain.proxy { format!("+{}", bare(PROXY_PORT)) } else { String::new() };
+                format!("{}={}{proxy}", domain.dns_name(), bare(REGISTRY_PORT))
             };
             let entries: Vec<String> = spec.domains.iter().map(entry).collect();
             ("VWIRE_DOMAIN_MAP".to_owned(), entries.join(","))
@@ -65,6 +76,8 @@ pub fn server(layout: &Layout, spec: &Spec) -> Option<Start> {
         wave: 0,
         part: layout.underlay().to_owned(),
         domain: None,
+        identity: String::new(),
+        hosts: None,
         program: "nsd".into(),
         args: vec!["-d".to_owned(), "-c".to_owned(), config],
         env: Vec::new(),
@@ -80,9 +93,12 @@ pub fn write(layout: &Layout, spec: &Spec) -> Result<(), LabError> {
     let failed = |error| LabError::failed(directory.display().to_string(), error);
     fs::create_dir_all(&directory).map_err(failed)?;
     let shown = directory.display();
-    let server = address(spec, super::spec::UNDERLAY);
+    let servers: String = addresses(spec, super::spec::UNDERLAY)
+        .iter()
+        .map(|server| format!("  ip-address: {server}@{PORT}\n"))
+        .collect();
     let mut config = format!(
-        "server:\n  username: \"\"\n  ip-address: {server}@{PORT}\n  zonesdir: \"{shown}\"\n  zonelistfile: \"{shown}/zone.list\"\n  \
+        "server:\n  username: \"\"\n{servers}  zonesdir: \"{shown}\"\n  zonelistfile: \"{shown}/zone.list\"\n  \
          xfrdfile: \"{shown}/xfrd.state\"\n  xfrdir: \"{shown}\"\n  database: \"\"\n  pidfile: \"{shown}/nsd.pid\"\n  \
          server-count: 1\nremote-control:\n  control-enable: no\n"
     );
@@ -96,13 +112,14 @@ pub fn write(layout: &Layout, spec: &Spec) -> Result<(), LabError> {
 
 /// A domain's zone.
 fn zone(spec: &Spec, domain: &Domain) -> String {
-    let (name, at, server) =
-        (domain.dns_name(), address(spec, &domain.name), address(spec, super::spec::UNDERLAY));
-    let mut zone = format!(
-        "$ORIGIN {name}.\n$TTL {TTL}\n@ SOA ns hostmaster 1 60 60 60 {TTL}\n@ NS ns\nns A {server}\n"
-    );
+    let name = domain.dns_name();
+    let mut zone = format!("$ORIGIN {name}.\n$TTL {TTL}\n@ SOA ns hostmaster 1 60 60 60 {TTL}\n@ NS ns\n");
+    zone += &records("ns", &addresses(spec, super::spec::UNDERLAY));
+    let at = addresses(spec, &domain.name);
+    let proxies: Vec<IpAddr> = (0..domain.replicas).flat_map(|index| replica(spec, domain, index)).collect();
     let mut service = |srv: &str, host: &str, port: u16| {
-        let _ = write!(zone, "{srv} SRV 0 0 {port} {host}\n{host} A {at}\n");
+        let _ = writeln!(zone, "{srv} SRV 0 0 {port} {host}");
+        zone += &records(host, if port == PROXY_PORT { &proxies } else { &at });
     };
     match domain.records {
         Records::Srv => {
@@ -118,15 +135,22 @@ fn zone(spec: &Spec, domain: &Domain) -> String {
             }
         }
         Records::Address => {
-            let _ = writeln!(zone, "@ A {at}");
+            zone += &records("@", &at);
         }
     }
     zone
 }
 
+/// A name's A and AAAA records.
+fn records(name: &str, addresses: &[IpAddr]) -> String {
+    let kind = |address: &IpAddr| if address.is_ipv4() { "A" } else { "AAAA" };
+    addresses.iter().map(|address| format!("{name} {} {address}\n", kind(address))).collect()
+}
+
 /// True once the process has a UDP socket at the name server's port, in its own namespace.
 pub fn is_ready(pid: i32) -> bool {
-    let sockets = fs::read_to_string(format!("/proc/{pid}/net/udp")).unwrap_or_default();
+    let read = |table| fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
+    let sockets = read("udp") + &read("udp6");
     sockets.lines().any(|line| {
         line.split_whitespace().nth(1).is_some_and(|local| local.ends_with(&format!(":{PORT:04X}")))
     })
@@ -136,6 +160,7 @@ pub fn is_ready(pid: i32) -> bool {
 mod tests {
     use std::path::Path;
 
+    use super::super::spec::Stack;
     use super::*;
 
     #[test]
@@ -154,9 +179,16 @@ mod tests {
         spec.domains[0].records = Records::Address;
         let none = zone(&spec, &spec.domains[0]);
         assert!(none.ends_with("@ A 10.200.1.1\n") && !none.contains("SRV"), "{none}");
-        assert_eq!(settings(&spec), ("NSM_DNS_SERVER".into(), "10.200.0.1:53".into()));
+        assert_eq!(settings(&spec, &spec.domains[0]), ("NSM_DNS_SERVER".into(), "10.200.0.1:53".into()));
+        spec.domains[0].stack = Stack::Dual;
+        let both = zone(&spec, &spec.domains[0]);
+        assert!(both.ends_with("@ A 10.200.1.1\n@ AAAA fd00:200:1::1\n"), "{both}");
+        let (_, servers) = settings(&spec, &spec.domains[0]);
+        assert_eq!(servers, "10.200.0.1:53,[fd00:200::1]:53");
+        assert_eq!(settings(&spec, &spec.domains[1]).1, "10.200.0.1:53");
+        spec.domains[0].stack = Stack::Ipv4;
         spec.dns = Dns::Map;
-        let (_, map) = settings(&spec);
+        let (_, map) = settings(&spec, &spec.domains[0]);
         assert!(map.starts_with("domain1.test=10.200.1.1:5002+10.200.1.1:5004,"), "{map}");
     }
 }

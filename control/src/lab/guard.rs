@@ -9,7 +9,7 @@
 
 use std::fmt::Write;
 
-use super::layout::{NODE_PORT, PROXY_PORT, REGISTRY_PORT, address, inside};
+use super::layout::{NODE_PORT, PROXY_PORT, REGISTRY_PORT, inner, v4, v6};
 use super::net::ip;
 use super::spec::{Domain, Node, Spec};
 use super::{LabError, Layout};
@@ -41,17 +41,19 @@ pub fn put(layout: &Layout, spec: &Spec) -> Result<(), LabError> {
 
 /// Drops what is neither of the domain, nor an answer, nor `allowed`.
 fn filter(spec: &Spec, domain: &Domain, allowed: &str) -> String {
-    let [a, b, c, _] = address(spec, &domain.name).octets();
+    let [a, b, c, _] = v4(spec, &domain.name).octets();
+    let [d, e, f, ..] = v6(spec, &domain.name).segments();
     format!(
         "table inet lab {{\n chain input {{\n  type filter hook input priority 0; policy drop;\n  iif lo accept\n  \
-         ct state established,related accept\n  ip saddr {a}.{b}.{c}.0/24 accept\n  {allowed} accept\n  \
-         icmp type destination-unreachable accept\n }}\n}}\n"
+         ct state established,related accept\n  ip saddr {a}.{b}.{c}.0/24 accept\n  ip6 saddr {d:x}:{e:x}:{f:x}::/48 accept\n  \
+         {allowed} accept\n  icmp type destination-unreachable accept\n  \
+         icmpv6 type {{ destination-unreachable, packet-too-big, nd-neighbor-solicit, nd-neighbor-advert }} accept\n }}\n}}\n"
     )
 }
 
 /// A node that knows only its inner address, with an outer one before it, one to one.
 fn translation(spec: &Spec, node: &Node) -> String {
-    let (inner, outer) = (inside(spec, &node.name), address(spec, &node.name));
+    let (inner, outer) = (inner(spec, &node.name), v4(spec, &node.name));
     format!(
         "table ip lab_nat {{\n chain out {{\n  type nat hook postrouting priority 100;\n  ip saddr {inner} snat to {outer}\n }}\n \
          chain in {{\n  type nat hook prerouting priority -100;\n  ip daddr {outer} udp dport {NODE_PORT} dnat to {inner}\n }}\n}}\n"
@@ -61,7 +63,7 @@ fn translation(spec: &Spec, node: &Node) -> String {
 /// Gives a node its inner address.
 fn hide(layout: &Layout, spec: &Spec, node: &Node) -> Result<(), LabError> {
     let namespace = layout.namespace(&node.name);
-    let inner = format!("{}/32", inside(spec, &node.name));
+    let inner = format!("{}/32", inner(spec, &node.name));
     // An end of a pair of which nobody uses the other: not every kernel has dummies.
     ip(&["-n", &namespace, "link", "add", "inside0", "type", "veth", "peer", "name", "inside1"])?;
     ip(&["-n", &namespace, "addr", "add", &inner, "dev", "inside0"])?;
@@ -84,7 +86,7 @@ pub fn write_maps(layout: &Layout, spec: &Spec) -> Result<(), LabError> {
     for domain in &spec.domains {
         let mut map = String::new();
         for node in domain.nodes.iter().filter(|node| node.nat) {
-            let _ = writeln!(map, "{}: {}", inside(spec, &node.name), address(spec, &node.name));
+            let _ = writeln!(map, "{}: {}", inner(spec, &node.name), v4(spec, &node.name));
         }
         let file = layout.address_map(domain);
         std::fs::write(&file, map).map_err(|error| LabError::failed(file.display().to_string(), error))?;

@@ -12,6 +12,7 @@
 //! | `roles` | which processes there are, and what each is told |
 //! | `process` | starting processes, and ending exactly those |
 //! | `up`, `check`, `down` | the verbs |
+//! | `facts` | checks that only read |
 //! | `pings` | pings of which none may be lost |
 //!
 //! Everything has the lab's name in it: namespaces are called `vw-LAB-…`, files are in `/run/vwire/lab/LAB`, and each process has the
@@ -20,6 +21,7 @@
 mod check;
 mod dns;
 mod down;
+mod facts;
 mod guard;
 mod layout;
 mod net;
@@ -34,7 +36,7 @@ pub use check::{Outcome, check};
 pub use dns::{Dns, Records};
 pub use down::down;
 pub use layout::{Layout, RUN};
-pub use spec::{BadSpec, Check, Client, Domain, Endpoint, Node, Spec};
+pub use spec::{BadSpec, Check, Client, Domain, Endpoint, Node, Spec, Stack};
 pub use state::{Mark, Place, Record};
 pub use up::{Lab, Programs};
 

@@ -5,11 +5,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, kill_process_group, pidfd_open, pidfd_send_signal, waitpid,
+};
 use vwire_dataplane::netns;
 
 use super::state::{MARK, Mark, Place};
@@ -31,6 +33,10 @@ pub struct Start {
     pub wave: u8,
     /// The domain that it has its identity from.
     pub domain: Option<String>,
+    /// What its SPIFFE ID ends with: its name, or that of the process that it stands in for.
+    pub identity: String,
+    /// What it has in place of /etc/hosts.
+    pub hosts: Option<PathBuf>,
     /// The part of the lab in whose namespace it runs.
     pub part: String,
     /// What is run.
@@ -48,7 +54,10 @@ pub fn spawn(layout: &Layout, mark: &Mark, start: &Start) -> Result<Place, LabEr
     let log = layout.log(&start.name);
     let out = fs::File::options().create(true).append(true).open(&log).map_err(|error| failed(&error))?;
     let err = out.try_clone().map_err(|error| failed(&error))?;
-    let mut command = Command::new(&start.program);
+    let mut command = match &start.hosts {
+        None => Command::new(&start.program),
+        Some(hosts) => with_hosts(hosts, &start.program),
+    };
     command.args(&start.args).env_clear().stdin(Stdio::null()).stdout(out).stderr(err);
     command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     command.envs(start.env.iter().map(|(name, value)| (name, value))).env(MARK, mark.as_str());
@@ -62,6 +71,14 @@ pub fn spawn(layout: &Layout, mark: &Mark, start: &Start) -> Result<Place, LabEr
     let pid = i32::try_from(child.id()).map_err(|error| failed(&error))?;
     let started = started(pid).ok_or_else(|| failed(&format!("it ended at once; see {}", log.display())))?;
     Ok(Place { name: start.name.clone(), wave: start.wave, pid, started })
+}
+
+/// Runs a program, in the same process, with another /etc/hosts than everybody's.
+fn with_hosts(hosts: &Path, program: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script]).arg(hosts).arg(program);
+    command
 }
 
 /// When a process was started, if it is there and has not ended.
@@ -129,13 +146,33 @@ pub async fn end(places: &[&Place]) -> Vec<String> {
     end_held(places.iter().filter_map(hold).collect()).await
 }
 
-/// Ends a process at once, as a crash would, and returns when it is gone.
+/// Ends a process at once, as a crash would, and those that it has forked; returns when all are gone.
 pub async fn kill(place: &Place) -> Result<(), LabError> {
     let held = Held::new(place.pid, || is_alive(place));
     let held = held.ok_or_else(|| LabError::failed(format!("killing {}", place.name), "it does not run"))?;
+    // Each process of a lab leads a group. A name server's child would keep its port.
+    let group = Pid::from_raw(place.pid);
+    let _ = group.map(|group| kill_process_group(group, Signal::KILL));
     held.signal(Signal::KILL);
     held.ended().await;
+    let deadline = Instant::now() + PATIENCE;
+    while has_members(place.pid) && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
     Ok(())
+}
+
+/// True while a process of this group runs; one that has ended and that nobody has waited for does not.
+fn has_members(group: i32) -> bool {
+    let Ok(entries) = fs::read_dir("/proc") else { return false };
+    let stats = entries.flatten().filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+    let mut groups = stats.filter_map(|stat| {
+        // The name before may hold anything. After it: state, parent, group.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        let runs = !["Z", "X"].contains(&fields.next()?);
+        runs.then(|| fields.nth(1)?.parse::<i32>().ok())?
+    });
+    groups.any(|one| one == group)
 }
 
 /// Ends every process that carries `mark`: those that the lab's processes have started in turn.
@@ -253,6 +290,26 @@ mod tests {
         assert!(!is_alive(&ours) && is_alive(&theirs));
         end(&[&theirs]).await;
         let _ = (marked.wait(), other.wait());
+    }
+
+    #[tokio::test]
+    async fn what_is_killed_takes_what_it_has_forked_with_it() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 300 & wait"]).process_group(0);
+        let mut leader = command.spawn().unwrap();
+        let ours = place(&leader);
+        // The shell and what it started.
+        let members = || {
+            let stats = fs::read_dir("/proc").unwrap().flatten();
+            let stats = stats.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+            stats.filter(|stat| stat.split_whitespace().nth(4) == Some(&ours.pid.to_string())).count()
+        };
+        while members() < 2 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        kill(&ours).await.unwrap();
+        assert!(!has_members(ours.pid));
+        let _ = leader.wait();
     }
 
     #[test]

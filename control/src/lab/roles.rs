@@ -1,6 +1,8 @@
 //! Which processes a lab has, and what each is told: by NSM's variables, as in Kubernetes.
 
-use super::layout::{address, inside};
+use std::net::IpAddr;
+
+use super::layout::{PROXY_PORT, REGISTRY_PORT, addresses, at, replica, tunnel};
 use super::process::Start;
 use super::spec::{Client, Domain, Endpoint, Leg, Node, Spec};
 use super::{LabError, Layout, Programs, dns};
@@ -16,6 +18,11 @@ pub fn client(name: &str) -> String {
     format!("nsc-{name}")
 }
 
+/// The name of the process that has a node's forwarder.
+pub fn forwarder(node: &Node) -> String {
+    format!("{}-{}", if node.split { "forwarder" } else { "node" }, node.name)
+}
+
 /// True of an engine's process, which has a gRPC socket instead of an admin port.
 pub fn is_engine(name: &str) -> bool {
     name.ends_with(".engine")
@@ -23,6 +30,13 @@ pub fn is_engine(name: &str) -> bool {
 
 fn env<const N: usize>(pairs: [(&str, String); N]) -> Env {
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// Ports at all of these addresses; IPv6 first, since others are told the first.
+fn listens(mut addresses: Vec<IpAddr>, ports: &[u16]) -> String {
+    addresses.sort_by_key(IpAddr::is_ipv4);
+    let urls = addresses.iter().flat_map(|address| ports.iter().map(|port| at(*address, *port).to_string()));
+    urls.collect::<Vec<_>>().join(",")
 }
 
 /// All processes, in waves: each needs what is before it.
@@ -39,7 +53,11 @@ pub fn waves(layout: &Layout, spec: &Spec, programs: &Programs) -> Vec<(&'static
         ),
         (
             "proxies",
-            spec.domains.iter().filter(|domain| domain.proxy).map(|domain| make.proxy(domain)).collect(),
+            spec.domains
+                .iter()
+                .filter(|domain| domain.proxy)
+                .flat_map(|domain| make.proxies(domain))
+                .collect(),
         ),
         ("nodes", spec.nodes().flat_map(|(domain, node)| make.node(domain, node)).collect()),
         ("endpoints", make.endpoints()),
@@ -88,6 +106,8 @@ impl Make<'_> {
             wave: 0,
             part: node.name.clone(),
             domain: None,
+            identity: String::new(),
+            hosts: None,
             program: self.programs.dataplane.clone(),
             args: vec!["--config".to_owned(), config],
             env: Vec::new(),
@@ -113,6 +133,8 @@ impl Make<'_> {
         }
         all.extend(more);
         Start {
+            identity: process.clone(),
+            hosts: None,
             name: process,
             wave: 0,
             part: part.to_owned(),
@@ -129,7 +151,7 @@ impl Make<'_> {
         let api = |start: &Start| {
             let api = start.env.iter().find(|(name, _)| name == WORKLOAD_API).map(|(_, url)| url.clone())?;
             start.domain.as_ref().filter(|name| **name == domain.name)?;
-            Some(format!("/lab/{}/{}={api}", self.spec.name, start.name))
+            Some(format!("/lab/{}/{}={api}", self.spec.name, start.identity))
         };
         let workloads: Vec<String> = starts.iter().filter_map(api).collect();
         let state = self.layout.scratch(&format!("ca-{}", domain.name));
@@ -147,29 +169,48 @@ impl Make<'_> {
                 ("VWIRE_CA_FEDERATION", bundles.display().to_string()),
             ]));
         }
+        more.extend(domain.issuer_env.clone());
         self.role("ca", &domain.name, &domain.name, None, more)
     }
 
     fn registry(&self, domain: &Domain) -> Start {
-        let mut more = env([("NSM_LISTEN_ON", self.layout.registry(self.spec, domain).to_string())]);
+        let own = addresses(self.spec, &domain.name);
+        let mut more = env([("NSM_LISTEN_ON", listens(own, &[REGISTRY_PORT]))]);
         if domain.proxy {
             more.extend(env([("NSM_PROXY_REGISTRY_URL", self.layout.proxy(self.spec, domain).to_string())]));
         }
-        self.role("registry", &domain.name, &domain.name, Some(domain), more)
+        more.extend(domain.env.clone());
+        let mut start = self.role("registry", &domain.name, &domain.name, Some(domain), more);
+        start.hosts = (domain.replicas > 1).then(|| self.layout.hosts(domain));
+        start
     }
 
-    /// The door of a domain: both proxies in one process, at their usual ports.
-    fn proxy(&self, domain: &Domain) -> Start {
-        let at = address(self.spec, &domain.name);
-        let (found_by, value) = dns::settings(self.spec);
+    fn proxies(&self, domain: &Domain) -> Vec<Start> {
+        (0..domain.replicas).map(|index| self.proxy(domain, index)).collect()
+    }
+
+    /// The door of a domain: both proxies in one process, at their usual ports. Of several each has its address, and the first's name
+    /// and identity.
+    fn proxy(&self, domain: &Domain, index: u8) -> Start {
+        let (found_by, value) = dns::settings(self.spec, domain);
+        let own = replica(self.spec, domain, index);
+        let first = format!("proxy-{}", domain.name);
         let mut more = env([
-            ("NSM_LISTEN_ON", format!("tcp://{at}:5004,tcp://{at}:5005,tcp://{at}:5006")),
+            ("NSM_NAME", first.clone()),
+            ("NSM_LISTEN_ON", listens(own, &[PROXY_PORT, 5005, 5006])),
             ("NSM_REGISTRY_URL", self.layout.registry(self.spec, domain).to_string()),
             ("NSM_MAP_IP_FILE_PATH", self.layout.address_map(domain).display().to_string()),
             ("VWIRE_DOMAINS", domain.dns_name()),
         ]);
         more.push((found_by, value));
-        self.role("proxy", &domain.name, &domain.name, Some(domain), more)
+        more.extend(domain.env.clone());
+        let name = if index == 0 {
+            domain.name.clone()
+        } else {
+            format!("{}.{}", domain.name, u16::from(index) + 1)
+        };
+        let start = self.role("proxy", &name, &domain.name, Some(domain), more);
+        Start { identity: first, ..start }
     }
 
     fn node(&self, domain: &Domain, node: &Node) -> Vec<Start> {
@@ -187,7 +228,7 @@ impl Make<'_> {
             ),
         ]);
         let forwarder = env([
-            ("NSM_TUNNEL_IP", inside(self.spec, &node.name).to_string()),
+            ("NSM_TUNNEL_IP", tunnel(self.spec, node).to_string()),
             ("VWIRE_RUN", self.layout.directory().display().to_string()),
             ("VWIRE_DATAPLANE", format!("unix://{}", self.layout.engine(node).display())),
         ]);
@@ -216,6 +257,7 @@ impl Make<'_> {
     fn endpoint(&self, domain: &Domain, node: &Node, endpoint: &Endpoint) -> Start {
         let labels: Vec<String> =
             endpoint.labels.iter().map(|(key, value)| format!("{key}:{value}")).collect();
+        let cidrs: Vec<String> = endpoint.cidr.iter().map(ToString::to_string).collect();
         let mechanism = match endpoint.mechanism {
             Leg::Kernel => "KERNEL",
             Leg::Memif => "MEMIF",
@@ -225,10 +267,18 @@ impl Make<'_> {
             ("NSM_SERVICE_NAMES", endpoint.service.clone()),
             ("NSM_PAYLOAD", endpoint.payload.clone()),
             ("NSM_LABELS", labels.join(",")),
-            ("NSM_CIDR_PREFIX", endpoint.cidr.to_string()),
+            ("NSM_CIDR_PREFIX", cidrs.join(",")),
             ("VWIRE_MECHANISMS", mechanism.to_owned()),
             ("NSM_UNREGISTER_ITSELF", "true".to_owned()),
         ]);
+        let onward = match &endpoint.passes_to {
+            Some(service) => env([
+                ("VWIRE_PASS_THROUGH", "true".to_owned()),
+                ("VWIRE_PASS_THROUGH_SERVICE", service.clone()),
+            ]),
+            None => Vec::new(),
+        };
+        let more = [more, onward].concat();
         let own = endpoint.env.clone().into_iter().collect();
         self.role("nse", &endpoint.name, &endpoint.name, Some(domain), [more, own].concat())
     }
@@ -245,6 +295,8 @@ impl Make<'_> {
             ("NSM_CONNECT_TO", self.layout.manager(node).to_string()),
             ("NSM_NETWORK_SERVICES", client.services.join(",")),
             ("NSM_LOCAL_DNS_SERVER_ENABLED", "false".to_owned()),
+            // On a machine that is busy with other things, packets may wait for a second.
+            ("NSM_LIVENESS_CHECK_TIMEOUT", "3s".to_owned()),
         ]);
         if client.services.iter().any(|service| Client::leg(service) == Some(Leg::Memif)) {
             // By memif there is no `ping`: the client does it, and counts.

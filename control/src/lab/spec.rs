@@ -1,11 +1,14 @@
 //! What a topology file may say.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use url::Url;
 
 use super::dns::{Dns, Records};
@@ -17,6 +20,8 @@ const MAX_BYTES: u64 = 1 << 20;
 const MAX_NAME: usize = 24;
 /// Most nodes of a domain, and most domains: what the underlay's addresses have room for.
 const MAX_NODES: usize = 200;
+/// Most proxies of a domain: nodes' addresses come after theirs.
+const MAX_REPLICAS: u8 = 8;
 /// The name of the namespace that has the underlay's bridge.
 pub const UNDERLAY: &str = "net";
 
@@ -75,13 +80,57 @@ pub struct Domain {
     /// True: a `vwire proxy` joins it to the others.
     #[serde(default)]
     pub proxy: bool,
+    /// How many proxies it has, of one name and one identity, each at an address of its own.
+    #[serde(default = "one")]
+    pub replicas: u8,
     /// What is behind the @ of its names; NAME.test if it is left out.
     pub dns_name: Option<String>,
     /// How its name is found, where there is a name server.
     #[serde(default)]
     pub records: Records,
+    /// The largest packet of its parts' links, as clouds have different ones.
+    #[serde(default = "usual_mtu")]
+    pub mtu: u16,
+    /// Which addresses its parts have on the underlay.
+    #[serde(default)]
+    pub stack: Stack,
+    /// Further variables for its registry and its proxies.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
     /// Its nodes. None: a registry and no more, in which endpoints of other domains register.
     pub nodes: Vec<Node>,
+    /// Further variables for its issuer.
+    #[serde(default)]
+    pub issuer_env: BTreeMap<String, String>,
+}
+
+/// Versions of IP.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stack {
+    /// IPv4 alone.
+    #[default]
+    Ipv4,
+    /// IPv6 alone.
+    Ipv6,
+    /// Both; tunnels and calls within the domain take IPv6.
+    Dual,
+}
+
+impl Stack {
+    /// What either has.
+    pub fn and(self, other: Self) -> Self {
+        if self == other { self } else { Self::Dual }
+    }
+
+    /// True if it has addresses of this version.
+    pub fn has(self, address: &IpAddr) -> bool {
+        match self {
+            Self::Ipv4 => address.is_ipv4(),
+            Self::Ipv6 => address.is_ipv6(),
+            Self::Dual => true,
+        }
+    }
 }
 
 impl Domain {
@@ -94,6 +143,14 @@ impl Domain {
     pub fn trust(&self) -> String {
         self.trust_domain.clone().unwrap_or_else(|| format!("{}.lab", self.name))
     }
+}
+
+fn usual_mtu() -> u16 {
+    1500
+}
+
+fn one() -> u8 {
+    1
 }
 
 fn yes() -> bool {
@@ -143,17 +200,46 @@ pub struct Endpoint {
     pub service: String,
     /// How its leg is carried.
     pub mechanism: Leg,
-    /// Whence clients get addresses.
-    pub cidr: IpNet,
+    /// Whence clients get addresses: one of each, where there are several.
+    #[serde(deserialize_with = "prefixes")]
+    pub cidr: Vec<IpNet>,
     /// What it can be found by.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// ETHERNET or IP.
     #[serde(default = "ethernet")]
     pub payload: String,
+    /// Where it passes its connections on to, `service` or `service@domain`. It has no addresses then; its two interfaces are joined by
+    /// a bridge.
+    pub passes_to: Option<String>,
     /// Further variables.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+}
+
+/// A prefix, or a list of them.
+fn prefixes<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>, D::Error> {
+    struct Prefixes;
+    impl<'de> Visitor<'de> for Prefixes {
+        type Value = Vec<IpNet>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a prefix such as 10.0.0.0/24, or a list of prefixes")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<IpNet>, E> {
+            text.parse().map(|one| vec![one]).map_err(|error| E::custom(format!("{text:?}: {error}")))
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<IpNet>, A::Error> {
+            let mut all = Vec::new();
+            while let Some(one) = list.next_element()? {
+                all.push(one);
+            }
+            Ok(all)
+        }
+    }
+    from.deserialize_any(Prefixes)
 }
 
 fn ethernet() -> String {
@@ -199,6 +285,28 @@ pub enum Check {
         /// Segments of the path.
         hops: usize,
     },
+    /// The client's connections have so many addresses of each version of IP, at both ends.
+    Addresses {
+        /// The client.
+        from: String,
+        /// Only the connection to this service.
+        service: Option<String>,
+        /// IPv4 addresses of each end.
+        #[serde(default)]
+        ipv4: usize,
+        /// IPv6 addresses of each end.
+        #[serde(default)]
+        ipv6: usize,
+    },
+    /// The tunnel of the client's connections is between these addresses.
+    Tunnel {
+        /// The client.
+        from: String,
+        /// Only the connection to this service.
+        service: Option<String>,
+        /// As the client's domain knows them: its own node's, then the other's.
+        between: [IpAddr; 2],
+    },
     /// The forwarder beside the client counted its packets.
     Counters {
         /// The client.
@@ -208,7 +316,7 @@ pub enum Check {
         /// At least so many came from the client.
         rx_packets_at_least: u64,
     },
-    /// TCP carries something to the endpoint within a second (with iperf3, where it is installed).
+    /// TCP carries something to the endpoint (with iperf3, where it is installed).
     Transfer {
         /// The client, with a kernel interface.
         from: String,
@@ -317,17 +425,39 @@ impl Spec {
             if !domain.registry && domain.nodes.len() != 1 {
                 return bad(&format!("{field}.registry"), "without one there can be one node only");
             }
+            if domain.stack != Stack::Ipv4 && domain.nodes.iter().any(|node| node.nat) {
+                return bad(
+                    &format!("{field}.stack"),
+                    "a node with nat has IPv4 alone: its address is translated",
+                );
+            }
             if domain.nodes.len() > 1 && domain.nodes.iter().any(|node| node.nat) {
                 return bad(
                     &format!("{field}.nodes"),
                     "a node with nat is the only one of its domain: only the proxy translates",
                 );
             }
+            if !(1..=MAX_REPLICAS).contains(&domain.replicas) {
+                return bad(&format!("{field}.replicas"), "a domain has 1 to 8");
+            }
             if !domain.registry && domain.proxy {
                 return bad(&format!("{field}.proxy"), "a proxy needs a registry");
             }
         }
         for (_, endpoint) in self.endpoints() {
+            if endpoint.cidr.is_empty() {
+                return bad(
+                    &format!("endpoints.{}.cidr", endpoint.name),
+                    "no prefix to assign addresses from",
+                );
+            }
+            let passes_memif = endpoint.passes_to.is_some() && endpoint.mechanism == Leg::Memif;
+            if passes_memif {
+                return bad(
+                    &format!("endpoints.{}.mechanism", endpoint.name),
+                    "kernel: both its interfaces are",
+                );
+            }
             if !["ETHERNET", "IP"].contains(&endpoint.payload.as_str()) {
                 return bad(&format!("endpoints.{}.payload", endpoint.name), "ETHERNET or IP");
             }
@@ -355,6 +485,8 @@ impl Spec {
             let from = match check {
                 Check::Ping { from, .. }
                 | Check::Path { from, .. }
+                | Check::Addresses { from, .. }
+                | Check::Tunnel { from, .. }
                 | Check::Counters { from, .. }
                 | Check::Transfer { from, .. } => from,
                 Check::NoSecretsInLogs {} => continue,
@@ -425,6 +557,10 @@ checks:
             ("ping: {from: c}", "pong: {from: c}", "unknown variant `pong`"),
             ("cidr: 10.0.0.0/24", "cidr: 10.0.0.0/33", "cidr"),
             ("cidr: 10.0.0.0/24", "cidr: 10.0.0.0/24, payload: ARP", "endpoints.e.payload: ETHERNET or IP"),
+            ("cidr: 10.0.0.0/24", "cidr: [10.0.0.0/24, fd00::/129]", "cidr"),
+            ("cidr: 10.0.0.0/24", "cidr: []", "endpoints.e.cidr: no prefix"),
+            ("nodes:\n", "replicas: 9\n    nodes:\n", "domains.d.replicas: a domain has 1 to 8"),
+            ("nodes:\n", "stack: ipv5\n    nodes:\n", "unknown variant `ipv5`"),
             ("nodes:\n", "registry: false\n    nodes:\n      - name: m\n", "one node only"),
         ];
         for (from, to, reason) in cases {
@@ -447,6 +583,18 @@ checks:
             names.push(spec.name);
         }
         names.sort();
-        assert_eq!(names, ["floating", "nat", "one-node", "two-domains", "two-nodes"]);
+        assert_eq!(
+            names,
+            [
+                "dual-stack",
+                "five-domains",
+                "floating",
+                "nat",
+                "one-node",
+                "replicas",
+                "two-domains",
+                "two-nodes"
+            ]
+        );
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::process::{self, Start};
 use super::roles;
 use super::state::Place;
-use super::{LabError, Layout, Progress, Record, Spec, dns, down, guard, net, step};
+use super::{LabError, Layout, Progress, Record, Spec, dns, down, guard, layout, net, step};
 use crate::cli::AdminClient;
 use crate::obs::{ConnectionView, Status};
 
@@ -198,6 +198,7 @@ impl Lab {
         guard::write_maps(&self.layout, &self.record.spec)?;
         roles::write_engine_configs(&self.layout, &self.record.spec)?;
         dns::write(&self.layout, &self.record.spec)?;
+        self.write_hosts()?;
         for (what, starts) in self.starts() {
             if starts.is_empty() {
                 continue;
@@ -216,11 +217,32 @@ impl Lab {
         let clients: Vec<_> = self.record.spec.clients().map(|(_, client)| client.clone()).collect();
         for client in &clients {
             let services = client.services.len();
-            step(progress, &format!("{} connects", client.name), self.connected(&client.name, services))
-                .await?;
+            step(
+                progress,
+                &format!("{} connects", client.name),
+                self.connected(&roles::client(&client.name), services),
+            )
+            .await?;
         }
+        self.join_interfaces()?;
         self.record.complete = true;
         self.record.write(&self.layout)
+    }
+
+    fn write_hosts(&self) -> Result<(), LabError> {
+        for domain in self.record.spec.domains.iter().filter(|domain| domain.replicas > 1) {
+            let file = self.layout.hosts(domain);
+            let written = fs::write(&file, layout::hosts(&self.record.spec, domain));
+            written.map_err(|error| LabError::failed(file.display().to_string(), error))?;
+        }
+        Ok(())
+    }
+
+    /// Endpoints in the middle of chains: what joins their interfaces is the owner's matter, not vwire's.
+    fn join_interfaces(&self) -> Result<(), LabError> {
+        let endpoints = self.record.spec.endpoints();
+        let mut middle = endpoints.filter(|(_, endpoint)| endpoint.passes_to.is_some());
+        middle.try_for_each(|(_, endpoint)| net::join(&self.layout.namespace(&endpoint.name)))
     }
 
     fn starts(&self) -> Vec<(&'static str, Vec<Start>)> {
@@ -275,11 +297,13 @@ impl Lab {
         .await
     }
 
-    /// Waits until a client has as many connections as services, all of them up.
-    async fn connected(&self, client: &str, services: usize) -> Result<(), LabError> {
-        let name = roles::client(client);
-        let admin = AdminClient(self.layout.admin(&name));
-        self.wait(&name, CONNECTED, async || {
+    /// Waits until a client's process has as many connections as services, all of them up.
+    ///
+    /// # Errors
+    /// [`LabError::Failed`] if it ends, or has not after a time.
+    pub async fn connected(&self, name: &str, services: usize) -> Result<(), LabError> {
+        let admin = AdminClient(self.layout.admin(name));
+        self.wait(name, CONNECTED, async || {
             let all =
                 admin.get::<Vec<ConnectionView>>("/connections").await.map_err(|error| error.to_string())?;
             let up = all.iter().filter(|view| view.state == "UP").count();

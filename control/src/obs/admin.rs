@@ -21,6 +21,11 @@ pub trait Reporter: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Does what an operator asks for at `/do/VERB`; none if the role knows no such verb. What takes long goes on behind.
+    async fn act(&self, _verb: &str) -> Option<Result<String, String>> {
+        None
+    }
+
     /// Figures for `vwire status`: `services`, `endpoints`, `watches`, `ports`, …
     async fn report(&self) -> Map<String, Value> {
         Map::new()
@@ -155,6 +160,16 @@ impl Admin {
     fn reporters(&self) -> Vec<(String, Arc<dyn Reporter>)> {
         let reporter = |role: Arc<Role>| Some((role.role.clone(), whole!(role.reporter.read()).clone()?));
         self.roles().into_iter().filter_map(reporter).collect()
+    }
+
+    /// Does what an operator asks of whichever role knows the verb; none if none does.
+    pub async fn act(&self, verb: &str) -> Option<Result<String, String>> {
+        for (_, reporter) in self.reporters() {
+            if let Some(done) = reporter.act(verb).await {
+                return Some(done);
+            }
+        }
+        None
     }
 
     /// The connections of all roles of this process.

@@ -10,10 +10,10 @@ use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Query, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, put};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -189,6 +189,7 @@ fn router(admin: Admin) -> Router {
         .route("/connections", get(connections))
         .route("/config", get(|State(admin): State<Admin>| async move { json(&admin.effective()) }))
         .route("/log", get(levels).put(set_level))
+        .route("/do/{verb}", put(act))
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
         .with_state(admin)
 }
@@ -227,6 +228,14 @@ async fn connections(State(admin): State<Admin>, Query(which): Query<Which>) -> 
         all.retain(|view| view.id == id || view.root == id);
     }
     json(&all)
+}
+
+async fn act(State(admin): State<Admin>, Path(verb): Path<String>) -> Response {
+    match admin.act(&verb).await {
+        Some(Ok(told)) => (told + "\n").into_response(),
+        Some(Err(told)) => (StatusCode::CONFLICT, told + "\n").into_response(),
+        None => (StatusCode::NOT_FOUND, format!("{verb:?}: no role here does that\n")).into_response(),
+    }
 }
 
 async fn levels() -> Response {

@@ -8,17 +8,17 @@ use futures::StreamExt;
 use tonic::Status;
 use vwire_proto::nsm::registry::NetworkServiceEndpoint;
 
-use super::{EndpointEvent, Found, Layer, Registry, RegistryCall};
+use super::{EndpointEvent, Found, Layer, Registry, RegistryCall, find};
 use crate::config::WatchedMap;
-use crate::domain::{AddressMap, Places};
-use crate::transport::Target;
+use crate::domain::{self, Ourselves, Places};
+use crate::transport::{DEFAULT_TIME, Target};
 
 /// What an nsmgr-proxy is for its own domain, and for others.
 pub struct Settings {
-    /// The URL by which our domain reaches us.
-    pub url: String,
-    /// Addresses as other domains see them.
-    pub addresses: Arc<AddressMap>,
+    /// The URLs by which we are known.
+    pub us: Ourselves,
+    /// Our domain's registry.
+    pub own: Arc<dyn Registry>,
     /// Added to the labels of endpoints that register in other domains.
     pub cluster: Arc<WatchedMap>,
 }
@@ -38,7 +38,7 @@ impl<R: Registry> Bypass<R> {
 
     /// An endpoint of ours as other domains see it.
     fn outward(&self, endpoint: &mut NetworkServiceEndpoint) {
-        endpoint.url = self.settings.addresses.url_outward(&self.settings.url);
+        endpoint.url = self.settings.us.outside();
     }
 }
 
@@ -50,14 +50,17 @@ fn tcp(url: &str) -> Option<Target> {
 /// What our domain is shown of an endpoint of another.
 ///
 /// An endpoint of our own that registered there is used directly, as are its own connections; the rest is behind us.
-fn inward(settings: &Settings, places: &Places, event: &mut EndpointEvent) {
+async fn inward(settings: &Settings, places: &Places, event: &mut EndpointEvent) {
     let endpoint = Arc::make_mut(&mut event.endpoint);
     event.socket = None;
     if let Some(manager) = places.ours(&endpoint.name) {
         endpoint.url = manager.to_string();
         return;
     }
-    match tcp(&settings.addresses.url_outward(&endpoint.url)) {
+    if settings.us.have_forwarded(&endpoint.name, &endpoint.url) {
+        return ours(settings, endpoint, event.deleted).await;
+    }
+    match tcp(&settings.us.outward(&endpoint.url)) {
         Some(proxy) if !event.deleted => places.found(&endpoint.name, proxy),
         Some(_) => {}
         None => tracing::info!(
@@ -66,7 +69,30 @@ fn inward(settings: &Settings, places: &Places, event: &mut EndpointEvent) {
             "its URL is none that another domain's Requests may be sent to"
         ),
     }
-    endpoint.url.clone_from(&settings.url);
+    settings.us.inside().clone_into(&mut endpoint.url);
+}
+
+/// An endpoint of our own that the registry of several domains has from us (`NSMRS_ADDRESS`): here it is known by its bare name, and is
+/// where our own registry says. It offers the service by the name that was asked for.
+async fn ours(settings: &Settings, endpoint: &mut NetworkServiceEndpoint, deleted: bool) {
+    let bare = domain::target(&endpoint.name).to_owned();
+    let query = NetworkServiceEndpoint { name: bare.clone(), ..Default::default() };
+    let mut call = RegistryCall::internal("an endpoint of ours", DEFAULT_TIME);
+    match find::endpoints(&*settings.own, &mut call, query).await {
+        Ok(found) => {
+            let Some(here) = found.into_iter().find(|event| event.endpoint.name == bare) else {
+                if deleted {
+                    endpoint.name = bare;
+                }
+                return;
+            };
+            endpoint.url.clone_from(&here.endpoint.url);
+            endpoint.name = bare;
+        }
+        Err(status) => {
+            tracing::info!(endpoint = endpoint.name, %status, "an endpoint of ours is not looked up")
+        }
+    }
 }
 
 #[async_trait]
@@ -119,11 +145,13 @@ impl<R: Registry> Layer for Bypass<R> {
     ) -> Result<Found<EndpointEvent>, Status> {
         let found = self.inner.find_endpoints(call, query, watch).await?;
         let (settings, places) = (Arc::clone(&self.settings), Arc::clone(&self.places));
-        let shown = found.map(move |event| {
-            event.map(|mut event| {
-                inward(&settings, &places, &mut event);
-                event
-            })
+        let shown = found.then(move |event| {
+            let (settings, places) = (Arc::clone(&settings), Arc::clone(&places));
+            async move {
+                let mut event = event?;
+                inward(&settings, &places, &mut event).await;
+                Ok(event)
+            }
         });
         Ok(shown.boxed())
     }

@@ -1,7 +1,10 @@
 //! Keeps an endpoint and its services registered.
 //!
-//! It renews at two thirds of the time that the registry grants, and watches its own name: if the registry forgets it or goes away,
-//! it registers again at once, and then with growing pauses.
+//! It renews at two thirds of the time that the registry grants, at half if that is little, and watches its own name: if the registry
+//! forgets it or goes away, it registers again at once, and then with growing pauses.
+//!
+//! A Go registry or manager forgets an endpoint before the granted time ends, by the time that its last registration had (sdk,
+//! pkg/registry/common/expire). So a registration has less time where little is granted: a quarter.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -15,8 +18,11 @@ use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
 
 use super::{EndpointEvent, Found, Registry, RegistryCall, expiry};
 
-/// How long one registration may take.
+/// How long one registration may take at most; and where tokens are short, at least.
 const TIME: Duration = Duration::from_secs(15);
+const SHORTEST_TIME: Duration = Duration::from_millis(500);
+/// Less than this is little time for a registration to live.
+const LITTLE: Duration = Duration::from_secs(30);
 /// The pause after a first failure, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -50,10 +56,20 @@ impl Keeper {
         services: Vec<NetworkService>,
         endpoint: NetworkServiceEndpoint,
     ) -> Self {
+        Self::start_for(expiry::DEFAULT, registry, services, endpoint)
+    }
+
+    /// Likewise, with tokens that live for `life`: the first registration has time by that, later ones by what was granted.
+    pub fn start_for(
+        life: Duration,
+        registry: Arc<dyn Registry>,
+        services: Vec<NetworkService>,
+        endpoint: NetworkServiceEndpoint,
+    ) -> Self {
         let (tell, state) = watch::channel(Kept::Not(Status::unavailable("not registered yet")));
         let stop = CancellationToken::new();
         let kept = endpoint.clone();
-        let work = Work { registry: Arc::clone(&registry), services, endpoint, tell };
+        let work = Work { registry: Arc::clone(&registry), services, endpoint, granted: life, tell };
         let task = tokio::spawn(stop.clone().run_until_cancelled_owned(work.run()).map(|_| ()));
         Self { registry, state, stop, task, endpoint: kept }
     }
@@ -103,6 +119,8 @@ struct Work {
     registry: Arc<dyn Registry>,
     services: Vec<NetworkService>,
     endpoint: NetworkServiceEndpoint,
+    /// How long the last registration was to live; at first a guess.
+    granted: Duration,
     tell: watch::Sender<Kept>,
 }
 
@@ -128,7 +146,9 @@ impl Work {
                     continue;
                 }
             };
-            let (since, renewal) = (Instant::now(), renewal(&registered));
+            let since = Instant::now();
+            self.granted = granted(&registered);
+            let renewal = since + self.renew_after();
             self.tell.send_replace(Kept::As(registered));
             match self.wait(&mut watch, renewal).await {
                 Why::Renewal => {
@@ -148,14 +168,27 @@ impl Work {
         }
     }
 
+    /// How long to wait until the next renewal: two thirds of what is granted; where that is little, half, so that there is time for a
+    /// slow registry, and for a second attempt.
+    fn renew_after(&self) -> Duration {
+        let part = if self.granted < LITTLE { self.granted / 2 } else { self.granted * 2 / 3 };
+        part.max(CLOSEST)
+    }
+
+    /// How long a registration may take: even a Go registry, which forgets it that long before its end, hears of us before.
+    fn time(&self) -> Duration {
+        TIME.min((self.granted / 4).max(SHORTEST_TIME))
+    }
+
     async fn register(&mut self, with_services: bool) -> Result<NetworkServiceEndpoint, Status> {
+        let time = self.time();
         if with_services {
             for service in &self.services {
-                let mut call = RegistryCall::internal("register", TIME);
+                let mut call = RegistryCall::internal("register", time);
                 self.registry.register_service(&mut call, service.clone()).await?;
             }
         }
-        let mut call = RegistryCall::internal("register", TIME);
+        let mut call = RegistryCall::internal("register", time);
         let registered = self.registry.register_endpoint(&mut call, self.endpoint.clone()).await?;
         // A registry that has lost its memory shall still know who was first.
         self.endpoint.initial_registration_time = registered.initial_registration_time;
@@ -195,10 +228,10 @@ impl Work {
     }
 }
 
-/// Two thirds of what is granted from now.
-fn renewal(registered: &NetworkServiceEndpoint) -> Instant {
-    let granted = registered.expiration_time.as_ref().map(|end| expiry::left(end, SystemTime::now()));
-    Instant::now() + (granted.unwrap_or(expiry::DEFAULT) * 2 / 3).max(CLOSEST)
+/// How long it lives from now on.
+fn granted(registered: &NetworkServiceEndpoint) -> Duration {
+    let end = registered.expiration_time.as_ref();
+    end.map_or(expiry::DEFAULT, |end| expiry::left(end, SystemTime::now()))
 }
 
 /// Pauses that grow, each between half and all of its length: those who failed together do not come back together.

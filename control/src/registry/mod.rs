@@ -36,6 +36,7 @@ pub mod interdomain;
 pub mod keeper;
 pub mod layer;
 pub mod local_bypass;
+pub mod manifest;
 pub mod matching;
 pub mod memory;
 pub mod mirror;

@@ -7,13 +7,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value, json};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
 use crate::config;
-use crate::identity::issuer::{self, Authority, Folder, Issuer, IssuerError, Links, Name, Rule, bundle};
-use crate::identity::{Bundles, TrustDomain};
+use crate::identity::issuer::{
+    self, Endpoint, Folder, Following, Issuer, IssuerError, Keys, Links, Name, Pace, Rotation, Rule, bundle,
+};
+use crate::identity::{Bundles, SpiffeId, TrustDomain};
 use crate::obs::{Admin, Reporter};
 use crate::transport::{Limits, ServeError, Target};
 
@@ -64,9 +68,30 @@ pub struct Settings {
     pub federate: Vec<Federation>,
 
     /// A folder of such bundles: each file DOMAIN.pem (PEM) or DOMAIN.json (a SPIFFE bundle) makes its domain believed for as long as
-    /// it is there. `vwire link` puts them there and takes them away.
+    /// it is there. `vwire link` puts them there and takes them away. A file DOMAIN.endpoint beside it says where the domain publishes
+    /// its bundle, which is then followed.
     #[arg(long, env = "VWIRE_CA_FEDERATION", value_name = "FOLDER")]
     pub federation: Option<PathBuf>,
+
+    /// Where our bundle is published for others to follow, over TLS: a SPIFFE bundle endpoint (profile https_spiffe). Nowhere if empty.
+    #[arg(long, env = "VWIRE_CA_BUNDLE_ENDPOINT", value_name = "ADDRESS", default_value = "")]
+    pub bundle_endpoint: config::Maybe<Target>,
+
+    /// How others reach it, if not at that address: https://host:port/path.
+    #[arg(long, env = "VWIRE_CA_BUNDLE_ENDPOINT_URL", value_name = "URL")]
+    pub bundle_endpoint_url: Option<Url>,
+
+    /// How often others shall look at our bundle again. A new authority signs after twice as long.
+    #[arg(long, env = "VWIRE_CA_REFRESH_HINT", value_name = "DURATION", default_value = "5m", value_parser = config::duration)]
+    pub refresh_hint: Duration,
+
+    /// How long an authority signs before a new one takes its place by itself. Only `vwire link rotate` does it if this is 0.
+    #[arg(long, env = "VWIRE_CA_ROTATE_EVERY", value_name = "DURATION", default_value = "0s", value_parser = config::duration)]
+    pub rotate_every: Duration,
+
+    /// The authorities of the web, PEM, for bundles that others publish with a web certificate (profile https_web).
+    #[arg(long, env = "VWIRE_CA_WEB_ROOTS", value_name = "FILE", default_value = issuer::WEB_ROOTS)]
+    pub web_roots: PathBuf,
 }
 
 /// A workload with a socket of its own.
@@ -129,22 +154,34 @@ pub enum CaError {
 /// [`CaError`] if a setting, the authority's files, a federated bundle or a socket is no good.
 pub async fn run(settings: Settings, admin: Admin, shutdown: CancellationToken) -> Result<(), CaError> {
     check(&settings)?;
-    let authority = match &settings.state {
-        Some(folder) => Authority::open(folder, settings.trust_domain.clone())?,
-        None => Authority::new(settings.trust_domain.clone())?,
-    };
+    let pace = Pace { announce: settings.refresh_hint * 2, believe: settings.svid_lifetime };
+    let rotation = Rotation::open(settings.state.clone(), settings.trust_domain.clone(), pace)?;
+    let rotation = Arc::new(rotation);
+    let keys = rotation.keys();
     if let Some(file) = &settings.bundle {
-        authority.export(file)?;
+        issuer::export(&keys.borrow().bundle(), file)?;
+        tokio::spawn(shutdown.clone().run_until_cancelled_owned(keep_exported(keys.clone(), file.clone())));
     }
     let links = Links {
         files: settings.federate.iter().map(|with| (with.domain.clone(), with.file.clone())).collect(),
         folder: settings.federation.as_deref().map(Folder::open).transpose()?,
     };
+    if let Some(folder) = links.folder.clone() {
+        let following = Following { folder, web_roots: settings.web_roots.clone() };
+        tokio::spawn(following.run(shutdown.clone()));
+    }
     let federated = links.follow(settings.trust_domain.clone(), shutdown.clone())?;
-    let bundle = bundle::to_json(std::slice::from_ref(authority.certificate())).map_err(CaError::Setting)?;
-    let bundle = serde_json::from_str(&bundle).unwrap_or_default();
-    admin.report(Arc::new(Figures { settings: settings.clone(), bundle, federated: federated.clone() }));
-    let issuer = Arc::new(Issuer::new(authority, settings.svid_lifetime, settings.rules.clone(), federated));
+    let endpoint = publish(&settings, keys.clone(), &shutdown).await?;
+    let every = (!settings.rotate_every.is_zero()).then_some(settings.rotate_every);
+    let (rotating, ending) = (Arc::clone(&rotation), shutdown.clone());
+    tokio::spawn(async move { ending.run_until_cancelled(rotating.run(every)).await });
+    admin.report(Arc::new(Figures {
+        settings: settings.clone(),
+        rotation,
+        endpoint,
+        federated: federated.clone(),
+    }));
+    let issuer = Arc::new(Issuer::new(keys, settings.svid_lifetime, settings.rules.clone(), federated));
     let common = settings.listen_on.0.clone().map(|socket| (socket, None));
     let own =
         settings.workloads.iter().map(|workload| (workload.socket.clone(), Some(workload.name.clone())));
@@ -159,6 +196,44 @@ pub async fn run(settings: Settings, admin: Admin, shutdown: CancellationToken) 
         ended.map_err(|error| CaError::Setting(format!("a listener's task: {error}")))??;
     }
     Ok(())
+}
+
+/// Publishes our bundle, if it shall be, and says where.
+async fn publish(
+    settings: &Settings,
+    keys: watch::Receiver<Arc<Keys>>,
+    shutdown: &CancellationToken,
+) -> Result<Option<Endpoint>, CaError> {
+    let Some(Target::Tcp(address)) = &settings.bundle_endpoint.0 else { return Ok(None) };
+    let bad = |error: &dyn std::fmt::Display| {
+        CaError::Setting(format!(
+            "VWIRE_CA_BUNDLE_ENDPOINT, VWIRE_CA_BUNDLE_ENDPOINT_URL: {address}: {error}"
+        ))
+    };
+    let all = if address.starts_with(':') { format!("[::]{address}") } else { address.clone() };
+    let listener = TcpListener::bind(&all).await.map_err(|error| bad(&error))?;
+    let at = listener.local_addr().map_err(|error| bad(&error))?;
+    if settings.bundle_endpoint_url.is_none() && at.ip().is_unspecified() {
+        return Err(bad(&"say by VWIRE_CA_BUNDLE_ENDPOINT_URL how others reach it"));
+    }
+    let id = SpiffeId::new(format!("{}{}", settings.trust_domain.id_string(), issuer::ISSUER));
+    let id = id.map_err(|error| bad(&error))?;
+    let url = settings.bundle_endpoint_url.clone().map_or_else(|| Url::parse(&format!("https://{at}/")), Ok);
+    let endpoint =
+        Endpoint::new(url.map_err(|error| bad(&error))?, Some(&id)).map_err(|error| bad(&error))?;
+    tracing::info!(url = %endpoint.url, %id, "our bundle is published");
+    tokio::spawn(issuer::publish(listener, keys, settings.refresh_hint, shutdown.clone()));
+    Ok(Some(endpoint))
+}
+
+/// Writes the bundle's file anew whenever the authorities change.
+async fn keep_exported(mut keys: watch::Receiver<Arc<Keys>>, file: PathBuf) {
+    while keys.changed().await.is_ok() {
+        let bundle = keys.borrow_and_update().bundle();
+        if let Err(error) = issuer::export(&bundle, &file) {
+            tracing::error!(%error, "the bundle's file is not of today");
+        }
+    }
 }
 
 fn check(settings: &Settings) -> Result<(), CaError> {
@@ -180,6 +255,18 @@ fn check(settings: &Settings) -> Result<(), CaError> {
             settings.svid_lifetime
         ));
     }
+    if !settings.bundle_endpoint.0.as_ref().is_none_or(|target| matches!(target, Target::Tcp(_))) {
+        return bad("VWIRE_CA_BUNDLE_ENDPOINT: it is asked over HTTPS; write host:port".to_owned());
+    }
+    if settings.refresh_hint < Duration::from_secs(1) {
+        return bad(format!("VWIRE_CA_REFRESH_HINT: {:?} is below 1s", settings.refresh_hint));
+    }
+    if !settings.rotate_every.is_zero() && settings.rotate_every < settings.svid_lifetime {
+        return bad(format!(
+            "VWIRE_CA_ROTATE_EVERY: {:?} is shorter than VWIRE_CA_SVID_LIFETIME, {:?}",
+            settings.rotate_every, settings.svid_lifetime
+        ));
+    }
     match settings.federate.iter().find(|with| with.domain == settings.trust_domain) {
         Some(own) => bad(format!("VWIRE_CA_FEDERATE: {} is our own trust domain", own.domain)),
         None => Ok(()),
@@ -189,7 +276,8 @@ fn check(settings: &Settings) -> Result<(), CaError> {
 /// What `vwire link` needs to know.
 struct Figures {
     settings: Settings,
-    bundle: Value,
+    rotation: Arc<Rotation>,
+    endpoint: Option<Endpoint>,
     federated: watch::Receiver<Bundles>,
 }
 
@@ -202,96 +290,36 @@ impl Reporter for Figures {
         };
         let folder = self.settings.federation.as_ref();
         let folder = folder.map(|folder| std::path::absolute(folder).unwrap_or_else(|_| folder.clone()));
+        let keys = self.rotation.keys().borrow().clone();
+        let bundle = bundle::to_json(&keys.bundle(), keys.sequence, self.settings.refresh_hint.as_secs());
+        let bundle: Value = bundle.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
         let link = json!({
             "trust_domain": self.settings.trust_domain.to_string(),
-            "bundle": self.bundle,
+            "bundle": bundle,
+            "authorities": bundle::fingerprints(&keys.bundle()),
+            "rotating": self.rotation.is_under_way(),
+            "endpoint": self.endpoint,
             "federation": folder,
             "federated": federated.iter().map(one).collect::<Map<_, _>>(),
         });
         [("linked".to_owned(), federated.len().into()), ("link".to_owned(), link)].into_iter().collect()
     }
+
+    async fn act(&self, verb: &str) -> Option<Result<String, String>> {
+        (verb == "rotate").then(|| {
+            if self.rotation.is_under_way() {
+                return Err("a rotation is under way".to_owned());
+            }
+            let (rotation, pace) = (Arc::clone(&self.rotation), self.settings.refresh_hint * 2);
+            tokio::spawn(async move {
+                if let Err(error) = rotation.rotate().await {
+                    tracing::error!(%error, "the authority was not rotated; the next start goes on from there");
+                }
+            });
+            Ok(format!("a new authority is announced; it signs in {pace:?}"))
+        })
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-    use crate::identity::Identity;
-    use crate::identity::issuer::read_bundle;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        settings: Settings,
-    }
-
-    fn settings(args: &[String]) -> Settings {
-        let args = ["ca"].into_iter().chain(args.iter().map(String::as_str));
-        Cli::try_parse_from(args).unwrap().settings
-    }
-
-    async fn refused(args: &[&str]) -> String {
-        let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
-        run(settings(&args), Admin::new("ca", "test"), CancellationToken::new())
-            .await
-            .unwrap_err()
-            .to_string()
-    }
-
-    #[tokio::test]
-    async fn workloads_get_their_names_by_their_sockets_and_believe_federated_domains() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name).display().to_string();
-        let other = Authority::new(TrustDomain::new("other.test").unwrap()).unwrap();
-        other.export(&folder.path().join("other.pem")).unwrap();
-        let arguments = [
-            "--trust-domain=example.org".to_owned(),
-            format!("--state={}", path("state")),
-            format!("--workload=ns/a/nsmgr={}", path("nsmgr.sock")),
-            format!("--workload=nsc=unix://{}", path("nsc.sock")),
-            format!("--bundle={}", path("bundle.pem")),
-            format!("--federate=other.test={}", path("other.pem")),
-        ];
-        let shutdown = CancellationToken::new();
-        let running = tokio::spawn(run(settings(&arguments), Admin::new("ca", "test"), shutdown.clone()));
-        for (socket, id) in
-            [("nsmgr.sock", "spiffe://example.org/ns/a/nsmgr"), ("nsc.sock", "spiffe://example.org/nsc")]
-        {
-            let identity = Identity::from_workload_api(&Target::Unix(path(socket).into())).await.unwrap();
-            let svid = identity.current().unwrap();
-            assert_eq!(svid.id.to_string(), id);
-            assert_eq!(svid.bundles[other.domain()], [other.certificate().clone()]);
-            assert_eq!(
-                svid.bundles[&svid.id.trust_domain().clone()],
-                read_bundle(&folder.path().join("bundle.pem")).unwrap()
-            );
-        }
-        shutdown.cancel();
-        running.await.unwrap().unwrap();
-        assert!(!folder.path().join("nsmgr.sock").exists());
-    }
-
-    #[tokio::test]
-    async fn settings_that_make_no_sense_end_the_start_with_their_names() {
-        for (args, part) in [
-            (&[][..], "VWIRE_CA_WORKLOADS"),
-            (&["--listen-on=tcp://127.0.0.1:0"], "VWIRE_CA_LISTEN_ON"),
-            (&["--workload=a=/tmp/a", "--svid-lifetime=1s"], "VWIRE_CA_SVID_LIFETIME"),
-            (&["--workload=a=/tmp/a", "--federate=vwire.local=/x"], "VWIRE_CA_FEDERATE"),
-            (&["--workload=a=/tmp/a", "--federate=b.test=/nowhere.pem"], "/nowhere.pem"),
-        ] {
-            let error = refused(args).await;
-            assert!(error.contains(part), "{args:?}: {error}");
-        }
-        for (text, part) in [
-            ("nsc", "NAME=SOCKET"),
-            ("a/../b=/s", "SPIFFE ID"),
-            ("a=tcp://x:1", "is a path"),
-            ("a=", "is a path"),
-        ] {
-            let error = text.parse::<Workload>().unwrap_err();
-            assert!(error.contains(part), "{text}: {error}");
-        }
-    }
-}
+mod tests;

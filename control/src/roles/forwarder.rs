@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 
 use super::Process;
+use super::guards::Guards;
 use crate::api::path::{self, PathExt};
 use crate::api::registry::{NetworkServiceEndpoint, NetworkServiceLabels};
 use crate::chain::service::Service;
@@ -27,11 +28,10 @@ use crate::dataplane::{Client, Dataplane, tunnel};
 use crate::elements::authorize::PathPolicy;
 use crate::elements::connect::Connected;
 use crate::elements::mechanisms::{Kernel, Kind, Memif, TowardEndpoint, Tunnel, Vxlan};
-use crate::elements::monitor::Strictness;
 use crate::elements::stats::metrics;
 use crate::elements::{
-    Authorize, Begin, Binding, Commit, Connect, Discover, Follow, ForgetFds, Hub, Mechanisms, Monitor,
-    RecvFd, RoundRobin, SendFd, Stats, Supersede, Timeout, TrimPath, UpdatePath, UpdateToken,
+    Authorize, Begin, Commit, Connect, Discover, Follow, ForgetFds, Holders, Hub, KnownByName, Mechanisms,
+    Monitor, RecvFd, RoundRobin, SendFd, Stats, Supersede, Timeout, TrimPath, UpdatePath, UpdateToken,
 };
 use crate::identity::policy::Policies;
 use crate::obs::{ConnectionView, Reporter};
@@ -131,14 +131,9 @@ pub struct Vwiring {
           action = clap::ArgAction::Set)]
     pub memif_direct: bool,
 
-    /// Who may go on with a connection that another began: `off` as in Go, `healing` or `exact`.
-    #[arg(long, env = "VWIRE_BINDING", value_enum, default_value_t = Binding::Healing)]
-    pub binding: Binding,
-
-    /// Shows watchers only the connections that they are a hop of, without tokens. With false everyone sees all, as in Go.
-    #[arg(long, env = "VWIRE_MONITOR_STRICT", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
-          action = clap::ArgAction::Set)]
-    pub monitor_strict: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub guards: Guards,
 }
 
 /// Why a forwarder does not run.
@@ -207,7 +202,7 @@ fn register(settings: &Settings, server: &Server, registry: Arc<dyn Registry>) -
         ..Default::default()
     };
     // Not the service: a domain has many forwarders, and the first one's identity would own it. (The Go forwarder does not, either.)
-    Keeper::start(registry, Vec::new(), endpoint)
+    Keeper::start_for(settings.common.max_token_lifetime, registry, Vec::new(), endpoint)
 }
 
 async fn find_tunnel(settings: &Settings) -> Result<Option<Tunnel>, ForwarderError> {
@@ -256,10 +251,10 @@ impl Forwarder {
         );
         let notes = dataplane.adopt(&snapshot);
 
-        let hub =
-            Hub::new(if settings.vwires.monitor_strict { Strictness::Strict } else { Strictness::Open });
+        let hub = settings.vwires.guards.hub();
         let follow = Follow::new(settings.name.clone(), Arc::clone(&hub), Arc::clone(&process.pool));
-        let begin = Arc::new(Begin::new(settings.vwires.binding));
+        let begin = Arc::new(settings.vwires.guards.begin());
+        let holders = Arc::<Holders>::default();
         let mut kinds: Vec<Box<dyn Kind>> = vec![Box::new(Memif), Box::new(Kernel)];
         kinds.extend(tunnel.map(|tunnel| Box::new(Vxlan(tunnel)) as Box<dyn Kind>));
         let chain = Chain::new(settings.name.clone(), |handle| {
@@ -274,7 +269,7 @@ impl Forwarder {
                 Arc::new(ForgetFds),
                 Arc::new(RecvFd),
                 Arc::new(SendFd),
-                Arc::new(Supersede::new(handle)),
+                Arc::new(Supersede::new(handle, Arc::clone(&holders))),
                 Arc::new(Discover::new(registry)),
                 Arc::new(RoundRobin::default()),
                 Arc::new(Stats::new(Arc::clone(&dataplane))),
@@ -285,7 +280,7 @@ impl Forwarder {
             elements
         });
         for note in notes {
-            take_over(&begin, &hub, &follow, note);
+            take_over(&begin, &hub, &follow, &holders, note);
         }
         let down = {
             let hub = Arc::clone(&hub);
@@ -305,14 +300,18 @@ impl Forwarder {
 }
 
 /// What an earlier process of ours had established.
-fn take_over(begin: &Begin, hub: &Hub, follow: &Arc<Follow>, note: Note) {
+fn take_over(begin: &Begin, hub: &Hub, follow: &Arc<Follow>, holders: &Holders, note: Note) {
     let Some(connection) = note.connection else { return };
     let mut state = State::default();
-    if let Ok(target) = Target::parse(&note.next_hop) {
-        follow.add(&target, &connection.id);
-        state.insert(Connected { target });
+    match Target::parse(&note.next_hop) {
+        Ok(target) => {
+            follow.add(&target, &connection.id);
+            state.insert(Connected { target });
+        }
+        Err(_) => state.insert(KnownByName),
     }
     state.insert(TowardEndpoint(note.toward_endpoint.unwrap_or_default()));
+    holders.put(&connection, &note.client, &mut state);
     let caller = note.caller.parse().ok();
     tracing::info!(connection = path::of(&connection).root_id(), "taken over");
     hub.update(connection.clone(), caller.as_ref());

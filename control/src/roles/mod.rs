@@ -3,6 +3,7 @@
 pub mod ca;
 pub mod forwarder;
 pub mod forwarding;
+pub mod guards;
 pub mod node;
 pub mod nsc;
 pub mod nse;

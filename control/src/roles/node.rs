@@ -1,15 +1,11 @@
 //! `vwire node`: a manager and a forwarder in one process, for a machine that needs both. They talk over the manager's unix socket, as
 //! two processes would, so that everything that holds for them holds here.
 
-use std::path::PathBuf;
-
 use super::forwarder::Vwiring;
+use super::nsmgr::Managing;
 use super::{Process, forwarder, nsmgr};
 use crate::config::{self, List, Maybe};
-use crate::elements::excluded_prefixes;
-use crate::registry::authorize::Strict;
-use crate::registry::memory;
-use crate::transport::{Limits, Target};
+use crate::transport::Target;
 
 /// The node's settings: the manager's and the forwarder's, where both are of use.
 #[derive(Debug, Clone, clap::Args)]
@@ -19,35 +15,15 @@ pub struct Settings {
     pub common: config::Common,
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened")]
-    pub limits: Limits,
-
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
-    pub strict: Strict,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
-    pub store: memory::Limits,
+    pub managing: Managing,
 
     /// The manager's name in paths; the forwarder's is NAME-forwarder.
     #[arg(long, env = "NSM_NAME", value_name = "NAME", default_value = "node")]
     pub name: String,
 
-    /// Where the manager listens: at one unix socket at least, and at a TCP address for other nodes.
-    #[arg(
-        long,
-        env = "NSM_LISTEN_ON",
-        value_name = "URLS",
-        default_value = "unix:///var/lib/networkservicemesh/nsm.io.sock"
-    )]
-    pub listen_on: List<Target>,
-
     /// The mesh's registry; empty: we are one ourselves, in memory.
     #[arg(long, env = "NSM_REGISTRY_URL", value_name = "URL", default_value = "")]
     pub registry_url: Maybe<Target>,
-
-    /// A YAML file of prefixes that no endpoint may give to clients of this node: `prefixes: [10.0.0.0/8]`. Followed as it changes.
-    #[arg(long, env = "VWIRE_EXCLUDED_PREFIXES_FILE", value_name = "FILE", default_value = excluded_prefixes::FILE)]
-    pub excluded_prefixes_file: PathBuf,
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened")]
@@ -88,13 +64,13 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NodeError> 
 }
 
 fn split(settings: Settings) -> Result<(nsmgr::Settings, forwarder::Settings), NodeError> {
-    let connect_to =
-        settings.listen_on.iter().find(|target| target.is_local()).cloned().ok_or(NodeError::NoSocket)?;
+    let mut sockets = settings.managing.listen_on.iter();
+    let connect_to = sockets.find(|target| target.is_local()).cloned().ok_or(NodeError::NoSocket)?;
     let name = format!("{}-forwarder", settings.name);
     let socket = settings.vwires.run.join(&name).join("listen.on.sock");
     let forwarder = forwarder::Settings {
         common: settings.common.clone(),
-        limits: settings.limits.clone(),
+        limits: settings.managing.limits.clone(),
         name,
         nsname: "forwarder".to_owned(),
         connect_to,
@@ -103,16 +79,11 @@ fn split(settings: Settings) -> Result<(nsmgr::Settings, forwarder::Settings), N
     };
     let manager = nsmgr::Settings {
         common: settings.common,
-        limits: settings.limits,
-        strict: settings.strict,
-        store: settings.store,
+        managing: settings.managing,
         name: settings.name,
-        listen_on: settings.listen_on,
         registry_url: settings.registry_url,
         forwarder_network_service_name: "forwarder".to_owned(),
-        excluded_prefixes_file: settings.excluded_prefixes_file,
-        binding: settings.vwires.binding,
-        monitor_strict: settings.vwires.monitor_strict,
+        guards: settings.vwires.guards,
     };
     Ok((manager, forwarder))
 }

@@ -102,6 +102,7 @@ pub struct Settings {
     pub once: bool,
 
     /// Leaves memifs to an application of yours (DPDK, VPP, libmemif): prints the socket to connect to, and does not connect itself.
+    /// The application may leave, or die, and come back to the same socket: the vWire stays.
     #[arg(long, env = "VWIRE_MEMIF_EXPORT", value_name = "BOOL", default_value = "false", value_parser = config::boolean,
           action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub memif_export: bool,

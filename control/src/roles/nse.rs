@@ -15,16 +15,15 @@ use vwire_proto::nsm::connectioncontext::DnsConfig;
 use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint, NetworkServiceLabels};
 
 use super::Process;
+use super::guards::Guards;
 use crate::api::mechanism::{self, PAYLOAD_ETHERNET, PAYLOAD_IP};
 use crate::chain::service::Service;
 use crate::chain::{Chain, Element};
 use crate::client::Namespace;
 use crate::config::{self, Labels, List, Maybe};
 use crate::elements::authorize::PathPolicy;
-use crate::elements::monitor::{Follow, Strictness};
-use crate::elements::{
-    Authorize, Begin, Binding, Connect, Hub, Monitor, SendFd, Timeout, TrimPath, UpdatePath, UpdateToken,
-};
+use crate::elements::monitor::Follow;
+use crate::elements::{Authorize, Connect, Hub, Monitor, SendFd, Timeout, TrimPath, UpdatePath, UpdateToken};
 use crate::endpoint::context::{DnsContext, PolicyRoutes, dns_configs};
 use crate::endpoint::ipam::{Groups, Ipam, Policy};
 use crate::endpoint::responder::Responder;
@@ -131,14 +130,14 @@ pub struct Settings {
     #[arg(long, env = "VWIRE_PASS_THROUGH", value_name = "BOOL", default_value = "false", value_parser = config::boolean,
           action = clap::ArgAction::Set)]
     pub pass_through: bool,
-    /// Who may go on with a connection that another began: `off` as in Go, `healing` or `exact`.
-    #[arg(long, env = "VWIRE_BINDING", value_enum, default_value_t = Binding::Healing)]
-    pub binding: Binding,
 
-    /// Shows watchers only the connections that they are a hop of, without tokens. With false everyone sees all, as in Go.
-    #[arg(long, env = "VWIRE_MONITOR_STRICT", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
-          action = clap::ArgAction::Set)]
-    pub monitor_strict: bool,
+    /// The service that is asked for in place of our own when a connection is passed on: `service` or `service@domain`.
+    #[arg(long, env = "VWIRE_PASS_THROUGH_SERVICE", value_name = "NAME", default_value = "")]
+    pub pass_through_service: String,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub guards: Guards,
 }
 
 /// A mechanism that an endpoint may take.
@@ -206,7 +205,7 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NseError> {
     let policies = if settings.common.insecure { Policies::off() } else { Policies::standard() };
     let policies =
         Arc::new(policies.with_transit(&settings.common.transit).counted_by(process.admin.metrics()));
-    let hub = Hub::new(if settings.monitor_strict { Strictness::Strict } else { Strictness::Open });
+    let hub = settings.guards.hub();
     let chain = chain(&settings, &process, policies.clone(), &hub)?;
     process.admin.report(Arc::new(Report(Arc::clone(&hub))));
     let service =
@@ -253,7 +252,7 @@ fn chain(
     Ok(Chain::new(settings.name.clone(), |handle| {
         let mut elements: Vec<Arc<dyn Element>> = vec![
             Arc::new(UpdatePath::new(settings.name.clone())),
-            Arc::new(Begin::new(settings.binding)),
+            Arc::new(settings.guards.begin()),
             Arc::new(UpdateToken::new(process.tokens.clone())),
             Arc::new(Authorize::new(policies)),
             Arc::new(Timeout::new(handle)),
@@ -299,6 +298,7 @@ fn passing_on(
     let onward = PassThrough {
         next_hop: settings.connect_to.clone(),
         labels: settings.labels.0.clone(),
+        service: (!settings.pass_through_service.is_empty()).then(|| settings.pass_through_service.clone()),
         preferences: vec![Mechanism {
             cls: mechanism::LOCAL.to_owned(),
             r#type: mechanism::KERNEL.to_owned(),
@@ -326,7 +326,7 @@ fn register(settings: &Settings, registry: Arc<dyn Registry>, url: String) -> Ke
     let service = |name| NetworkService { name, payload: settings.payload.clone(), ..Default::default() };
     let services =
         if settings.register_service { services.into_iter().map(service).collect() } else { Vec::new() };
-    Keeper::start(registry, services, endpoint)
+    Keeper::start_for(settings.common.max_token_lifetime, registry, services, endpoint)
 }
 
 /// Says when we are registered; never ends.

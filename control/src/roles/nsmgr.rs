@@ -11,14 +11,14 @@ use netlink_packet_route::address::{AddressAttribute, AddressScope};
 use serde_json::{Map, Value};
 
 use super::Process;
+use super::guards::Guards;
 use crate::chain::Chain;
 use crate::chain::service::Service;
 use crate::config::{self, List, Maybe};
 use crate::elements::authorize::PathPolicy;
-use crate::elements::monitor::Strictness;
 use crate::elements::{
-    Binding, ClientInfo, Connect, DiscoverForwarder, ExcludedPrefixes, Follow, ForgetFds, Hub, NetSvcMonitor,
-    RecvFd, SendFd, Standard, excluded_prefixes,
+    ClientInfo, Connect, DiscoverForwarder, ExcludedPrefixes, Follow, ForgetFds, Hub, NetSvcMonitor, RecvFd,
+    SendFd, Standard, excluded_prefixes,
 };
 use crate::identity::policy::{BadPolicies, Policies};
 use crate::obs::{ConnectionView, Reporter};
@@ -35,27 +35,11 @@ pub struct Settings {
     pub common: config::Common,
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened")]
-    pub limits: Limits,
-
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
-    pub strict: Strict,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
-    pub store: memory::Limits,
+    pub managing: Managing,
 
     /// Our name in paths. No hop beside us may have the same.
     #[arg(long, env = "NSM_NAME", value_name = "NAME", default_value = "nmgr")]
     pub name: String,
-
-    /// Where we listen. The first TCP address is where other nodes reach us.
-    #[arg(
-        long,
-        env = "NSM_LISTEN_ON",
-        value_name = "URLS",
-        default_value = "unix:///var/lib/networkservicemesh/nsm.io.sock"
-    )]
-    pub listen_on: List<Target>,
 
     /// The mesh's registry; empty: we are one ourselves, in memory.
     #[arg(long, env = "NSM_REGISTRY_URL", value_name = "URL", default_value = "tcp://localhost:5001")]
@@ -70,18 +54,37 @@ pub struct Settings {
     )]
     pub forwarder_network_service_name: String,
 
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub guards: Guards,
+}
+
+/// How a node is managed: what `vwire node` has of a manager's settings.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Managing {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub limits: Limits,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub strict: Strict,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub store: memory::Limits,
+
+    /// Where the manager listens: at a unix socket for this machine. The first TCP address is where other nodes reach it.
+    #[arg(
+        long,
+        env = "NSM_LISTEN_ON",
+        value_name = "URLS",
+        default_value = "unix:///var/lib/networkservicemesh/nsm.io.sock"
+    )]
+    pub listen_on: List<Target>,
+
     /// A YAML file of prefixes that no endpoint may give to clients of this node: `prefixes: [10.0.0.0/8]`. Followed as it changes.
     #[arg(long, env = "VWIRE_EXCLUDED_PREFIXES_FILE", value_name = "FILE", default_value = excluded_prefixes::FILE)]
     pub excluded_prefixes_file: PathBuf,
-
-    /// Who may go on with a connection that another began: `off` as in Go, `healing` or `exact`.
-    #[arg(long, env = "VWIRE_BINDING", value_enum, default_value_t = Binding::Healing)]
-    pub binding: Binding,
-
-    /// Shows watchers only the connections that they are a hop of, without tokens. With false everyone sees all, as in Go.
-    #[arg(long, env = "VWIRE_MONITOR_STRICT", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
-          action = clap::ArgAction::Set)]
-    pub monitor_strict: bool,
 }
 
 /// Why a manager does not run.
@@ -116,7 +119,7 @@ const SERVICES: [&str; 4] = [
 /// # Errors
 /// [`NsmgrError`].
 pub async fn run(settings: Settings, process: Process) -> Result<(), NsmgrError> {
-    let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
+    let server = Server::bind(&settings.managing.listen_on, settings.managing.limits.clone()).await?;
     let manager = Manager::start(&settings, &process, &server.targets()).await?;
     tracing::info!(name = settings.name, url = manager.public_url, "manager");
     let service =
@@ -127,15 +130,8 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NsmgrError>
     let services = services
         .with(|routes| service.add_to(routes))
         .with(|routes| registry::server::add_to(routes, &counted, &process.shutdown));
-    let (routes, health) = services.routes().await;
     process.admin.report(Arc::new(manager));
-    let shutdown = process.shutdown.clone();
-    tokio::spawn(async move {
-        shutdown.cancelled().await;
-        health.set(false).await;
-    });
-    server.serve(process.identity.clone(), routes, process.shutdown.clone()).await?;
-    Ok(())
+    Ok(process.serve(server, services.routes().await).await?)
 }
 
 /// The parts of a manager that runs.
@@ -172,19 +168,19 @@ impl Manager {
             edit: Some(Arc::new(move |endpoint| labels.add_to_endpoint(endpoint))),
             server_rules: registrations.clone(),
             client_rules: registrations,
-            strict: settings.strict.clone(),
-            store: settings.store.clone(),
+            strict: settings.managing.strict.clone(),
+            store: settings.managing.store.clone(),
         };
         let registry =
             registry::nsmgr::Nsmgr::new(registry, Arc::clone(&process.pool), process.tokens.clone());
-        let hub = Hub::new(if settings.monitor_strict { Strictness::Strict } else { Strictness::Open });
+        let hub = settings.guards.hub();
         let follow = Follow::new(settings.name.as_str(), Arc::clone(&hub), Arc::clone(&process.pool));
         let chain = Chain::new(settings.name.as_str(), |chain| {
             let standard = Standard {
                 name: settings.name.as_str().into(),
                 tokens: process.tokens.clone(),
                 policies: calls,
-                binding: settings.binding,
+                binding: settings.guards.binding,
                 hub: Arc::clone(&hub),
             };
             let found = &registry.internal;
@@ -198,7 +194,7 @@ impl Manager {
                 Arc::new(RecvFd),
                 Arc::new(DiscoverForwarder::new(Arc::clone(found), forwarders, &public_url)),
                 Arc::new(NetSvcMonitor::new(Arc::clone(found), chain)),
-                Arc::new(ExcludedPrefixes::new(&settings.excluded_prefixes_file)),
+                Arc::new(ExcludedPrefixes::new(&settings.managing.excluded_prefixes_file)),
                 Arc::new(Connect::new(Arc::clone(&process.pool)).following(Arc::clone(&follow))),
             ]);
             elements

@@ -10,11 +10,11 @@ use serde_json::{Map, Value};
 use super::Process;
 use super::forwarding::Forwarding;
 use super::nsmgr::{check_name, public_url};
-use super::registry_proxy_dns::{Bounds, rules};
+use super::registry_proxy_dns::Bounds;
 use crate::chain::service::Service;
 use crate::chain::{Chain, Element};
-use crate::config::{self, List, WatchedMap};
-use crate::domain::{AddressMap, Places};
+use crate::config::{self, List, Maybe, WatchedMap};
+use crate::domain::{AddressMap, Ourselves, Places};
 use crate::elements::authorize::PathPolicy;
 use crate::elements::monitor::Strictness;
 use crate::elements::{
@@ -64,6 +64,11 @@ pub struct Door {
     #[arg(long, env = "NSM_NAME", value_name = "NAME", default_value = "nsmgr-proxy")]
     pub name: String,
 
+    /// Where our domain's managers reach us, if not at the first TCP address of NSM_LISTEN_ON: the one name of several proxies, such as
+    /// pnsmgr-svc:5006.
+    #[arg(long, env = "VWIRE_PROXY_URL", value_name = "URL", default_value = "")]
+    pub proxy_url: Maybe<Target>,
+
     /// Our domain's registry.
     #[arg(long, env = "NSM_REGISTRY_URL", value_name = "URL", default_value = "registry:5002")]
     pub registry_url: Target,
@@ -98,6 +103,18 @@ pub struct Door {
     pub monitor_strict: bool,
 }
 
+impl Door {
+    fn ourselves(&self, url: &str, addresses: &Arc<AddressMap>) -> Ourselves {
+        let us = Ourselves::new(url, Arc::clone(addresses));
+        let told = self.forwarding.nsmrs_endpoint_url.0.as_ref().map(ToString::to_string);
+        // With the URL alone it is our registry that forwards.
+        match self.forwarding.nsmrs_address.is_some() || told.is_some() {
+            true => us.forwarding(told, self.domains.0.clone()),
+            false => us,
+        }
+    }
+}
+
 /// Why it does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum NsmgrProxyError {
@@ -125,7 +142,7 @@ const SERVICES: [&str; 4] = [
 /// # Errors
 /// [`NsmgrProxyError`].
 pub async fn run(settings: Settings, process: Process) -> Result<(), NsmgrProxyError> {
-    let rules = rules(&settings.common, &process)?;
+    let rules = process.token_rules(&settings.common)?;
     let target = settings.registry_proxy_url.clone();
     let beyond = Remote::new(Arc::clone(&process.pool), target).with_rules(rules.clone());
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
@@ -159,29 +176,26 @@ impl Setup<'_> {
         let services = services
             .with(|routes| service.add_to(routes))
             .with(|routes| registry::server::add_to(routes, &registry, &process.shutdown));
-        let (routes, health) = services.routes().await;
         process.admin.report(Arc::new(proxy));
-        let shutdown = process.shutdown.clone();
-        tokio::spawn(async move {
-            shutdown.cancelled().await;
-            health.set(false).await;
-        });
-        server.serve(process.identity.clone(), routes, process.shutdown.clone()).await?;
-        Ok(())
+        Ok(process.serve(server, services.routes().await).await?)
     }
 
     async fn start(&self, listens: &[Target], process: &Process) -> Result<Proxy, NsmgrProxyError> {
         let door = self.door;
         check_name(&door.name).map_err(|error| NsmgrProxyError::Setting(error.to_string()))?;
-        let url = public_url(listens).await;
+        let url = match &door.proxy_url.0 {
+            Some(url) => url.to_string(),
+            None => public_url(listens).await,
+        };
         let addresses = Arc::new(AddressMap::new(&door.map_ip_file_path));
         let cluster = Arc::new(WatchedMap::new(&door.cluster_info_file));
         let places = Arc::new(Places::default());
         let own = Remote::new(Arc::clone(&process.pool), door.registry_url.clone());
         let own: Arc<dyn Registry> = Arc::new(own.with_rules(self.rules.clone()));
         door.forwarding.check().map_err(NsmgrProxyError::Setting)?;
-        let (ours, map) = (url.clone(), Arc::clone(&addresses));
-        let outside = Arc::new(move || map.url_outward(&ours));
+        let us = door.ourselves(&url, &addresses);
+        let known = us.clone();
+        let outside = Arc::new(move || known.outside());
         door.forwarding.start(process, self.rules.clone(), Arc::clone(&own), Some(outside));
         let requests =
             Gate::new(door.proxy_max_requests, "Requests of other domains", "VWIRE_PROXY_MAX_REQUESTS");
@@ -192,6 +206,7 @@ impl Setup<'_> {
             Arc::clone(&own),
             Arc::clone(&self.beyond),
             door.domains.0.clone(),
+            us.clone(),
         );
         let chain = Chain::new(door.name.as_str(), |chain| -> Vec<Arc<dyn Element>> {
             vec![
@@ -212,7 +227,7 @@ impl Setup<'_> {
                 Arc::new(Connect::new(Arc::clone(&process.pool)).following(Arc::clone(&follow))),
             ]
         });
-        let seen = bypass::Settings { url: url.clone(), addresses: Arc::clone(&addresses), cluster };
+        let seen = bypass::Settings { us, own: Arc::clone(&own), cluster };
         let out = Bypass::new(Arc::clone(&self.beyond), seen, Arc::clone(&places));
         let (bounded, gates) = self.bounds.before(Inbound::new(out, own, url.clone(), addresses));
         let authorized = AuthorizeRegistry::new(bounded, self.rules.clone(), Strict::default());

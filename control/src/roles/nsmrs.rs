@@ -12,10 +12,10 @@ use serde_json::{Map, Value};
 
 use super::Process;
 use crate::config::{self, List};
-use crate::identity::policy::{BadPolicies, Policies};
+use crate::identity::policy::BadPolicies;
 use crate::obs::Reporter;
 use crate::registry::Registry;
-use crate::registry::authorize::{Authorize, Strict, TokenRules};
+use crate::registry::authorize::{Authorize, Strict};
 use crate::registry::counted::Counted;
 use crate::registry::foreign::{Admit, Foreign};
 use crate::registry::hops::Hops;
@@ -85,17 +85,11 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NsmrsError>
     if settings.expiration_timeout < Duration::from_secs(1) {
         return Err(NsmrsError::Expiration(settings.expiration_timeout));
     }
-    let common = &settings.common;
-    let policies = Policies::of_masks(&common.registry_server_policies, &common.registry_client_policies)?;
-    let rules: Option<Arc<dyn TokenRules>> =
-        process.identity.current().map(|_| Arc::new(policies.with_transit(&common.transit)) as _);
+    let rules = process.token_rules(&settings.common)?;
     let limits =
         memory::Limits { per_identity: settings.per_identity, total: settings.total, ..Default::default() };
     let store = memory::Settings { expire: settings.expiration_timeout, limits };
-    let store = Arc::new(match &settings.state {
-        Some(file) => Store::open(store, file)?,
-        None => Store::new(store),
-    });
+    let store = Arc::new(Store::kept(store, settings.state.as_deref())?);
     let server = Server::bind(&settings.api_address, settings.limits.clone()).await?;
     let foreign = Foreign::new(Arc::clone(&store), settings.foreign.clone());
     let domains: Arc<dyn Registry> = Arc::new(Interdomain::new(foreign, None));
@@ -103,7 +97,7 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NsmrsError>
     let registry = Arc::new(Hops::new(authorized, process.tokens.clone()));
     let registry = Counted::in_front_of(registry, process.admin.metrics());
     let old = Old::new(domains, process.shutdown.clone());
-    let (routes, _health) = Services::new()
+    let routes = Services::new()
         .with(|routes| server::add_to_with_old(routes, &registry, &old, &process.shutdown))
         .named("registry.NetworkServiceRegistry")
         .named("registry.NetworkServiceEndpointRegistry")
@@ -112,7 +106,7 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NsmrsError>
         .await;
     process.admin.report(Arc::new(Figures(Arc::clone(&store))));
     tracing::info!(api_address = ?server.targets(), "the registry of several domains is up");
-    let served = server.serve(process.identity.clone(), routes, process.shutdown.clone()).await;
+    let served = process.serve(server, routes).await;
     store.flush().await;
     Ok(served?)
 }

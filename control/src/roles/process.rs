@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 
 use crate::config::{Common, Effective};
+use crate::identity::policy::{BadPolicies, Policies};
 use crate::identity::{Identity, TokenSource};
 use crate::obs::{Admin, AdminSocket, LogLevel, Logs, default_socket, serve};
-use crate::transport::{Dialling, Pool};
+use crate::registry::authorize::TokenRules;
+use crate::transport::{Dialling, Health, Pool, ServeError, Server};
 
 /// A process that was asked to end has 5 s. This leaves the kernel a little of them.
 const TIME_TO_END: Duration = Duration::from_millis(4_800);
@@ -80,6 +83,34 @@ impl Process {
         };
         let pool = Arc::new(Pool::new(identity.clone(), tokens.clone(), dialling));
         Ok(Self { identity, tokens, pool, admin, shutdown })
+    }
+
+    /// What the tokens of registrations must satisfy; nothing where there are none.
+    ///
+    /// # Errors
+    /// [`BadPolicies`] if the settings name one that nobody knows, also where they are of no use: a slip shows at once.
+    pub(super) fn token_rules(&self, common: &Common) -> Result<Option<Arc<dyn TokenRules>>, BadPolicies> {
+        let policies =
+            Policies::of_masks(&common.registry_server_policies, &common.registry_client_policies)?;
+        let policies = policies.with_transit(&common.transit).counted_by(self.admin.metrics());
+        Ok(self.identity.current().map(|_| Arc::new(policies) as _))
+    }
+
+    /// Serves until the process shall end; from then on health says that nothing is served any more.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub(super) async fn serve(
+        &self,
+        server: Server,
+        (routes, health): (Routes, Health),
+    ) -> Result<(), ServeError> {
+        let shutdown = self.shutdown.clone();
+        tokio::spawn(async move {
+            shutdown.cancelled().await;
+            health.set(false).await;
+        });
+        server.serve(self.identity.clone(), routes, self.shutdown.clone()).await
     }
 
     /// The same process for another of its roles, which has a place of its own at the admin port.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Process;
 use super::nsmgr_proxy::{Door, NsmgrProxyError, Setup};
-use super::registry_proxy_dns::{Bounds, domains, rules};
+use super::registry_proxy_dns::{Bounds, domains};
 use crate::config::{self, List, Maybe};
 use crate::discovery::{self, NoResolver};
 use crate::identity::policy::BadPolicies;
@@ -69,7 +69,7 @@ pub enum ProxyError {
 /// # Errors
 /// [`ProxyError`].
 pub async fn run(settings: Settings, process: Process) -> Result<(), ProxyError> {
-    let rules = rules(&settings.common, &process)?;
+    let rules = process.token_rules(&settings.common)?;
     let mut listens = settings.listen_on.0.clone();
     listens.extend(
         settings.proxy_nsmd_api_address.0.iter().filter(|more| !settings.listen_on.contains(more)).cloned(),

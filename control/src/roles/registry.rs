@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::Process;
 use super::forwarding::Forwarding;
 use crate::config::{self, List, Maybe};
-use crate::identity::policy::{BadPolicies, Policies};
+use crate::identity::policy::BadPolicies;
 use crate::obs::Reporter;
 use crate::registry::Registry;
 use crate::registry::authorize::{Authorize, Strict, TokenRules};
@@ -18,6 +18,7 @@ use crate::registry::counted::Counted;
 use crate::registry::foreign::{Admit, Foreign};
 use crate::registry::hops::Hops;
 use crate::registry::interdomain::Interdomain;
+use crate::registry::manifest::Manifest;
 use crate::registry::memory::{self, StateError, Store};
 use crate::registry::remote::Remote;
 use crate::registry::server;
@@ -51,6 +52,11 @@ pub struct Settings {
     /// A file that keeps what is registered, and whose it is, while the registry is away. In memory only if it is empty.
     #[arg(long, env = "VWIRE_REGISTRY_STATE", value_name = "FILE")]
     pub state: Option<PathBuf>,
+
+    /// A file with network services that there shall be: NSM's Kubernetes resources, as YAML. Nobody else changes them; the file is
+    /// followed.
+    #[arg(long, env = "VWIRE_REGISTRY_SERVICES", value_name = "FILE")]
+    pub services: Option<PathBuf>,
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "flattened")]
@@ -100,12 +106,21 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), RegistryErr
         return Err(RegistryError::Setting(told));
     }
     settings.forwarding.check().map_err(RegistryError::Setting)?;
-    let rules = rules(&settings, &process)?;
-    let store = Arc::new(store(&settings)?);
+    let rules = process.token_rules(&settings.common)?;
+    let store = memory::Settings { expire: settings.expire_period, limits: settings.store.clone() };
+    let store = Arc::new(Store::kept(store, settings.state.as_deref())?);
+    if let Some(file) = &settings.services {
+        // Without TLS nobody has an identity, and nobody checks.
+        let owner = process.identity.current().map_or_else(String::new, |own| own.id.to_string());
+        let manifest = Manifest::load(file, Arc::clone(&store), &owner).await;
+        let manifest =
+            manifest.map_err(|told| RegistryError::Setting(format!("VWIRE_REGISTRY_SERVICES: {told}")))?;
+        tokio::spawn(process.shutdown.clone().run_until_cancelled_owned(manifest.follow()));
+    }
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
     let registry = chain(&settings, &process, rules.clone(), Arc::clone(&store));
     let registry = Counted::in_front_of(registry, process.admin.metrics());
-    let (routes, _health) = Services::new()
+    let routes = Services::new()
         .with(|routes| server::add_to(routes, &registry, &process.shutdown))
         .named("registry.NetworkServiceRegistry")
         .named("registry.NetworkServiceEndpointRegistry")
@@ -120,27 +135,10 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), RegistryErr
     );
     let (services, endpoints) = store.counts();
     tracing::info!(listen_on = ?server.targets(), services, endpoints, "the registry is up");
-    let served = server.serve(process.identity.clone(), routes, process.shutdown.clone()).await;
+    let served = process.serve(server, routes).await;
     figures.abort();
     store.flush().await;
     Ok(served?)
-}
-
-/// What tokens must satisfy; nothing where there are none.
-fn rules(settings: &Settings, process: &Process) -> Result<Option<Arc<dyn TokenRules>>, RegistryError> {
-    let common = &settings.common;
-    // Read even if they are of no use, so that a slip shows at once.
-    let policies = Policies::of_masks(&common.registry_server_policies, &common.registry_client_policies)?;
-    let policies = policies.with_transit(&common.transit).counted_by(process.admin.metrics());
-    Ok(process.identity.current().map(|_| Arc::new(policies) as _))
-}
-
-fn store(settings: &Settings) -> Result<Store, StateError> {
-    let store = memory::Settings { expire: settings.expire_period, limits: settings.store.clone() };
-    match &settings.state {
-        Some(file) => Store::open(store, file),
-        None => Ok(Store::new(store)),
-    }
 }
 
 /// The registry from the outside in: this hop in the path, who may, which domain, what of other domains, the store.
@@ -187,6 +185,7 @@ async fn count(store: Arc<Store>, process: Process) {
 mod tests {
     use super::*;
     use crate::identity::issuer::Authority;
+    use crate::identity::policy::Policies;
     use crate::identity::{Identity, TokenSource, TrustDomain};
     use crate::obs::Admin;
     use crate::registry::{RegistryCall, find};
@@ -283,6 +282,10 @@ mod tests {
         for (args, told) in [
             (&["--expire-period", "10ms", "--listen-on", &socket][..], "NSM_EXPIRE_PERIOD"),
             (&["--state", here, "--listen-on", &socket], "VWIRE_REGISTRY_STATE"),
+            (
+                &["--services", "/none.yaml", "--listen-on", &socket],
+                "VWIRE_REGISTRY_SERVICES: /none.yaml: No such file",
+            ),
             (
                 &["--registry-server-policies", "nothing-like-this", "--listen-on", &socket],
                 "NSM_REGISTRY_SERVER_POLICIES",

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::Process;
 use crate::config::{self, List};
 use crate::discovery::{self, NoResolver, Reach};
-use crate::identity::policy::{BadPolicies, Policies};
+use crate::identity::policy::BadPolicies;
 use crate::obs::Reporter;
 use crate::registry::Registry;
 use crate::registry::admission::Admission;
@@ -82,13 +82,13 @@ pub enum ProxyDnsError {
 /// # Errors
 /// [`ProxyDnsError`].
 pub async fn run(settings: Settings, process: Process) -> Result<(), ProxyDnsError> {
-    let rules = rules(&settings.common, &process)?;
+    let rules = process.token_rules(&settings.common)?;
     let server = Server::bind(&settings.listen_on, settings.limits.clone()).await?;
     let (bounded, gates) = settings.bounds.before(domains(&settings.discovery, &process, rules.clone())?);
     let registry =
         Arc::new(Hops::new(Authorize::new(bounded, rules, Strict::default()), process.tokens.clone()));
     let registry = Counted::in_front_of(registry, process.admin.metrics());
-    let (routes, health) = Services::new()
+    let served = Services::new()
         .with(|routes| server::add_to(routes, &registry, &process.shutdown))
         .named("registry.NetworkServiceRegistry")
         .named("registry.NetworkServiceEndpointRegistry")
@@ -96,13 +96,7 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), ProxyDnsErr
         .await;
     process.admin.report(Arc::new(Figures { gates }));
     tracing::info!(listen_on = ?server.targets(), "the proxy of other domains' registries is up");
-    let shutdown = process.shutdown.clone();
-    tokio::spawn(async move {
-        shutdown.cancelled().await;
-        health.set(false).await;
-    });
-    server.serve(process.identity.clone(), routes, process.shutdown.clone()).await?;
-    Ok(())
+    Ok(process.serve(server, served).await?)
 }
 
 /// The registries of other domains.
@@ -116,17 +110,6 @@ pub(super) fn domains(
 ) -> Result<Domains, NoResolver> {
     let reach = Arc::new(Reach::new(settings.discovery()?, Arc::clone(&process.pool)));
     Ok(Domains::new(reach, Arc::clone(&process.pool), rules))
-}
-
-/// What tokens must satisfy; nothing where there are none.
-pub(super) fn rules(
-    common: &config::Common,
-    process: &Process,
-) -> Result<Option<Arc<dyn TokenRules>>, BadPolicies> {
-    // Read even if they are of no use, so that a slip shows at once.
-    let policies = Policies::of_masks(&common.registry_server_policies, &common.registry_client_policies)?;
-    let policies = policies.with_transit(&common.transit);
-    Ok(process.identity.current().map(|_| Arc::new(policies) as _))
 }
 
 struct Figures {

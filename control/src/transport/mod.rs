@@ -30,6 +30,7 @@ pub use pool::{Dialling, Pool};
 pub use server::{ServeError, Server, serve};
 pub use services::{Health, Services};
 pub use target::{BadTarget, Target};
+pub(crate) use tls::{Verifier, in_words};
 
 /// A descriptor that several may hold.
 pub type SharedFd = std::sync::Arc<std::os::fd::OwnedFd>;

@@ -65,7 +65,7 @@ impl Tls {
 }
 
 /// The reason of a failed handshake in words: rustls prints the verifier's own errors as Rust.
-pub(super) fn in_words(error: io::Error) -> io::Error {
+pub(crate) fn in_words(error: io::Error) -> io::Error {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
         Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(reason)))) => {
@@ -77,7 +77,7 @@ pub(super) fn in_words(error: io::Error) -> io::Error {
 
 fn build(svid: Arc<Svid>, accepted: &Accepted) -> Result<Session, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = Arc::new(Verifier::new(&svid, accepted.clone(), &provider));
+    let verifier = Arc::new(Verifier::new(Trust::new(&svid.bundles, accepted.clone()), &provider));
     let versions = &[&rustls::version::TLS13, &rustls::version::TLS12];
     let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(versions)?
@@ -100,17 +100,15 @@ fn build(svid: Arc<Svid>, accepted: &Accepted) -> Result<Session, rustls::Error>
 
 /// Verifies a peer by its SPIFFE ID, on both sides alike.
 #[derive(Debug)]
-struct Verifier {
+pub(crate) struct Verifier {
     trust: Trust,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Verifier {
-    fn new(svid: &Svid, accepted: Accepted, provider: &CryptoProvider) -> Self {
-        Self {
-            trust: Trust::new(&svid.bundles, accepted),
-            algorithms: provider.signature_verification_algorithms,
-        }
+    /// Believes whom `trust` does.
+    pub fn new(trust: Trust, provider: &CryptoProvider) -> Self {
+        Self { trust, algorithms: provider.signature_verification_algorithms }
     }
 
     fn verify(

@@ -2,6 +2,7 @@
 
 use super::{SERVICE, far_address};
 use crate::peers::mesh::{Mesh, Plan, Setting, set};
+use crate::peers::registry::RegistryClient;
 use crate::peers::{Kind, until};
 
 /// The endpoint is killed: a refresh fails by its deadline, other calls go on, and it can be unregistered.
@@ -74,6 +75,34 @@ pub fn c18_endpoint_dies_registration_ends(plan: Plan) {
     let endpoint = mesh.endpoint(0, "nse-1", &short_registration());
     let _space = endpoint.kill();
     mesh.wait_gone("nse-1");
+}
+
+/// Tokens of a few seconds: an endpoint and a forwarder renew their registrations in time, and nobody sees them gone meanwhile. (A Go
+/// registry forgets them before their tokens' end, by the time that a registration had.)
+pub fn c18_short_tokens_are_renewed_in_time(plan: Plan) {
+    if plan.nse == Kind::Go || plan.forwarder == Kind::Go {
+        return; // a Go one is registered for moments
+    }
+    let mut mesh = Mesh::start("c18s", plan);
+    let brief = [set("NSM_MAX_TOKEN_LIFETIME", "6s")];
+    let _endpoint = mesh.endpoint(0, "nse-1", &brief);
+    mesh.add_forwarder(0, "brief", &brief);
+    let mut watcher = mesh.registry_client("watcher", Vec::new());
+    let names = ["nse-1", "brief"];
+    for name in names {
+        watcher.watch("nse", &serde_json::json!({"name": name}));
+    }
+    let seen = |watcher: &RegistryClient, name: &str| {
+        watcher.0.events(0, |event| {
+            event["event"] == "found" && event["message"]["networkServiceEndpoint"]["name"] == *name
+        })
+    };
+    for name in names {
+        // What there was, and two renewals and more: longer than a token lives.
+        until(&format!("renewals of {name}"), || (seen(&watcher, name).len() >= 4).then_some(()));
+        let gone = seen(&watcher, name).iter().filter(|event| event["message"]["deleted"] == true).count();
+        assert_eq!(gone, 0, "{name} was gone meanwhile");
+    }
 }
 
 /// The registry is dead: a Close still reaches the endpoint, once, and the interfaces go.

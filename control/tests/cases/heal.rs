@@ -169,18 +169,41 @@ pub fn c28_nsmgr_restarts(plan: Plan) {
 /// The client and its nsmgr are killed together and come back, the client in the same namespace: it gets its interface again, and the
 /// endpoint has one connection of it.
 pub fn c28_client_and_nsmgr_restart(plan: Plan) {
-    if plan.nsc == Kind::Go || plan.forwarder == Kind::Go {
-        return; // Go's forwarder keeps the interface of the former connection until that expires
+    client_dies_with(Mesh::start("c28c", plan), true, false);
+}
+
+/// Likewise the client, its nsmgr and its forwarder: nobody but the packet engine knows that there was a connection.
+pub fn c28_client_nsmgr_and_forwarder_restart(plan: Plan) {
+    client_dies_with(Mesh::start("c28f", plan), true, true);
+}
+
+/// Likewise the client and its forwarder. A client that does not ask its nsmgr what it had: Go's.
+pub fn c28_client_and_forwarder_restart(plan: Plan) {
+    client_dies_with(Mesh::start("c28w", Plan { nsc: Kind::Go, ..plan }), false, true);
+}
+
+fn client_dies_with(mut mesh: Mesh, nsmgr: bool, forwarder: bool) {
+    if mesh.plan.forwarder == Kind::Go {
+        return; // it keeps the interface of the former connection until that expires
     }
-    let mut mesh = Mesh::start("c28c", plan);
     let endpoint = mesh.endpoint(0, "nse-1", &[]);
     let mark = mesh.observer.mark();
     let mut client = mesh.client(0, "nsc", SERVICE, &[]);
     client.connected(&mut mesh, mark);
-    mesh.nodes[0].kill_nsmgr();
+    if nsmgr {
+        mesh.nodes[0].kill_nsmgr();
+    }
+    if forwarder {
+        mesh.kill_forwarder("forwarder-1-1");
+    }
     let space = client.kill();
     let again = mesh.observer.mark();
-    mesh.start_nsmgr(0, &[]);
+    if nsmgr {
+        mesh.start_nsmgr(0, &[]);
+    }
+    if forwarder {
+        mesh.add_forwarder(0, "forwarder-1-1", &[]);
+    }
     let mut client = mesh.client_in(0, "nsc", SERVICE, space, &[]);
     let connection = client.connected(&mut mesh, again);
     assert!(client.space.pings(&far_address(&connection)));

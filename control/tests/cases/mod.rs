@@ -50,13 +50,15 @@ macro_rules! conformance {
             basic: c01_request_refresh_close, c02_between_nodes, c03_request_before_the_endpoint, c04_endpoint_that_answers_late,
                 c15_unix_sockets_only, c16_descriptors_after_a_refusal;
             chains: c08_chain_of_seven_on_one_node;
-            context: c19_another_client_lowers_the_mtu, c20_name_servers_of_the_endpoint;
-            selection: c05_endpoints_that_refuse, c07_matches_edited, c11_node_name_template, c12_forwarder_labels,
+            context: c19_another_client_lowers_the_mtu, c20_name_servers_of_the_endpoint,
+                c20_names_resolve_through_the_client;
+            selection: c05_endpoints_that_refuse, c07_matches_edited, c11_node_name_template, c11_zones_by_labels, c12_forwarder_labels,
                 c14_endpoint_made_on_request;
-            expiry: c06_endpoint_killed_refresh_fails, c17_client_dies_tokens_end, c17_short_tokens_are_refreshed_in_time, c18_endpoint_dies_registration_ends,
+            expiry: c06_endpoint_killed_refresh_fails, c17_client_dies_tokens_end, c17_short_tokens_are_refreshed_in_time, c18_endpoint_dies_registration_ends, c18_short_tokens_are_renewed_in_time,
                 c33_registry_dead_close_arrives;
             heal: c22_registry_and_forwarder_restart, c24_endpoint_dies_another_takes_over, c25_data_plane_broken,
-                c26_control_of_endpoint_dead_data_healthy, c27_forwarder_dies_another_registers, c28_nsmgr_restarts, c28_client_and_nsmgr_restart, c28_remote_node_dies,
+                c26_control_of_endpoint_dead_data_healthy, c27_forwarder_dies_another_registers, c28_nsmgr_restarts, c28_client_and_nsmgr_restart,
+                c28_client_nsmgr_and_forwarder_restart, c28_client_and_forwarder_restart, c28_remote_node_dies,
                 c29_registry_restarts_empty, c30_endpoint_gone_close_while_healing;
         );
     };

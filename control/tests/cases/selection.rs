@@ -94,6 +94,29 @@ pub fn c11_node_name_template(plan: Plan) {
     assert_eq!(label, Some(&json!("node-2")), "{found:?}");
 }
 
+/// A client's own label leads to the endpoint of its zone, on whichever node; where its zone has none, to another's.
+pub fn c11_zones_by_labels(plan: Plan) {
+    let nodes = if plan.forwarder == Kind::Vwire { 2 } else { 1 };
+    let mut mesh = Mesh::start("c11z", plan.nodes(nodes));
+    let mut owner = mesh.registry_client("owner", Vec::new());
+    register_service(
+        &mut owner,
+        json!([
+            {"fallthrough": true, "routes": [{"destinationSelector": {"zone": "{{.zone}}"}}]},
+            {"routes": [{"destinationSelector": {"default": "true"}}]},
+        ]),
+    );
+    let _here = mesh.endpoint(0, "nse-a", &foreign_service(&[set("NSM_LABELS", "zone:a,default:true")]));
+    let _there = mesh.endpoint(nodes - 1, "nse-b", &foreign_service(&[set("NSM_LABELS", "zone:b")]));
+    for (zone, endpoint) in [("a", "nse-a"), ("b", "nse-b"), ("c", "nse-a")] {
+        let mark = mesh.observer.mark();
+        let mut client = mesh.client(0, &format!("nsc-{zone}"), &format!("{SERVICE}?zone={zone}"), &[]);
+        let connection = client.connected(&mut mesh, mark);
+        assert_eq!(endpoint_of(&connection), endpoint, "a client of zone {zone}");
+        assert!(client.space.pings(&far_address(&connection)));
+    }
+}
+
 /// A match's metadata chooses the forwarder by its labels; without it, one for point to point.
 pub fn c12_forwarder_labels(plan: Plan) {
     let mut mesh = Mesh::start("c12", Plan { forwarders: 0, ..plan });

@@ -16,7 +16,6 @@ import (
 // roles are what this program can be. Each returns when ctx is done.
 var roles = map[string]func(ctx context.Context) error{
 	"forwarder":          runForwarder,
-	"load":               runLoad,
 	"nsc":                runClient,
 	"nse":                runEndpoint,
 	"nsmgr":              runManager,
@@ -26,7 +25,6 @@ var roles = map[string]func(ctx context.Context) error{
 	"regclient":          runRegistryClient,
 	"registry":           runRegistry,
 	"registry-proxy-dns": runProxyDNS,
-	"regload":            runRegistryLoad,
 	"svid":               runSVID,
 	"workload":           runWorkload,
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"sort"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -107,7 +108,7 @@ func listMethods(stream reflection.ServerReflection_ServerReflectionInfoClient) 
 				return nil, err
 			}
 			for _, each := range file.GetService() {
-				if name := file.GetPackage() + "." + each.GetName(); name == service.GetName() {
+				if name := strings.TrimPrefix(file.GetPackage()+"."+each.GetName(), "."); name == service.GetName() {
 					for _, method := range each.GetMethod() {
 						methods = append(methods, name+"/"+method.GetName())
 					}

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/reflection"
 )
 
@@ -63,13 +64,17 @@ func versions(config *tls.Config) *tls.Config {
 	return config
 }
 
-// dial opens one connection, for what is asked without a chain.
+// dial opens one connection, for what is asked without a chain; with GOPEERS_PLAIN=true without TLS, as the Workload API is served.
 func (p *process) dial(ctx context.Context, to *url.URL) (*grpc.ClientConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	soon := backoff.DefaultConfig
 	soon.BaseDelay, soon.MaxDelay = 20*time.Millisecond, 100*time.Millisecond
-	options := append(p.dialOptions(true), grpc.WithConnectParams(grpc.ConnectParams{Backoff: soon, MinConnectTimeout: time.Second}))
+	options := p.dialOptions(true)
+	if flag("GOPEERS_PLAIN", "false") {
+		options = []grpc.DialOption{grpc.WithBlock(), grpc.WithTransportCredentials(insecure.NewCredentials())}
+	}
+	options = append(options, grpc.WithConnectParams(grpc.ConnectParams{Backoff: soon, MinConnectTimeout: time.Second}))
 	return grpc.DialContext(ctx, grpcutils.URLToTarget(to), options...)
 }
 

@@ -28,7 +28,9 @@ import (
 
 // runWorkload serves the SPIFFE Workload API with an authority in memory: one socket GOPEERS_DIR/<name>.sock for each name of
 // GOPEERS_NAMES, whose callers are spiffe://<GOPEERS_TRUST_DOMAIN>/<name>. Commands: "rotate" (new SVIDs now), "serve NAME",
-// "bundle FILE" (writes our bundle as a SPIFFE bundle), "federate DOMAIN FILE" (believes a domain by such a file), "forget DOMAIN".
+// "bundle FILE" (writes our bundle as a SPIFFE bundle), "federate DOMAIN FILE" (believes a domain by such a file), "forget DOMAIN";
+// "announce", "activate", "retire" (the steps to another authority); "publish PROFILE FILE" (serves our bundle at a port that it tells;
+// FILE is where the web certificate's authority is written) and "follow DOMAIN URL ID" (follows another's).
 func runWorkload(ctx context.Context) error {
 	authority, err := newAuthority(text("GOPEERS_TRUST_DOMAIN", "example.org"), duration("GOPEERS_TTL", "1h"))
 	if err != nil {
@@ -66,6 +68,12 @@ func runWorkload(ctx context.Context) error {
 			report(verb, authority.writeBundle(args[0]))
 		case "federate":
 			report(verb, authority.federate(args[0], args[1]))
+		case "announce", "activate", "retire":
+			report(verb, authority.renew(verb))
+		case "publish":
+			report(verb, publish(ctx, authority, args[0], args[1]))
+		case "follow":
+			report(verb, follow(ctx, authority, args[0], args[1], args[2]))
 		case "forget":
 			authority.change(func(federated map[string][]byte) { delete(federated, "spiffe://"+args[0]) })
 			report(verb, nil)
@@ -78,10 +86,12 @@ func runWorkload(ctx context.Context) error {
 type authority struct {
 	domain string
 	ttl    time.Duration
-	key    *ecdsa.PrivateKey
-	cert   *x509.Certificate
 
 	mu        sync.Mutex
+	key       *ecdsa.PrivateKey
+	cert      *x509.Certificate
+	next      *authority
+	old       *x509.Certificate
 	rotated   chan struct{}
 	federated map[string][]byte
 }
@@ -148,8 +158,7 @@ func (a *authority) federate(domain, file string) error {
 
 // writeBundle writes a bundle as go-spiffe does, and with it SPIRE.
 func (a *authority) writeBundle(file string) error {
-	bundle := spiffebundle.FromX509Authorities(spiffeid.RequireTrustDomainFromString(a.domain), []*x509.Certificate{a.cert})
-	text, err := bundle.Marshal()
+	text, err := a.bundle().Marshal()
 	if err != nil {
 		return err
 	}
@@ -167,6 +176,8 @@ func (a *authority) issue(name string) (*workload.X509SVID, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	id := &url.URL{Scheme: "spiffe", Host: a.domain, Path: "/" + name}
 	template := &x509.Certificate{
 		SerialNumber: must(rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))),
@@ -184,7 +195,7 @@ func (a *authority) issue(name string) (*workload.X509SVID, error) {
 	}
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
 	return &workload.X509SVID{
-		SpiffeId: id.String(), X509Svid: leaf, X509SvidKey: pkcs8, Bundle: a.cert.Raw,
+		SpiffeId: id.String(), X509Svid: leaf, X509SvidKey: pkcs8, Bundle: a.believed(),
 	}, err
 }
 
@@ -230,11 +241,19 @@ func (s *workloadServer) FetchX509Bundles(_ *workload.X509BundlesRequest, stream
 	if err := security(stream.Context()); err != nil {
 		return err
 	}
-	bundles := s.authority.others()
-	bundles[fmt.Sprintf("spiffe://%s", s.authority.domain)] = s.authority.cert.Raw
-	if err := stream.Send(&workload.X509BundlesResponse{Bundles: bundles}); err != nil {
-		return err
+	for {
+		rotated := s.authority.rotation()
+		bundles := s.authority.others()
+		s.authority.mu.Lock()
+		bundles[fmt.Sprintf("spiffe://%s", s.authority.domain)] = s.authority.believed()
+		s.authority.mu.Unlock()
+		if err := stream.Send(&workload.X509BundlesResponse{Bundles: bundles}); err != nil {
+			return err
+		}
+		select {
+		case <-stream.Context().Done():
+			return nil
+		case <-rotated:
+		}
 	}
-	<-stream.Context().Done()
-	return nil
 }

@@ -312,8 +312,9 @@ impl Mesh {
     }
 
     /// Asks a server for the health of these services and, by reflection, for its methods; told as "probed".
-    pub fn probe(&mut self, name: &str, url: &str, services: &str) -> Process {
-        let settings = vec![set("NSM_CONNECT_TO", url), set("GOPEERS_SERVICES", services)];
+    pub fn probe(&mut self, name: &str, url: &str, services: &str, more: &[Setting]) -> Process {
+        let mut settings = vec![set("NSM_CONNECT_TO", url), set("GOPEERS_SERVICES", services)];
+        settings.extend_from_slice(more);
         let space = self.fabric.name.clone();
         self.go(name, "probe", &space, &[], settings)
     }

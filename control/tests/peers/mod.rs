@@ -6,6 +6,7 @@ pub mod build;
 pub mod client;
 pub mod endpoint;
 pub mod mesh;
+pub mod names;
 pub mod netns;
 pub mod observer;
 pub mod process;

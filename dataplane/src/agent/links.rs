@@ -92,6 +92,7 @@ impl Ports {
         let relay = matches!(open.backing, Backing::Relay(_));
         self.touched.insert(port.clone());
         if !relay {
+            self.domains.forget(port);
             self.detach(index);
             self.republish(port);
         }
@@ -140,6 +141,7 @@ impl Ports {
                         self.take_old_fault(index, &fault.to_string());
                     }
                 }
+                Event::Learnt { port, address, mac } => self.learn(port, address, mac),
                 Event::Died { worker, message } => self.take_death(worker, &message),
             }
         }

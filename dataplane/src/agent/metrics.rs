@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{Agent, PortReport};
+use crate::route::counters::DomainReading;
 
 /// One family of metrics over all ports.
 type Family = (&'static str, &'static str, fn(&PortReport) -> u64);
@@ -25,6 +26,7 @@ pub fn render(agent: &Agent) -> String {
     gauge(&mut out, "vwire_workers_dead", "Workers that ended by a bug.", dead as u64);
     gauge(&mut out, "vwire_xconnects", "Cross-connects.", agent.state().xconnects().len() as u64);
     ports(&agent.reports(), &mut out);
+    domains(&super::routes::readings(agent), &mut out);
     out
 }
 
@@ -58,6 +60,40 @@ fn ports(ports: &[PortReport], out: &mut String) {
             let labels =
                 format!("port=\"{}\",kind=\"{}\",reason=\"{}\"", port.name, port.kind, reason.name());
             let _ = writeln!(out, "{family}{{{labels}}} {count}");
+        }
+    }
+}
+
+/// What a domain has counted, under a family's name and its help.
+type DomainFamily = (&'static str, &'static str, fn(&Reading) -> u64);
+type Reading = (String, usize, DomainReading);
+
+const DOMAIN_COUNTERS: [DomainFamily; 6] = [
+    ("vwire_domain_packets_total", "Packets that were routed to a port.", |(_, _, r)| r.forwarded.0),
+    ("vwire_domain_bytes_total", "Bytes of those packets.", |(_, _, r)| r.forwarded.1),
+    ("vwire_domain_answers_total", "Answers to ARP and neighbour discovery.", |(_, _, r)| r.sent[0]),
+    ("vwire_domain_echoes_total", "Answers to echo requests.", |(_, _, r)| r.sent[1]),
+    ("vwire_domain_errors_total", "ICMP errors that were sent.", |(_, _, r)| r.sent[2]),
+    ("vwire_domain_questions_total", "Neighbours that were asked for.", |(_, _, r)| r.sent[3]),
+];
+
+fn domains(domains: &[Reading], out: &mut String) {
+    let family = "vwire_domain_routes";
+    let _ = writeln!(out, "# HELP {family} Routes of the routing domain.\n# TYPE {family} gauge");
+    for (name, routes, _) in domains {
+        let _ = writeln!(out, "{family}{{domain=\"{name}\"}} {routes}");
+    }
+    for (family, help, value) in DOMAIN_COUNTERS {
+        let _ = writeln!(out, "# HELP {family} {help}\n# TYPE {family} counter");
+        for domain in domains {
+            let _ = writeln!(out, "{family}{{domain=\"{}\"}} {}", domain.0, value(domain));
+        }
+    }
+    let family = "vwire_domain_drops_total";
+    let _ = writeln!(out, "# HELP {family} Frames that were not routed, by reason.\n# TYPE {family} counter");
+    for (name, _, reading) in domains {
+        for (reason, count) in &reading.drops {
+            let _ = writeln!(out, "{family}{{domain=\"{name}\",reason=\"{}\"}} {count}", reason.name());
         }
     }
 }

@@ -6,6 +6,8 @@
 //! | [`mod@plan`] | which steps, in which order; pure |
 //! | [`placement`] | which worker; pure |
 //! | [`ports`] | opening and closing ports of each kind |
+//! | `domains` | routing domains as workers see them |
+//! | [`routes`] | what is told about them |
 //! | [`interfaces`] | kernel interfaces, which the kernel takes long over |
 //! | [`turns`] | which changes wait for which |
 //! | `links` | what becomes of them while they are open |
@@ -25,7 +27,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::broadcast;
 
 use crate::engine::EngineError;
-use crate::model::{Claim, Edit, Inode, Op, PortName, PortSpec, State, StateError, Xconnect};
+use crate::model::{Claim, Edit, Inode, Op, PortName, PortSpec, State, StateError, TouchedRouting, Xconnect};
 use crate::port::kernel::KernelDevice;
 use crate::stats::Snapshot;
 use crate::tables::WorkerId;
@@ -33,6 +35,7 @@ use crate::worker::capture::CaptureReader;
 
 pub mod admin;
 pub mod capture;
+mod domains;
 pub mod interfaces;
 mod links;
 mod memif_sockets;
@@ -42,6 +45,7 @@ pub mod pcapng;
 pub mod placement;
 pub mod plan;
 pub mod ports;
+pub mod routes;
 pub mod run;
 mod sent;
 pub mod server;
@@ -135,6 +139,7 @@ struct Scope {
     notes: BTreeSet<PortName>,
     /// A port of the state comes or goes, also if that takes no step: one that was lost.
     comes_or_goes: bool,
+    routing: TouchedRouting,
 }
 
 impl Scope {
@@ -154,6 +159,7 @@ impl Scope {
             xconnects: xconnects.filter(concerned).cloned().collect(),
             notes: after.ports().keys().filter(stays).filter(noted).cloned().collect(),
             comes_or_goes: !before.ports().keys().eq(after.ports().keys()),
+            routing: TouchedRouting::between(before.routing(), after.routing()),
             ports,
         }
     }
@@ -278,7 +284,8 @@ impl Agent {
         }
         let notes = edit.new_notes(&self.state);
         let comes_or_goes = edit.comes_or_goes(&self.state);
-        Scope { ports, xconnects, notes, comes_or_goes }
+        let routing = edit.touched_routing(Some(&self.state));
+        Scope { ports, xconnects, notes, comes_or_goes, routing }
     }
 
     /// Does `ops`, or nothing. Returns what was done. Interfaces are those `made` ahead as far as there are such. Afterwards the kernel
@@ -369,7 +376,13 @@ impl Agent {
             ports: scope.ports.iter().filter_map(|port| self.state.ports().get_key_value(port)).collect(),
             xconnects: scope.xconnects.iter().filter(wanted).cloned().collect(),
         };
-        plan(&actual, &wanted)
+        let mut actions = plan(&actual, &wanted);
+        if !scope.routing.is_empty() {
+            // Behind the ports that come, before those that leave: no route leads to a port that is gone.
+            let at = actions.iter().position(|action| !matches!(action, Action::Attach(_)));
+            actions.insert(at.unwrap_or(actions.len()), Action::Route(scope.routing.len()));
+        }
+        actions
     }
 
     /// Takes one step. What a closed port would need to be made again goes into `self.reserve`.
@@ -388,6 +401,10 @@ impl Agent {
                 let reserve = self.ports.close(port);
                 self.reserve.extend(reserve);
                 Ok(())
+            }
+            Action::Route(_) => {
+                self.ports.route(&scope.routing, &self.state);
+                Ok(self.ports.publish(self.generation)?)
             }
             // It is in the state.
             Action::Note(_) => Ok(()),

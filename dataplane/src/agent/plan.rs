@@ -20,6 +20,8 @@ pub enum Action {
     Publish(BTreeSet<Xconnect>),
     /// Take the port from its worker and close it.
     Detach(PortName),
+    /// Make so many things of routing domains what they are to be, and put that in force. Not a step of [`plan`]'s either.
+    Route(usize),
     /// Keep the port's new note. Not a step of [`plan`]'s: nothing happens in the engine.
     Note(PortName),
 }
@@ -30,6 +32,7 @@ impl std::fmt::Display for Action {
             Self::Attach(port) => write!(f, "attach {port}"),
             Self::Detach(port) => write!(f, "detach {port}"),
             Self::Note(port) => write!(f, "note {port}"),
+            Self::Route(changes) => write!(f, "routing: {changes} changed"),
             Self::Publish(xconnects) => {
                 let names: Vec<_> = xconnects.iter().map(ToString::to_string).collect();
                 write!(f, "publish [{}]", names.join(", "))
@@ -190,7 +193,7 @@ mod tests {
                         proptest::prop_assert!(xconnects.iter().all(known));
                         in_force = xconnects;
                     }
-                    Action::Note(_) => proptest::prop_assert!(false, "no step of the plan"),
+                    Action::Note(_) | Action::Route(_) => proptest::prop_assert!(false, "no step of the plan"),
                 }
             }
             proptest::prop_assert_eq!((&open, &in_force), (to.ports(), to.xconnects()));

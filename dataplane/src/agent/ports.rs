@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use vwire_proto::stats::PortState;
 
+use super::domains::{Domains, Line, Lines};
 use super::memif_sockets::MemifSockets;
 use super::open_error::{Cause, OpenError};
 use super::placement::place;
@@ -15,7 +16,7 @@ use super::{Link, Made, PortReport, SentFds, sent};
 use crate::engine::{Engine, EngineError};
 use crate::model::{
     ControlSocket, KernelSpec, MemifSpec, Mode, Netns, PipeSpec, PortName, PortSpec, RelaySpec, State,
-    VxlanSpec, Xconnect,
+    TouchedRouting, VxlanSpec, Xconnect,
 };
 use crate::port::kernel::{self, InterfaceAddress, KernelDevice};
 use crate::port::pipe::{PipeEnd, pipe};
@@ -114,6 +115,8 @@ pub struct Ports {
     pub(super) touched: BTreeSet<PortName>,
     /// The tables to be published next; those in force but for `stale`.
     tables: Tables,
+    /// The routing domains; those of `tables` but for what changed since.
+    pub(super) domains: Domains,
     /// The cross-connects of `tables`, from either end.
     joined: HashMap<PortName, PortName>,
     /// Ports whose lines in `tables` are not what they should be.
@@ -147,6 +150,7 @@ impl Ports {
             watched,
             touched: BTreeSet::new(),
             tables: Tables::default(),
+            domains: Domains::default(),
             joined: HashMap::new(),
             stale: BTreeSet::new(),
             unpublished: false,
@@ -187,6 +191,23 @@ impl Ports {
                 self.joined.remove(port);
                 self.republish(port);
             }
+        }
+    }
+
+    /// Makes what was touched of the routing domains as `state` says, in the tables to come.
+    pub fn route(&mut self, touched: &TouchedRouting, state: &State) {
+        let mut domains = std::mem::take(&mut self.domains);
+        for port in domains.sync(touched, state, self) {
+            self.republish(&port);
+        }
+        self.domains = domains;
+        self.unpublished = true;
+    }
+
+    /// Somebody at a port said which hardware address is theirs.
+    pub(super) fn learn(&mut self, port: PortIndex, address: std::net::IpAddr, mac: crate::model::Mac) {
+        if let Forward::Route(place) = self.tables.entry(port).forward {
+            self.unpublished |= self.domains.learn(place, address, mac);
         }
     }
 
@@ -297,6 +318,11 @@ impl Ports {
                 .or(self.promised.get(&carrier).copied())
         };
         let at_peer = peer.and_then(|peer| self.open.get(peer)).map(|open| open.worker);
+        let beside = state.routing().members().get(port).and_then(|member| {
+            let mut others = state.routing().members_of(&member.domain).filter(|other| *other != port);
+            others.find_map(|other| self.open.get(other))
+        });
+        let at_peer = at_peer.or(beside.map(|open| open.worker));
         let ties = [at_carrier(carriers[0]), at_peer, at_carrier(carriers[1])];
         let worker = place(ties, &self.load);
         for carrier in carriers.into_iter().flatten() {
@@ -529,9 +555,12 @@ impl Ports {
     /// [`EngineError::Stuck`].
     pub fn publish(&mut self, generation: u64) -> Result<(), EngineError> {
         for port in std::mem::take(&mut self.stale) {
+            let line = self.line(&port);
+            self.domains.relink(&port, line);
             if let Some(open) = self.open.get(&port) {
                 let peer = self.joined.get(&port).and_then(|peer| self.open.get(peer));
-                let forward = peer.map_or(Forward::Nowhere, |peer| Forward::Xconnect(peer.index));
+                let routed = || self.domains.place(&port).map_or(Forward::Nowhere, Forward::Route);
+                let forward = peer.map_or_else(routed, |peer| Forward::Xconnect(peer.index));
                 self.tables.set(open.index, Entry { forward, owner: self.engine.owner(open.index) });
             }
         }
@@ -539,9 +568,12 @@ impl Ports {
             let owner = self.engine.owner(underlay.index);
             self.tables.set(underlay.index, Entry { forward: Forward::Nowhere, owner });
         }
+        self.domains.put_into(&mut self.tables);
         self.tables.generation = generation;
         self.unpublished = false;
-        self.engine.publish(self.tables.clone())
+        self.engine.publish(self.tables.clone())?;
+        self.domains.settled();
+        Ok(())
     }
 
     /// Counters of ports and underlays, by name.
@@ -580,6 +612,21 @@ impl Ports {
             Err(EngineError::NotAttached(_)) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+impl Lines for Ports {
+    fn line(&self, port: &PortName) -> Option<Line> {
+        let open = self.open.get(port)?;
+        let mtu = match (&open.spec, &open.backing) {
+            (PortSpec::Kernel(spec), _) => spec.mtu.get(),
+            // Its frames are counted with an Ethernet header, also where the port's have none.
+            (_, Backing::Vxlan(tunnel, _)) => {
+                u16::try_from(tunnel.max_frame.saturating_sub(14)).unwrap_or(u16::MAX)
+            }
+            _ => 1500,
+        };
+        Some(Line { index: open.index, link: link_of(open.spec.mode().unwrap_or_default()), mtu })
     }
 }
 

@@ -61,9 +61,9 @@ impl From<ChangeError> for Status {
         match error {
             ChangeError::Stale { .. } => Self::failed_precondition(text),
             ChangeError::State(StateError::NotFound(_)) => Self::not_found(text),
-            ChangeError::State(StateError::TooMany(_) | StateError::Notes(_)) => {
-                Self::resource_exhausted(text)
-            }
+            ChangeError::State(
+                StateError::TooMany(_) | StateError::Notes(_) | StateError::TooManyRoutes(_),
+            ) => Self::resource_exhausted(text),
             ChangeError::State(_) => Self::invalid_argument(text),
             ChangeError::Open { error, .. } => match error.cause {
                 Cause::Request => Self::invalid_argument(text),
@@ -249,6 +249,15 @@ impl pb::dataplane_server::Dataplane for Service {
         let first = pb::watch_links_response::Event::Initial(pb::Links { links });
         let first = pb::WatchLinksResponse { event: Some(first) };
         Ok(Response::new(Box::pin(tokio_stream::once(Ok(first)).chain(notices(changes)))))
+    }
+
+    async fn get_routing(&self, request: Request<pb::GetRoutingRequest>) -> Answer<pb::GetRoutingResponse> {
+        let request = request.into_inner();
+        let asked = super::routes::Asked::try_from(&request)?;
+        let answer = super::routes::answer(&self.agent.lock(), &asked);
+        answer
+            .map(Response::new)
+            .ok_or_else(|| Status::not_found(format!("there is no domain {}", asked.domain)))
     }
 
     async fn get_stats(&self, request: Request<pb::GetStatsRequest>) -> Answer<pb::GetStatsResponse> {

@@ -178,6 +178,41 @@ fn a_refusal_names_file_line_key_and_reason() {
 }
 
 #[test]
+fn a_domain_is_read_and_what_does_not_fit_in_it_is_named() {
+    let domain =
+        |rest: &str| format!("{MEMIF}[[domain]]\nname = \"blue\"\ngateways = [\"10.0.0.1\"]\n{rest}");
+    let port = "[[domain.port]]\nport = \"a\"\nmtu = 9000\nsource_check = \"off\"\n";
+    let route = |prefix: &str| format!("[[domain.route]]\nprefix = \"{prefix}\"\nport = \"a\"\n");
+    let state = parse(&domain(&format!("{port}{}{}", route("10.0.1.0/24"), route("::/0")))).unwrap().state;
+    let (routing, a) = (state.routing(), "a".parse().unwrap());
+    let member = &routing.members()[&a];
+    assert_eq!((member.mtu.unwrap().get(), member.strict, member.domain.as_str()), (9000, false, "blue"));
+    let routes: Vec<_> = routing.domains()[&member.domain].routes.keys().map(ToString::to_string).collect();
+    assert_eq!(routes, ["10.0.1.0/24", "::/0"]);
+    let cases = [
+        (
+            domain(&route("10.0.1.0/24")),
+            "f.toml:7: domain[0]: domain blue: route 10.0.1.0/24: it leads to port a, which is not in this domain",
+        ),
+        (
+            domain(&format!("{port}{}", route("10.0.1.1/24"))),
+            "f.toml:15: domain[0].route[0].prefix: \"10.0.1.1/24\" has bits set behind its prefix length",
+        ),
+        (
+            domain("mtu = 3\n"),
+            "f.toml:10: domain[0].mtu: unknown field `mtu`, expected one of `name`, `gateways`, `port`, `route`",
+        ),
+        (
+            domain("[[domain.port]]\nport = \"z\"\n"),
+            "f.toml:7: domain[0]: domain blue: port z: there is no such port",
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(refusal(&text), expected);
+    }
+}
+
+#[test]
 fn of_two_ports_that_collide_the_second_is_named() {
     let twice = format!("{MEMIF}{MEMIF}");
     assert_eq!(refusal(&twice), "f.toml:7: port[1]: port a is there twice");

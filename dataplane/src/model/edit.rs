@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::{Claim, Note, Op, PortName, PortSpec, State, StateError, Xconnect};
+use super::{
+    Claim, DomainState, MemberSpec, Network, Note, Op, PortName, PortSpec, RouteSpec, State, StateError,
+    TouchedRouting, Xconnect,
+};
 
 /// Who claims what, and which cross-connects name each port. Follows from ports and cross-connects.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -34,6 +37,11 @@ enum Before {
     Port(PortName, Option<PortSpec>),
     Note(PortName, Note),
     Xconnect(Xconnect, bool),
+    /// A domain that came or went.
+    Domain(PortName, Option<DomainState>),
+    Gateways(PortName, Vec<std::net::IpAddr>),
+    Member(PortName, Option<MemberSpec>),
+    Route(PortName, Network, Option<RouteSpec>),
 }
 
 /// What was changed, so that it can be changed back.
@@ -49,10 +57,33 @@ impl Edit {
             match before {
                 Before::Port(port, _) => drop(ports.insert(port.clone())),
                 Before::Xconnect(xconnect, _) => drop(xconnects.insert(xconnect.clone())),
-                Before::Note(..) => {}
+                _ => {}
             }
         }
         (ports, xconnects)
+    }
+
+    /// What of the routing may differ from before.
+    /// With `state`, to which the edit led: only what does differ.
+    pub fn touched_routing(&self, state: Option<&State>) -> TouchedRouting {
+        let mut touched = TouchedRouting::default();
+        let routing = state.map(State::routing);
+        let domain = |name| routing.and_then(|routing| routing.domains.get(name));
+        for before in &self.0 {
+            match before {
+                Before::Domain(name, _) => drop(touched.whole.insert(name.clone())),
+                Before::Gateways(name, was) if domain(name).is_some_and(|is| is.gateways == *was) => {}
+                Before::Member(port, was)
+                    if routing.is_some_and(|routing| routing.members.get(port) == was.as_ref()) => {}
+                Before::Route(name, network, was)
+                    if domain(name).is_some_and(|is| is.routes.get(network) == was.as_ref()) => {}
+                Before::Gateways(name, _) => drop(touched.gateways.insert(name.clone())),
+                Before::Member(port, _) => drop(touched.members.insert(port.clone())),
+                Before::Route(name, network, _) => drop(touched.routes.insert((name.clone(), *network))),
+                _ => {}
+            }
+        }
+        touched
     }
 
     /// The ports that are still there and had another note before; `state` is what the edit led to.
@@ -101,6 +132,10 @@ impl State {
                 Before::Port(port, spec) => drop(self.put_port(&port, spec)),
                 Before::Note(port, note) => drop(self.notes.set(&port, note)),
                 Before::Xconnect(xconnect, present) => drop(self.put_xconnect(xconnect, present)),
+                Before::Domain(name, domain) => drop(self.routing.put_domain(&name, domain)),
+                Before::Gateways(name, gateways) => drop(self.put_gateways(&name, gateways)),
+                Before::Member(port, member) => drop(self.routing.put_member(&port, member)),
+                Before::Route(name, network, route) => drop(self.routing.put_route(&name, network, route)),
             }
         }
     }
@@ -131,8 +166,65 @@ impl State {
                 }
                 edit.0.push(Before::Xconnect(xconnect, true));
             }
+            routing => return self.apply_routing(routing, edit),
         }
         Ok(())
+    }
+
+    fn apply_routing(&mut self, op: Op, edit: &mut Edit) -> Result<(), StateError> {
+        let missing = |what: String| Err(StateError::NotFound(what));
+        match op {
+            Op::SetDomain(name, gateways) => match self.put_gateways(&name, gateways.clone()) {
+                Some(before) => edit.0.push(Before::Gateways(name, before)),
+                None => {
+                    let domain = DomainState { gateways, ..DomainState::default() };
+                    self.routing.put_domain(&name, Some(domain));
+                    edit.0.push(Before::Domain(name, None));
+                }
+            },
+            Op::RemoveDomain(name) => {
+                let ports: Vec<_> = self.routing.members_of(&name).cloned().collect();
+                let Some(before) = self.routing.put_domain(&name, None) else {
+                    return missing(format!("domain {name}"));
+                };
+                edit.0.push(Before::Domain(name, Some(before)));
+                for port in ports {
+                    let member = self.routing.put_member(&port, None);
+                    edit.0.push(Before::Member(port, member));
+                }
+            }
+            Op::SetMember(port, member) => {
+                let before = self.routing.put_member(&port, Some(member));
+                edit.0.push(Before::Member(port, before));
+            }
+            Op::RemoveMember(port) => match self.routing.put_member(&port, None) {
+                None => return missing(format!("port {port} in a domain")),
+                before => edit.0.push(Before::Member(port, before)),
+            },
+            Op::SetRoute(name, network, route) => {
+                if !self.routing.domains.contains_key(&name) {
+                    return missing(format!("domain {name}"));
+                }
+                let before = self.routing.put_route(&name, network, Some(route));
+                edit.0.push(Before::Route(name, network, before));
+            }
+            Op::RemoveRoute(name, network) => match self.routing.put_route(&name, network, None) {
+                None => return missing(format!("route {network} in domain {name}")),
+                before => edit.0.push(Before::Route(name, network, before)),
+            },
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Gives a domain other gateways. Returns those that it had; `None` if there is no such domain.
+    fn put_gateways(
+        &mut self,
+        name: &PortName,
+        gateways: Vec<std::net::IpAddr>,
+    ) -> Option<Vec<std::net::IpAddr>> {
+        let domain = self.routing.domains.get_mut(name)?;
+        Some(std::mem::replace(&mut domain.gateways, gateways))
     }
 
     /// True if there is a relay, or a port that is none, of this name.
@@ -190,12 +282,15 @@ impl State {
             return Err(StateError::TooMany(self.ports.len()));
         }
         self.notes.check()?;
-        let (ports, mut xconnects) = edit.touched();
+        let (mut ports, mut xconnects) = edit.touched();
         for port in &ports {
             self.check_claim(port)?;
             xconnects.extend(self.xconnects_of(port).cloned());
         }
-        xconnects.iter().filter(|x| self.xconnects.contains(*x)).try_for_each(|x| self.check_xconnect(x))
+        xconnects.iter().filter(|x| self.xconnects.contains(*x)).try_for_each(|x| self.check_xconnect(x))?;
+        // A port that is joined now may be in a domain.
+        ports.extend(xconnects.iter().flat_map(|x| x.ends()).cloned());
+        self.check_routing(&edit.touched_routing(None), &ports)
     }
 
     fn check_claim(&self, port: &PortName) -> Result<(), StateError> {

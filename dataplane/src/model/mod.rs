@@ -1,5 +1,5 @@
-//! What the engine is asked to be: ports by name, and which of them are cross-connected. A [`State`] that
-//! exists is consistent.
+//! What the engine is asked to be: ports by name, which of them are cross-connected, and which are routed between. A [`State`]
+//! that exists is consistent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,12 +9,15 @@ mod edit;
 mod kinds;
 mod note;
 mod proto;
+mod routing;
+pub(crate) mod routing_proto;
 mod value;
 
 pub use edit::Edit;
 pub use kinds::{KernelSpec, MemifSpec, Mode, PipeSpec, RelaySpec, Role, VxlanSpec};
 pub use note::{Note, Notes};
 pub use proto::{FieldError, op_from_proto, state_from_proto, state_to_proto};
+pub use routing::{DomainState, Mac, MemberSpec, Network, RouteMtu, RouteSpec, Routing, TouchedRouting};
 pub(crate) use value::shown;
 pub use value::{
     BufferSize, ControlSocket, IfName, Inode, Invalid, Mtu, Netns, PortName, Prefix, Queues, RingSize,
@@ -213,6 +216,17 @@ pub enum StateError {
     /// More than the engine keeps.
     #[error("{0} bytes of notes are too many; the limit is {max} for all ports together", max = Notes::MAX_BYTES)]
     Notes(usize),
+    /// A domain, a port's place in it, or a route that does not fit.
+    #[error("{subject}: {reason}")]
+    Routing {
+        /// What does not fit, like `domain blue: route 10.0.0.0/8`.
+        subject: String,
+        /// Why.
+        reason: String,
+    },
+    /// More domains or routes than the engine has room for.
+    #[error("too many: {0}")]
+    TooManyRoutes(String),
     /// Relays have no frames to exchange.
     #[error("xconnect {0}: port {1} is a relay, which has no frames")]
     Relay(Xconnect, PortName),
@@ -236,6 +250,18 @@ pub enum Op {
     RemoveXconnect(Xconnect),
     /// Changes a port's note.
     SetNote(PortName, Note),
+    /// Adds a domain, or gives it other gateway addresses.
+    SetDomain(PortName, Vec<IpAddr>),
+    /// Removes a domain with its routes; its ports are in none then.
+    RemoveDomain(PortName),
+    /// Puts a port into a domain, or says anew how it is in it.
+    SetMember(PortName, MemberSpec),
+    /// Takes a port out of its domain.
+    RemoveMember(PortName),
+    /// Adds or replaces a route of a domain.
+    SetRoute(PortName, Network, RouteSpec),
+    /// Removes it.
+    RemoveRoute(PortName, Network),
 }
 
 /// All that the engine is asked to be.
@@ -244,6 +270,7 @@ pub struct State {
     ports: BTreeMap<PortName, PortSpec>,
     xconnects: BTreeSet<Xconnect>,
     notes: Notes,
+    routing: Routing,
     index: edit::Index,
 }
 
@@ -292,6 +319,11 @@ impl State {
     /// The ports by name.
     pub fn ports(&self) -> &BTreeMap<PortName, PortSpec> {
         &self.ports
+    }
+
+    /// The routing domains.
+    pub fn routing(&self) -> &Routing {
+        &self.routing
     }
 
     /// The cross-connects.

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use vwire_proto::dataplane::v1 as pb;
 
+use super::routing_proto::{domains_to_proto, routing_op, routing_ops};
 use super::value::{Invalid, shown};
 use super::{
     KernelSpec, MemifSpec, Mode, Note, Op, PipeSpec, PortName, PortSpec, RelaySpec, Role, State, StateError,
@@ -21,19 +22,19 @@ pub struct FieldError {
 }
 
 impl FieldError {
-    fn new(field: impl Into<String>, reason: impl ToString) -> Self {
+    pub(super) fn new(field: impl Into<String>, reason: impl ToString) -> Self {
         Self { field: field.into(), reason: reason.to_string() }
     }
 
     /// The same error of a field that is inside `outer`.
-    fn inside(mut self, outer: impl AsRef<str>) -> Self {
+    pub(super) fn inside(mut self, outer: impl AsRef<str>) -> Self {
         self.field = format!("{}.{}", outer.as_ref(), self.field);
         self
     }
 }
 
 /// Names the field that a value came from.
-trait InField<T> {
+pub(super) trait InField<T> {
     fn field(self, name: &str) -> Result<T, FieldError>;
 }
 
@@ -108,7 +109,7 @@ fn vxlan(raw: &pb::Vxlan) -> Result<VxlanSpec, FieldError> {
 }
 
 /// The checks across fields begin their reason with the field's name.
-fn split(Invalid(reason): Invalid) -> FieldError {
+pub(super) fn split(Invalid(reason): Invalid) -> FieldError {
     match reason.split_once(": ") {
         Some((field, reason)) => FieldError::new(field, reason),
         None => FieldError::new("kind", reason),
@@ -167,6 +168,7 @@ pub fn op_from_proto(i: usize, raw: &pb::Op) -> Result<Op, FieldError> {
         Some(Raw::RemoveRelay(raw)) => {
             return raw.parse().map(Op::RemoveRelay).field(&format!("ops[{i}].remove_relay"));
         }
+        Some(routing) => return routing_op(i, routing),
         None => return Err(FieldError::new(format!("ops[{i}]"), "says nothing to do")),
     };
     op.map_err(|error| error.inside(format!("ops[{i}].{field}")))
@@ -193,7 +195,9 @@ pub fn state_from_proto(raw: &pb::State) -> Result<State, FieldError> {
     for (i, raw) in raw.xconnects.iter().enumerate() {
         xconnects.push(xconnect(raw).map_err(|error| error.inside(format!("state.xconnects[{i}]")))?);
     }
+    let routing = routing_ops(&raw.domains)?;
     let state = State::new(ports, xconnects).and_then(|state| state.with_notes(notes));
+    let state = state.and_then(|mut state| state.edit(routing).map(|_| state));
     state.map_err(|error: StateError| FieldError::new("state", error))
 }
 
@@ -211,7 +215,8 @@ pub fn state_to_proto(state: &State) -> pb::State {
         let [a, b] = xconnect.ends().map(PortName::to_string);
         pb::Xconnect { a, b }
     };
-    pb::State { ports, xconnects: state.xconnects().iter().map(xconnect).collect(), relays }
+    let xconnects = state.xconnects().iter().map(xconnect).collect();
+    pb::State { ports, xconnects, relays, domains: domains_to_proto(state) }
 }
 
 fn relay_to_proto(name: &PortName, relay: &RelaySpec, note: Vec<u8>) -> pb::Relay {

@@ -3,9 +3,8 @@
 
 use std::os::fd::BorrowedFd;
 
-use arrayvec::ArrayVec;
 use memif::Lent;
-use memif::queue::{FrameSink, MAX_SEGMENTS, RingFault, RxQueue, TxQueue, TxRefused};
+use memif::queue::{FrameSink, RingFault, RxQueue, TxQueue, TxRefused};
 
 use super::{PortFault, PortIndex, PortParts, Rx, RxContext, Tx, TxContext};
 use crate::burst::{Burst, Frame, Frames};
@@ -150,26 +149,40 @@ fn push(
     sent: &mut Sent,
 ) -> Result<(), DropReason> {
     if !frame.is_plain() {
-        return push_other(queue, frames, frame, sent);
+        return match frames.offload(frame) {
+            None => push_chained(queue, frames, frame, sent),
+            Some(_) => push_owing(queue, frames, frame, sent),
+        };
     }
     queue.push(frame.first()).map_err(reason)?;
     sent.add(frame.len());
     Ok(())
 }
 
-#[cold]
-fn push_other(
+/// A routed packet is its rewritten head and the rest of it.
+#[inline]
+fn push_chained(
     queue: &mut TxQueue,
     frames: &Frames<'_, '_>,
     frame: &Frame<'_>,
     sent: &mut Sent,
 ) -> Result<(), DropReason> {
-    if frames.offload(frame).is_none() {
-        let views: ArrayVec<Lent<'_>, MAX_SEGMENTS> = frames.views(frame).take(MAX_SEGMENTS).collect();
-        queue.push_chain(&views).map_err(reason)?;
-        sent.add(frame.len());
-        return Ok(());
-    }
+    let pushed = queue.push_with(frame.len(), |writer| {
+        writer.append(frame.first());
+        frames.rest(frame).iter().for_each(|view| writer.append(*view));
+    });
+    pushed.map_err(reason)?;
+    sent.add(frame.len());
+    Ok(())
+}
+
+#[cold]
+fn push_owing(
+    queue: &mut TxQueue,
+    frames: &Frames<'_, '_>,
+    frame: &Frame<'_>,
+    sent: &mut Sent,
+) -> Result<(), DropReason> {
     let mut refused = None;
     // A memif peer knows nothing of open checksums and segments: it gets whole frames.
     let cut = offload::each_plain(frames, frame, |views| {

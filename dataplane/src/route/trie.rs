@@ -323,6 +323,15 @@ impl<K: Key, V: Clone> Trie<K, V> {
         }
     }
 
+    /// Calls `each` with every value; for looking around, not for packets.
+    pub fn each(&self, mut each: impl FnMut(&V)) {
+        let mut nodes: Vec<&Node<K, V>> = self.root.iter().collect();
+        while let Some(node) = nodes.pop() {
+            node.values.iter().for_each(&mut each);
+            nodes.extend(node.nodes.iter());
+        }
+    }
+
     /// The value of the longest prefix that `key` begins with.
     #[inline]
     pub fn lookup(&self, key: K) -> Option<&V> {

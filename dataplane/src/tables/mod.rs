@@ -3,9 +3,11 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::offload::Link;
 use crate::port::PortIndex;
+use crate::route::domain::{Domain, DomainIndex, MemberIndex};
 
 pub mod swap;
 
@@ -19,8 +21,19 @@ pub enum Forward {
     /// Nothing is configured: they are dropped as `no_egress`.
     #[default]
     Nowhere,
-    /// All leave by this port. (A FIB per routing domain will be another variant: a lookup per frame instead of one per burst.)
+    /// All leave by this port.
     Xconnect(PortIndex),
+    /// Each packet goes where its domain's longest prefix leads.
+    Route(Place),
+}
+
+/// A port's place in a routing domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The domain, by its place in [`Tables::domains`].
+    pub domain: DomainIndex,
+    /// The port's own.
+    pub member: MemberIndex,
 }
 
 /// One port's line in the tables.
@@ -148,6 +161,8 @@ pub struct Tables {
     pub entries: Vec<Entry>,
     /// The tunnels of all underlays.
     pub tunnels: TunnelTable,
+    /// The routing domains, by index. Versions of the tables share those that did not change.
+    pub domains: Vec<Option<Arc<Domain>>>,
 }
 
 impl Tables {
@@ -155,6 +170,12 @@ impl Tables {
     #[inline]
     pub fn entry(&self, port: PortIndex) -> Entry {
         self.entries.get(port.slot()).copied().unwrap_or_default()
+    }
+
+    /// The domain at this index.
+    #[inline]
+    pub fn domain(&self, at: DomainIndex) -> Option<&Domain> {
+        self.domains.get(usize::from(at.0))?.as_deref()
     }
 
     /// Sets the line of `port`, growing the table as needed.

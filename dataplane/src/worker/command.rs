@@ -8,6 +8,7 @@ use crossbeam::queue::ArrayQueue;
 use super::capture::Tap;
 use crate::doorbell::Doorbell;
 use crate::port::{PortFault, PortIndex, PortParts};
+use crate::route::domain::Mac;
 use crate::tables::WorkerId;
 
 /// Commands that may wait for a worker. The agent waits for answers, so there are hardly ever more than a few.
@@ -58,6 +59,15 @@ pub enum Event {
         fault: PortFault,
         /// Its halves, to be dropped off the packet path.
         parts: PortParts,
+    },
+    /// Somebody said which hardware address is theirs, and the address belongs to the port.
+    Learnt {
+        /// By which port.
+        port: PortIndex,
+        /// The address.
+        address: std::net::IpAddr,
+        /// Where it is.
+        mac: Mac,
     },
     /// A worker's thread ended by a panic: a bug, and its ports stand still.
     Died {

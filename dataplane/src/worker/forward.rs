@@ -12,6 +12,7 @@ use crate::tables::{Forward, Tables, WorkerId};
 use super::capture::{Direction, Taps};
 use super::handoff::OutgoingRings;
 use super::outbox::Outbox;
+use super::route::Router;
 
 /// What one turn forwards with.
 pub(super) struct Forwarder<'w> {
@@ -21,12 +22,13 @@ pub(super) struct Forwarder<'w> {
     pub outbox: &'w mut Outbox,
     pub handoff: &'w mut OutgoingRings,
     pub taps: &'w mut Taps,
+    pub router: &'w mut Router,
 }
 
 /// Frames of a run that were lost before they reached an egress port: those from index `from` on.
-struct Lost {
-    from: usize,
-    reason: DropReason,
+pub(super) struct Lost {
+    pub from: usize,
+    pub reason: DropReason,
 }
 
 impl Forwarder<'_> {
@@ -37,6 +39,10 @@ impl Forwarder<'_> {
             self.counters.port(ingress).received(frames.len() as u64, frames.bytes());
             let lost = match self.tables.entry(ingress).forward {
                 Forward::Xconnect(egress) => self.post(egress, frames),
+                Forward::Route(place) => {
+                    self.route(ingress, place, frames);
+                    continue;
+                }
                 Forward::Nowhere => Some(Lost { from: 0, reason: DropReason::NoEgress }),
             };
             if let Some(lost) = &lost {
@@ -51,7 +57,7 @@ impl Forwarder<'_> {
 
     /// Gives `frames` to the worker that owns `egress`, which may be this one.
     #[inline]
-    fn post(&mut self, egress: PortIndex, frames: Frames<'_, '_>) -> Option<Lost> {
+    pub(super) fn post(&mut self, egress: PortIndex, frames: Frames<'_, '_>) -> Option<Lost> {
         match self.tables.entry(egress).owner {
             Some(owner) if owner == self.me => self.send(egress, frames),
             Some(owner) => {

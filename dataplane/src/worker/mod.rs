@@ -4,6 +4,7 @@
 //! |---|---|
 //! | here | the loop |
 //! | [`forward`](self) | from an ingress port's burst to the egress port, the hand-off ring, or a drop reason |
+//! | [`route`](self) | the same through a routing domain: a way out for each packet |
 //! | [`outbox`](self) | the sending halves and what is to be flushed |
 //! | [`handoff`](self) | rings to and from the other workers |
 //! | [`schedule`](self) | which receivers are polled this turn |
@@ -24,6 +25,7 @@ pub mod command;
 mod forward;
 pub mod handoff;
 mod outbox;
+mod route;
 mod schedule;
 mod sleep;
 
@@ -32,6 +34,7 @@ use command::{Attachment, Command, Commands, Event, Events};
 use forward::Forwarder;
 use handoff::Handoff;
 use outbox::Outbox;
+use route::Router;
 use schedule::Schedule;
 use sleep::Sleeper;
 
@@ -60,6 +63,7 @@ pub struct Worker {
     outbox: Outbox,
     handoff: Handoff,
     taps: Taps,
+    router: Router,
     sleeper: Sleeper,
     faults: Vec<(PortIndex, PortFault)>,
     /// Which attachment of each port is the one that is here.
@@ -92,6 +96,7 @@ impl Worker {
     /// The kernel's, if it has no descriptor left to sleep on.
     pub fn new(spec: WorkerSpec) -> std::io::Result<Self> {
         let sleeper = Sleeper::new(spec.commands.bell())?;
+        let router = Router::new(spec.events.clone());
         Ok(Self {
             id: spec.id,
             mode: spec.mode,
@@ -103,6 +108,7 @@ impl Worker {
             outbox: Outbox::default(),
             handoff: spec.handoff,
             taps: Taps::default(),
+            router,
             sleeper,
             faults: Vec::new(),
             attachments: HashMap::new(),
@@ -133,6 +139,7 @@ impl Worker {
             outbox: &mut self.outbox,
             handoff: &mut self.handoff.out,
             taps: &mut self.taps,
+            router: &mut self.router,
         };
         let mut moved = forwarder.drain_handoff(&mut self.handoff.incoming);
         let mut more = false;

@@ -253,9 +253,14 @@ fn greet(
 ) -> (Child, Counters, DataplaneClient<Channel>) {
     let deadline = Instant::now() + PATIENCE;
     while UnixStream::connect(dir.join("api.sock")).is_err() {
-        let log = || std::fs::read_to_string(dir.join("log")).unwrap_or_default();
-        assert!(child.try_wait().unwrap().is_none(), "the engine did not start:\n{}", log());
-        assert!(Instant::now() < deadline, "the engine does not serve:\n{}", log());
+        let ended = child.try_wait().unwrap().is_some();
+        if ended || Instant::now() >= deadline {
+            // Nobody else would end it: it is no Engine yet.
+            let _ = child.kill();
+            let _ = child.wait();
+            let log = std::fs::read_to_string(dir.join("log")).unwrap_or_default();
+            panic!("the engine {}:\n{log}", if ended { "did not start" } else { "does not serve" });
+        }
         std::thread::sleep(Duration::from_millis(2));
     }
     let api = runtime.block_on(async {

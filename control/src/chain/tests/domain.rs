@@ -34,6 +34,8 @@ pub(super) struct Plan {
     pub map: Vec<String>,
     /// Further flags of nsmgr-proxy.
     pub proxy: Vec<String>,
+    /// The name of nsmgr-proxy, if it is not made of the domain's.
+    pub proxy_name: Option<String>,
 }
 
 /// An address that a domain may have.
@@ -115,7 +117,7 @@ impl Domain {
         let process = self.process("nsmgr-proxy");
         let at = |port: u16| format!("tcp://{}:{port}", self.address);
         let own = [
-            format!("--name={}", self.part("nsmgr-proxy")),
+            format!("--name={}", self.plan.proxy_name.clone().unwrap_or_else(|| self.part("nsmgr-proxy"))),
             format!("--listen-on={}", at(5004)),
             format!("--registry-url={}", at(5002)),
             format!("--registry-proxy-url={}", at(5005)),

@@ -12,17 +12,24 @@ use crate::registry::{Registry, RegistryCall, find};
 use crate::transport::Target;
 use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint};
 
-const TIME: Duration = Duration::from_secs(10);
+pub(super) const TIME: Duration = Duration::from_secs(10);
 
 /// `a.test` with a client, `b.test` with `icmp-responder` and an endpoint of it.
-struct Two {
-    a: Domain,
-    b: Domain,
-    endpoint: Hop,
+pub(super) struct Two {
+    pub a: Domain,
+    pub b: Domain,
+    pub endpoint: Hop,
     _forwarders: [Hop; 2],
 }
 
 async fn two(map: impl Fn(&mut Plan, &mut Plan)) -> Two {
+    let mesh = Mesh::new();
+    let beside = mesh.beside();
+    two_of([mesh, beside], map).await
+}
+
+/// Their meshes may be of one trust domain or of two.
+pub(super) async fn two_of([mesh, beside]: [Mesh; 2], map: impl Fn(&mut Plan, &mut Plan)) -> Two {
     let (at_a, at_b) = (address(), address());
     let entries = vec![entry("a.test", at_a), entry("b.test", at_b)];
     let mut plans =
@@ -30,8 +37,6 @@ async fn two(map: impl Fn(&mut Plan, &mut Plan)) -> Two {
     let [of_a, of_b] = &mut plans;
     map(of_a, of_b);
     let [of_a, of_b] = plans;
-    let mesh = Mesh::new();
-    let beside = mesh.beside();
     let a = Domain::start(mesh, "a", at_a, of_a).await;
     let b = Domain::start(beside, "b", at_b, of_b).await;
     let forwarders = [a.mesh.forwarder("forwarder-a").await, b.mesh.forwarder("forwarder-b").await];
@@ -41,7 +46,7 @@ async fn two(map: impl Fn(&mut Plan, &mut Plan)) -> Two {
 }
 
 impl Two {
-    async fn ask(&self, service: &str, name: &str) -> Result<Connection, Status> {
+    pub(super) async fn ask(&self, service: &str, name: &str) -> Result<Connection, Status> {
         let client = self.a.client();
         let mut first = client.first(0, service);
         first.network_service_endpoint_name = name.to_owned();
@@ -49,11 +54,11 @@ impl Two {
     }
 }
 
-fn hops(connection: &Connection) -> Vec<&str> {
+pub(super) fn hops(connection: &Connection) -> Vec<&str> {
     path::of(connection).path_segments.iter().map(|segment| segment.name.as_str()).collect()
 }
 
-const EIGHT: [&str; 8] = [
+pub(super) const EIGHT: [&str; 8] = [
     "nsc-a",
     "nsmgr-a",
     "forwarder-a",
@@ -224,6 +229,111 @@ async fn a_domain_whose_proxy_is_ours_by_way_of_another_is_refused_with_the_loop
     let told = two.ask("far@c.test", "").await.unwrap_err();
     assert_eq!(told.code(), Code::FailedPrecondition, "{told}");
     assert!(told.message().contains("→ nsmgr-proxy-a → nsmgr-proxy-b → nsmgr-proxy-a: "), "{told}");
+}
+
+#[tokio::test]
+async fn a_proxy_between_two_others_is_one_more_hop_there_and_back() {
+    // The way to B's proxy is by that of C, which has nothing to do with either.
+    let (at_b, at_c) = (address(), address());
+    let mesh = Mesh::new();
+    let plan = |proxy| Plan { map: vec![format!("b.test={at_b}:5002+{proxy}:5004")], ..Plan::default() };
+    let c = Plan { proxy: vec!["--domains=c.test".into()], ..plan(at_b) };
+    let c = Domain::start(mesh.beside(), "c", at_c, c).await;
+    let b = Domain::start(mesh.beside(), "b", at_b, Plan::default()).await;
+    let a = Domain::start(mesh.beside(), "a", address(), plan(at_c)).await;
+    let forwarders = [a.mesh.forwarder("forwarder-a").await, b.mesh.forwarder("forwarder-b").await];
+    b.mesh.register_service(service("icmp-responder")).await;
+    let endpoint = b.mesh.endpoint("responder-b", "icmp-responder", &[]).await;
+    let two = Two { a, b, endpoint, _forwarders: forwarders };
+    let made = two.ask("icmp-responder@b.test", "").await.unwrap();
+    let mut nine = EIGHT.to_vec();
+    nine.insert(4, "nsmgr-proxy-c");
+    assert_eq!(hops(&made), nine);
+    assert_eq!(made.network_service_endpoint_name, "responder-b@b.test");
+    assert_eq!(two.endpoint.probe.requests.lock().unwrap()[0].network_service, "icmp-responder");
+    let client = two.a.client();
+    let again =
+        client.request_at(&two.a.manager, made.clone(), vec![Client::preference()], TIME).await.unwrap();
+    assert_eq!(hops(&again), nine);
+    client.close_at(&two.a.manager, again).await.unwrap();
+    assert_eq!(two.endpoint.probe.counts(), (2, 1));
+    for proxy in [two.a.proxy(), c.proxy(), two.b.proxy()] {
+        assert!(proxy.admin.connections().await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn two_domains_whose_managers_and_forwarders_have_the_same_names_are_not_confused() {
+    let (at_a, at_b) = (address(), address());
+    let map = || vec![entry("a.test", at_a), entry("b.test", at_b)];
+    let mesh = Mesh::new();
+    let beside = mesh.beside();
+    let a = Domain::start(mesh, "a", at_a, Plan { map: map(), ..Plan::default() }).await;
+    // Only the proxies' names must differ: they stand beside each other in a path.
+    let of_b = Plan { map: map(), proxy_name: Some("nsmgr-proxy-b".into()), ..Plan::default() };
+    let b = Domain::start(beside, "a", at_b, of_b).await;
+    let forwarders = [a.mesh.forwarder("forwarder").await, b.mesh.forwarder("forwarder").await];
+    for domain in [&a, &b] {
+        domain.mesh.register_service(service("icmp-responder")).await;
+    }
+    // Both have an endpoint of this service and name; A's own is not asked.
+    let own = a.mesh.endpoint("responder", "icmp-responder", &[]).await;
+    let endpoint = b.mesh.endpoint("responder", "icmp-responder", &[]).await;
+    let two = Two { a, b, endpoint, _forwarders: forwarders };
+    let made = two.ask("icmp-responder@b.test", "").await.unwrap();
+    let expected = [
+        "nsc-a",
+        "nsmgr-a",
+        "forwarder",
+        "nsmgr-proxy-a",
+        "nsmgr-proxy-b",
+        "nsmgr-a",
+        "forwarder",
+        "responder",
+    ];
+    assert_eq!(hops(&made), expected);
+    let client = two.a.client();
+    let again =
+        client.request_at(&two.a.manager, made.clone(), vec![Client::preference()], TIME).await.unwrap();
+    assert_eq!(hops(&again), expected);
+    let local = client.first(7, "icmp-responder");
+    let local = client.request_at(&two.a.manager, local, vec![Client::preference()], TIME).await.unwrap();
+    assert_eq!(hops(&local), ["nsc-a", "nsmgr-a", "forwarder", "responder"]);
+    client.close_at(&two.a.manager, again).await.unwrap();
+    assert_eq!((two.endpoint.probe.counts(), own.probe.counts()), ((2, 1), (1, 0)));
+}
+
+/// Each asks the next one, the last one the first: nothing is said of pairs.
+#[tokio::test]
+async fn fifty_domains_reach_each_other() {
+    const DOMAINS: usize = 50;
+    let addresses: Vec<_> = (0..DOMAINS).map(|_| address()).collect();
+    let name = |number: usize| format!("d{number}.test");
+    let map: Vec<String> =
+        addresses.iter().enumerate().map(|(number, at)| entry(&name(number), *at)).collect();
+    let root = Mesh::new();
+    let mut domains = Vec::new();
+    for (number, at) in addresses.into_iter().enumerate() {
+        let plan = Plan { map: map.clone(), ..Plan::default() };
+        let domain = Domain::start(root.beside(), &format!("d{number}"), at, plan).await;
+        let forwarder = domain.mesh.forwarder("forwarder").await;
+        domain.mesh.register_service(service("icmp-responder")).await;
+        let endpoint = domain.mesh.endpoint("responder", "icmp-responder", &[]).await;
+        domains.push((domain, forwarder, endpoint));
+    }
+    for (number, (domain, ..)) in domains.iter().enumerate() {
+        let next = (number + 1) % DOMAINS;
+        let client = domain.client();
+        let first = client.first(0, &format!("icmp-responder@{}", name(next)));
+        let made = client.request_at(&domain.manager, first, vec![Client::preference()], TIME).await;
+        let made = made.unwrap_or_else(|told| panic!("{number} asks {next}: {told}"));
+        assert_eq!(hops(&made).len(), 8);
+        assert_eq!(hops(&made)[4], format!("nsmgr-proxy-d{next}"));
+        client.close_at(&domain.manager, made).await.unwrap();
+    }
+    for (_, _, endpoint) in &domains {
+        assert_eq!(endpoint.probe.counts(), (1, 1));
+    }
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ use crate::elements::{
 };
 use crate::identity::issuer::Authority;
 use crate::identity::policy::Policies;
-use crate::identity::{Identity, TokenSource, TrustDomain};
+use crate::identity::{Bundles, Identity, TokenSource, TrustDomain};
 use crate::registry::memory::{Settings, Store};
 use crate::registry::remote::Remote;
 use crate::registry::{Registry, RegistryCall};
@@ -40,6 +40,8 @@ pub(super) const MANAGER: &str = "nsmgr-1";
 pub(super) struct Mesh {
     pub authority: Arc<Authority>,
     pub registry: Arc<dyn Registry>,
+    /// Other trust domains that are believed.
+    others: Bundles,
     folder: tempfile::TempDir,
 }
 
@@ -61,16 +63,23 @@ impl Drop for Hop {
 
 impl Mesh {
     pub(super) fn new() -> Self {
+        let authority = Authority::new(TrustDomain::new("example.org").unwrap()).unwrap();
+        Self::of(Arc::new(authority), Bundles::new())
+    }
+
+    /// Of this issuer, whose members believe `others`, too.
+    pub(super) fn of(authority: Arc<Authority>, others: Bundles) -> Self {
         Self {
-            authority: Arc::new(Authority::new(TrustDomain::new("example.org").unwrap()).unwrap()),
+            authority,
             registry: Arc::new(Store::new(Settings::default())),
+            others,
             folder: tempfile::tempdir().unwrap(),
         }
     }
 
     /// Another mesh with the same issuer.
     pub(super) fn beside(&self) -> Self {
-        Self { authority: Arc::clone(&self.authority), ..Self::new() }
+        Self::of(Arc::clone(&self.authority), self.others.clone())
     }
 
     /// Hops that find and register by way of a manager's socket.
@@ -81,7 +90,9 @@ impl Mesh {
     }
 
     pub(super) fn identity(&self, name: &str) -> Identity {
-        Identity::fixed(self.authority.issue(&format!("/{name}"), Duration::from_secs(86_400)).unwrap())
+        let mut svid = self.authority.issue(&format!("/{name}"), Duration::from_secs(86_400)).unwrap();
+        svid.bundles.extend(self.others.clone());
+        Identity::fixed(svid)
     }
 
     pub(super) fn pool(&self, identity: &Identity, life: Duration) -> Arc<Pool> {
@@ -297,7 +308,11 @@ impl Client {
     }
 
     pub(super) async fn monitor(&self, to: &Hop, selector: MonitorScopeSelector) -> Events {
-        let hop = self.pool.hop(&to.target).await.unwrap();
+        self.monitor_at(&to.target, selector).await
+    }
+
+    pub(super) async fn monitor_at(&self, to: &Target, selector: MonitorScopeSelector) -> Events {
+        let hop = self.pool.hop(to).await.unwrap();
         let events = MonitorConnectionClient::new(hop).monitor_connections(selector).await.unwrap();
         Events(events.into_inner())
     }

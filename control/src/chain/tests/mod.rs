@@ -3,6 +3,7 @@
 mod descriptors;
 mod domain;
 mod domains;
+mod foreign;
 mod mesh;
 mod monitors;
 mod requests;

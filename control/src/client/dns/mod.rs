@@ -2,7 +2,7 @@
 //!
 //! Each connection may come with name servers and search domains, by its endpoint's word; what `/etc/resolv.conf` named before is one
 //! more such configuration, and stays when connections go. A question goes first to the servers whose search domains its name is in,
-//! then to all others; the first answer counts. A name that nobody knows is tried again behind each search domain. Unlike the Go
+//! then to all others; the first answer counts. A name that nobody knows is tried again behind each search domain, several at once. Unlike the Go
 //! client's server, this one says that there is no such name where the servers say so (Go answers SERVFAIL), and tells that a search
 //! domain was added by a CNAME, which is what stub resolvers want to see. It remembers no answers: its servers are near.
 
@@ -20,6 +20,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream;
 use hickory_resolver::proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_resolver::proto::rr::rdata::CNAME;
 use hickory_resolver::proto::rr::{Name, RData, Record};
@@ -35,6 +37,8 @@ use super::Namespace;
 const TIME: Duration = Duration::from_secs(5);
 /// Most configurations of one connection, and most servers and search domains of one configuration: endpoints may say anything.
 const MOST: usize = 16;
+/// How many names are looked up at once for one question.
+const AT_ONCE: usize = 8;
 const PORT: u16 = 53;
 
 /// A name server, until it is dropped.
@@ -169,10 +173,16 @@ impl Names {
     async fn resolve(&self, query: &Message) -> Message {
         let configs = self.configs();
         let asked = query.queries[0].name();
+        let mut names = candidates(asked, &configs);
+        // A name with dots is most likely meant as it is.
+        let others = names.split_off(usize::from(asked.num_labels() > 1));
         let mut answer = ResponseCode::ServFail;
-        for name in candidates(asked, &configs) {
-            for servers in stages(&name, &configs) {
-                match ask(&self.namespace, &servers, query, &name).await {
+        for names in [names, others] {
+            // Several at once: a server that is dead costs its time once, not for each search domain. The first in order counts.
+            let look_up = |name| self.look_up(query, name, &configs);
+            let mut found = stream::iter(names).map(look_up).buffered(AT_ONCE);
+            while let Some((name, found)) = found.next().await {
+                match found {
                     Found::Answer(found) => return told(query, *found, &name),
                     Found::NoName => answer = ResponseCode::NXDomain,
                     Found::Nothing => {}
@@ -180,6 +190,19 @@ impl Names {
             }
         }
         failed(query, answer)
+    }
+
+    /// What servers say of one name.
+    async fn look_up(&self, query: &Message, name: Name, configs: &[Config]) -> (Name, Found) {
+        let mut best = Found::Nothing;
+        for servers in stages(&name, configs) {
+            match ask(&self.namespace, &servers, query, &name).await {
+                Found::Answer(found) => return (name, Found::Answer(found)),
+                Found::NoName => best = Found::NoName,
+                Found::Nothing => {}
+            }
+        }
+        (name, best)
     }
 }
 

@@ -27,7 +27,7 @@ pub struct End {
     /// What the port was made of, where holding it costs its owner nothing: memif's listening socket. A namespace of an interface is
     /// not held: it would live on after its workload, and nobody would hear of the end.
     pub fds: Vec<SharedFd>,
-    /// What has to be known to dial again when the connection breaks.
+    /// What has to be known to dial again when the connection breaks; of a relay, which dials for itself, to see whether it can.
     pub redial: Option<Redial>,
     /// The interface's name and configuration, if it is one.
     pub interface: Option<(String, Interface)>,
@@ -40,6 +40,12 @@ impl End {
             Some(relay) => Op::SetRelay(pb::Relay { note, ..relay.clone() }),
             None => Op::SetPort(pb::Port { note, ..self.port.clone() }),
         }
+    }
+
+    /// Whether it is a memif to which a peer connects.
+    pub fn listens(&self) -> bool {
+        let server = pb::memif::Role::Server as i32;
+        matches!(&self.port.kind, Some(pb::port::Kind::Memif(memif)) if memif.role == server)
     }
 
     /// Whether it is the same port, dialled to the same place.

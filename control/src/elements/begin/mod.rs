@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use tonic::Status;
 
-use crate::api::connection::{Connection, State as ConnectionState};
+use crate::api::connection::{Connection, Path, State as ConnectionState};
 use crate::api::networkservice::NetworkServiceRequest;
 use crate::chain::{Call, Element, Next, Origin, Packed, PackedMechanisms, State};
 use crate::identity::SpiffeId;
@@ -27,7 +27,7 @@ use slots::Slots;
 /// - A first Request that fails leaves nothing behind: what elements keep by then is closed.
 /// - A refresh that fails leaves the connection as it was.
 /// - Close of an unknown connection is done already; that of a known one gets the connection as it was answered last, whatever
-///   the caller passed.
+///   the caller passed. A run that the role itself starts may bring [tokens](Lent) for its path, though.
 /// - A Close that the policies refuse leaves the connection as it was.
 /// - A Request in the state `RESELECT_REQUESTED` is a Close and a first Request in one. The policies judge the Close, too, by how
 ///   this Request came: it may have come by another hop than the one before.
@@ -38,6 +38,11 @@ pub struct Begin {
     binding: Binding,
     passes_unknown: bool,
 }
+
+/// In the state of a run that closes a connection: a path through the same hops, up to us, whose tokens serve for the connection's.
+/// Those of one that was taken over are not known, and the next hop asks for them.
+#[derive(Debug)]
+pub struct Lent(pub Path);
 
 /// A connection between runs.
 struct Established {
@@ -197,10 +202,25 @@ impl Element for Begin {
             *slot = Some(known);
             return Err(status);
         }
-        let closing = known.connection.unpack();
+        let mut closing = known.connection.unpack();
+        if let Some(Lent(path)) = call.state.remove() {
+            lend_tokens(&mut closing, &path);
+        }
         let (kept, done) = Self::end_known(call, known, closing, next).await;
         *slot = kept;
         done
+    }
+}
+
+/// Takes tokens of the hops before us from another path through the same hops.
+fn lend_tokens(closing: &mut Connection, other: &Path) {
+    let Some(path) = &mut closing.path else { return };
+    let ours = path.index as usize;
+    for (segment, lender) in path.path_segments.iter_mut().take(ours).zip(&other.path_segments) {
+        if segment.name == lender.name && !lender.token.is_empty() {
+            segment.token.clone_from(&lender.token);
+            segment.expires.clone_from(&lender.expires);
+        }
     }
 }
 

@@ -8,7 +8,6 @@ use futures::stream::{self, BoxStream, StreamExt};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use vwire_proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
 use vwire_proto::workload::{
@@ -17,9 +16,9 @@ use vwire_proto::workload::{
     X509svidResponse,
 };
 
-use super::{Authority, Caller, Name, Rule};
+use super::{Caller, Keys, Name, Rule};
 use crate::identity::source::Bundles;
-use crate::transport::{self, Limits, PeerAddress, ServeError, Server, Target};
+use crate::transport::{self, Limits, PeerAddress, ServeError, Server, Services, Target};
 
 /// Without it a call could be one that a browser was talked into (SPIFFE Workload Endpoint §3.1).
 const HEADER: &str = "workload.spiffe.io";
@@ -28,27 +27,27 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// Issues SVIDs over the Workload API.
 pub struct Issuer {
-    authority: Authority,
+    keys: watch::Receiver<Arc<Keys>>,
     life: Duration,
     rules: Vec<Rule>,
     federated: watch::Receiver<Bundles>,
 }
 
 impl Issuer {
-    /// Issues SVIDs of `authority` that live for `life` and are renewed at half of it, to callers named by `rules` (the first that
+    /// Issues SVIDs of the authority that signs among `keys`, which live for `life` and are renewed at half of it, to callers named by `rules` (the first that
     /// fits; none: `/uid/<uid>/<program>`), with the bundles of `federated` domains.
     pub fn new(
-        authority: Authority,
+        keys: watch::Receiver<Arc<Keys>>,
         life: Duration,
         rules: Vec<Rule>,
         federated: watch::Receiver<Bundles>,
     ) -> Self {
-        Self { authority, life, rules, federated }
+        Self { keys, life, rules, federated }
     }
 
-    /// The authority.
-    pub fn authority(&self) -> &Authority {
-        &self.authority
+    /// To wait for what is in the answers and changes.
+    fn changes(&self) -> Changes {
+        Changes { keys: self.keys.clone(), federated: self.federated.clone() }
     }
 
     fn name(&self, caller: &Caller) -> String {
@@ -56,14 +55,15 @@ impl Issuer {
     }
 
     fn svid(&self, path: &str) -> Result<X509svidResponse, Status> {
-        let svid = self.authority.issue(path, self.life);
+        let keys = self.keys.borrow().clone();
+        let svid = keys.signs.issue(path, self.life);
         let svid = svid.map_err(|error| Status::internal(format!("issuing an SVID: {error}")))?;
         tracing::info!(id = %svid.id, life = ?self.life, "issued an SVID");
         let ours = X509svid {
             spiffe_id: svid.id.to_string(),
             x509_svid: joined(&svid.chain),
             x509_svid_key: svid.key.secret_pkcs8_der().to_vec(),
-            bundle: self.authority.certificate().to_vec(),
+            bundle: joined(&keys.bundle()),
             hint: String::new(),
         };
         let federated = by_id(&self.federated.borrow());
@@ -72,7 +72,8 @@ impl Issuer {
 
     fn bundles(&self) -> X509BundlesResponse {
         let mut bundles = by_id(&self.federated.borrow());
-        bundles.extend(by_id(&self.authority.bundles()));
+        let keys = self.keys.borrow().clone();
+        bundles.insert(keys.signs.domain().id_string(), joined(&keys.bundle()));
         X509BundlesResponse { crl: Vec::new(), bundles }
     }
 }
@@ -98,7 +99,9 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     let api = Api { issuer, name, ending: shutdown.clone() };
-    let routes = Routes::new(SpiffeWorkloadApiServer::new(api));
+    // Health and reflection answer without the header: they tell nobody's secrets. (SPIRE's agent does likewise.)
+    let services = Services::new().described_by(vwire_proto::workload::FILE_DESCRIPTOR_SET);
+    let (routes, _health) = services.serve(SpiffeWorkloadApiServer::new(api)).routes().await;
     Server::bind(std::slice::from_ref(listen), limits).await?.serve_plain(routes, shutdown).await;
     Ok(())
 }
@@ -141,16 +144,16 @@ impl SpiffeWorkloadApi for Api {
     ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
         let path = self.admit(&request)?;
         let issuer = Arc::clone(&self.issuer);
+        let changes = issuer.changes();
         let first = issuer.svid(&path)?;
-        let federated = issuer.federated.clone();
-        let renewed = stream::unfold((issuer, path, federated), |(issuer, path, mut federated)| async move {
+        let renewed = stream::unfold((issuer, path, changes), |(issuer, path, mut changes)| async move {
             loop {
                 tokio::select! {
                     () = tokio::time::sleep(issuer.life / 2) => {}
-                    () = changed(&mut federated) => {}
+                    () = changes.next() => {}
                 }
                 match issuer.svid(&path) {
-                    Ok(svid) => return Some((Ok(svid), (issuer, path, federated))),
+                    Ok(svid) => return Some((Ok(svid), (issuer, path, changes))),
                     Err(error) => tracing::error!(%error, %path, "an SVID was not renewed; trying again"),
                 }
                 tokio::time::sleep(RETRY).await;
@@ -166,11 +169,11 @@ impl SpiffeWorkloadApi for Api {
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
         self.admit(&request)?;
         let issuer = Arc::clone(&self.issuer);
+        let changes = issuer.changes();
         let first = issuer.bundles();
-        let federated = issuer.federated.clone();
-        let later = stream::unfold((issuer, federated), |(issuer, mut federated)| async move {
-            changed(&mut federated).await;
-            Some((Ok(issuer.bundles()), (issuer, federated)))
+        let later = stream::unfold((issuer, changes), |(issuer, mut changes)| async move {
+            changes.next().await;
+            Some((Ok(issuer.bundles()), (issuer, changes)))
         });
         let all = stream::once(std::future::ready(Ok(first))).chain(later);
         Ok(Response::new(all.take_until(self.ending.clone().cancelled_owned()).boxed()))
@@ -195,9 +198,24 @@ impl SpiffeWorkloadApi for Api {
     }
 }
 
-/// Waits for other bundles; for ever if nobody can change them any more.
-async fn changed(federated: &mut watch::Receiver<Bundles>) {
-    if federated.changed().await.is_err() {
+/// Waits for other authorities, of ours or of others.
+struct Changes {
+    keys: watch::Receiver<Arc<Keys>>,
+    federated: watch::Receiver<Bundles>,
+}
+
+impl Changes {
+    async fn next(&mut self) {
+        tokio::select! {
+            () = changed(&mut self.keys) => {}
+            () = changed(&mut self.federated) => {}
+        }
+    }
+}
+
+/// Waits for a change; for ever if nobody can make one any more.
+async fn changed<T>(watched: &mut watch::Receiver<T>) {
+    if watched.changed().await.is_err() {
         std::future::pending().await
     }
 }

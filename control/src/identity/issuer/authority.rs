@@ -42,6 +42,9 @@ pub enum IssuerError {
         /// What is wrong.
         reason: String,
     },
+    /// TLS with a certificate of ours.
+    #[error("TLS of the bundle's endpoint: {0}")]
+    Tls(std::io::Error),
     /// The authority's files are of another trust domain.
     #[error("the authority there is not of trust domain {0}; use another folder")]
     OtherDomain(String),
@@ -137,6 +140,14 @@ impl Authority {
     /// The authority's certificate: the trust domain's bundle.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
+    }
+
+    /// How long ago it was made.
+    pub(super) fn age(&self) -> Duration {
+        let made = X509Certificate::from_der(&self.certificate)
+            .map(|(_, read)| read.validity().not_before.timestamp().max(0).unsigned_abs());
+        let made = SystemTime::UNIX_EPOCH + Duration::from_secs(made.unwrap_or(0)) + BACKDATED;
+        made.elapsed().unwrap_or_default()
     }
 
     /// The bundle of this trust domain alone.

@@ -16,15 +16,27 @@ use crate::identity::TrustDomain;
 
 /// Longest bundle that is read, bytes.
 pub const MAX_LENGTH: usize = 1 << 20;
-/// How often those who poll a bundle shall look again, seconds.
-const REFRESH_HINT: u64 = 300;
-
 /// A trust domain's authorities.
 pub type Authorities = Vec<CertificateDer<'static>>;
+
+/// A bundle that is published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The authorities.
+    pub authorities: Authorities,
+    /// How often those who follow it shall look again, seconds. SPIFFE leaves it open where it is left out.
+    pub refresh_hint: Option<u64>,
+    /// Grows with each change.
+    pub sequence: Option<u64>,
+}
 
 #[derive(Deserialize)]
 struct Document {
     keys: Vec<Key>,
+    #[serde(default)]
+    spiffe_refresh_hint: Option<u64>,
+    #[serde(default)]
+    spiffe_sequence: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -44,7 +56,27 @@ pub fn parse(bytes: &[u8]) -> Result<Authorities, String> {
         return Err(format!("{} bytes long; {MAX_LENGTH} are read", bytes.len()));
     }
     let is_json = bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
-    let authorities = if is_json { from_json(bytes)? } else { from_pem(bytes)? };
+    if is_json {
+        return Ok(published(bytes)?.authorities);
+    }
+    checked(from_pem(bytes)?)
+}
+
+/// Reads a SPIFFE bundle (JSON) with what it says of itself.
+///
+/// # Errors
+/// As [`parse`].
+pub fn published(bytes: &[u8]) -> Result<Published, String> {
+    let document: Document =
+        serde_json::from_slice(bytes).map_err(|error| format!("no SPIFFE bundle: {error}"))?;
+    Ok(Published {
+        authorities: checked(from_keys(&document.keys)?)?,
+        refresh_hint: document.spiffe_refresh_hint,
+        sequence: document.spiffe_sequence,
+    })
+}
+
+fn checked(authorities: Authorities) -> Result<Authorities, String> {
     for der in &authorities {
         webpki::anchor_from_trusted_cert(der)
             .map_err(|error| format!("a certificate that can't be an authority: {error}"))?;
@@ -63,10 +95,8 @@ fn from_pem(bytes: &[u8]) -> Result<Authorities, String> {
     Ok(all)
 }
 
-fn from_json(bytes: &[u8]) -> Result<Authorities, String> {
-    let document: Document =
-        serde_json::from_slice(bytes).map_err(|error| format!("no SPIFFE bundle: {error}"))?;
-    let ours = document.keys.iter().filter(|key| key.usage == "x509-svid");
+fn from_keys(keys: &[Key]) -> Result<Authorities, String> {
+    let ours = keys.iter().filter(|key| key.usage == "x509-svid");
     let all = ours.map(authority).collect::<Result<Authorities, String>>()?;
     if all.is_empty() {
         return Err("no key for \"use\": \"x509-svid\" in the SPIFFE bundle".to_owned());
@@ -82,13 +112,17 @@ fn authority(key: &Key) -> Result<CertificateDer<'static>, String> {
     Ok(der.into())
 }
 
-/// Writes a SPIFFE bundle.
+/// Writes a SPIFFE bundle: those who follow it look again every `refresh_hint` seconds, and see by `sequence` that it changed.
 ///
 /// # Errors
 /// For keys that are not EC P-256 or P-384: the built-in issuer has none.
-pub fn to_json(authorities: &[CertificateDer<'_>]) -> Result<String, String> {
+pub fn to_json(
+    authorities: &[CertificateDer<'_>],
+    sequence: u64,
+    refresh_hint: u64,
+) -> Result<String, String> {
     let keys = authorities.iter().map(|der| jwk(der)).collect::<Result<Vec<_>, String>>()?;
-    let document = json!({ "keys": keys, "spiffe_sequence": 1, "spiffe_refresh_hint": REFRESH_HINT });
+    let document = json!({ "keys": keys, "spiffe_sequence": sequence, "spiffe_refresh_hint": refresh_hint });
     Ok(format!("{document:#}\n"))
 }
 
@@ -161,7 +195,9 @@ mod tests {
     fn what_is_written_in_either_form_is_read_again() {
         let both = vec![certificate("a.test"), certificate("a.test")];
         assert_eq!(parse(to_pem(&both).as_bytes()).unwrap(), both);
-        let json = to_json(&both).unwrap();
+        let json = to_json(&both, 7, 300).unwrap();
+        let read = published(json.as_bytes()).unwrap();
+        assert_eq!((read.sequence, read.refresh_hint), (Some(7), Some(300)));
         assert_eq!(parse(json.as_bytes()).unwrap(), both);
         assert_eq!(domain(&both).unwrap().to_string(), "a.test");
         // Keys for JWT-SVIDs stand in SPIRE's bundles, too.
@@ -173,7 +209,7 @@ mod tests {
     #[test]
     fn what_is_no_bundle_is_refused_with_the_reason() {
         let leaf = Authority::new(TrustDomain::new("a.test").unwrap()).unwrap();
-        let leaf = to_json(&[leaf.certificate().clone()]).unwrap();
+        let leaf = to_json(&[leaf.certificate().clone()], 1, 1).unwrap();
         let two = leaf.replace("\"x5c\": [", "\"x5c\": [\"AA==\", ");
         for (bytes, part) in [
             ("", "no certificate in it"),

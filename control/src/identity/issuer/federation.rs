@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::bundle::{self, Authorities};
+use super::endpoint::Endpoint;
 use super::store::{at, write_new};
 use super::{IssuerError, read_bundle};
 use crate::identity::{Bundles, TrustDomain};
@@ -17,8 +18,11 @@ use crate::identity::{Bundles, TrustDomain};
 const LOOK: Duration = Duration::from_secs(1);
 /// By which endings a folder's bundles are known.
 const ENDINGS: [&str; 2] = ["pem", "json"];
+/// By which ending it is known where a domain publishes its bundle.
+const ENDPOINT: &str = "endpoint";
 
-/// A folder with a bundle of each trust domain that is believed: `<trust domain>.pem` or `<trust domain>.json`.
+/// A folder with a bundle of each trust domain that is believed: `<trust domain>.pem` or `<trust domain>.json`. Where
+/// `<trust domain>.endpoint` says where the domain publishes its bundle, the bundle is followed from there.
 #[derive(Debug, Clone)]
 pub struct Folder(PathBuf);
 
@@ -34,11 +38,77 @@ impl Folder {
 
     /// Its bundles' files.
     fn files(&self) -> Vec<(TrustDomain, PathBuf)> {
+        self.ending_in(&ENDINGS)
+    }
+
+    fn ending_in(&self, endings: &[&str]) -> Vec<(TrustDomain, PathBuf)> {
         let Ok(entries) = fs::read_dir(&self.0) else { return Vec::new() };
-        let mut files: Vec<_> =
-            entries.flatten().filter_map(|entry| Some((named(&entry.path())?, entry.path()))).collect();
+        let mut files: Vec<_> = entries
+            .flatten()
+            .filter_map(|entry| Some((named(&entry.path(), endings)?, entry.path())))
+            .collect();
         files.sort_by(|a, b| a.1.cmp(&b.1));
         files
+    }
+
+    /// Where domains publish their bundles. One that can't be read is left out, with a line in the log.
+    pub fn endpoints(&self) -> BTreeMap<TrustDomain, Endpoint> {
+        let read = |(domain, file): (TrustDomain, PathBuf)| {
+            let text = fs::read(&file).map_err(|error| error.to_string());
+            match text.and_then(|text| Endpoint::parse(&text)) {
+                Ok(endpoint) => Some((domain, endpoint)),
+                Err(error) => {
+                    tracing::debug!(%domain, %error, file = %file.display(), "no endpoint of a bundle");
+                    None
+                }
+            }
+        };
+        self.ending_in(&[ENDPOINT]).into_iter().filter_map(read).collect()
+    }
+
+    /// The bundle of a domain, as it is now.
+    ///
+    /// # Errors
+    /// [`IssuerError::File`] if it can't be read; that it is not there is none of them.
+    pub fn bundle(&self, domain: &TrustDomain) -> Result<Option<Authorities>, IssuerError> {
+        let file = self.files().into_iter().find(|(of, _)| of == domain);
+        file.map(|(_, file)| read_bundle(&file)).transpose()
+    }
+
+    /// Says where a domain publishes its bundle, or, with none, that it is not followed.
+    ///
+    /// # Errors
+    /// [`IssuerError::File`].
+    pub fn put_endpoint(&self, domain: &TrustDomain, endpoint: Option<&Endpoint>) -> Result<(), IssuerError> {
+        let file = self.0.join(format!("{domain}.{ENDPOINT}"));
+        match endpoint {
+            Some(endpoint) => write_new(&file, endpoint.text().as_bytes(), 0o644).map_err(at(&file)),
+            None if file.exists() => fs::remove_file(&file).map_err(at(&file)),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts a bundle there that was fetched from `endpoint`, unless the domain was taken away meanwhile. False if it was.
+    ///
+    /// # Errors
+    /// [`IssuerError::File`].
+    pub(super) fn put_followed(
+        &self,
+        domain: &TrustDomain,
+        endpoint: &Endpoint,
+        authorities: &Authorities,
+    ) -> Result<bool, IssuerError> {
+        let is_followed = || self.endpoints().get(domain) == Some(endpoint);
+        if !is_followed() {
+            return Ok(false);
+        }
+        self.put(domain, authorities)?;
+        // Who takes a domain away removes the endpoint first. If that was just now, what we put is removed by us or by them.
+        if is_followed() {
+            return Ok(true);
+        }
+        self.remove_but(domain, None)?;
+        Ok(false)
     }
 
     /// Puts a domain's bundle there, in place of one that is there.
@@ -57,6 +127,7 @@ impl Folder {
     /// # Errors
     /// [`IssuerError::File`].
     pub fn remove(&self, domain: &TrustDomain) -> Result<bool, IssuerError> {
+        self.put_endpoint(domain, None)?;
         self.remove_but(domain, None)
     }
 
@@ -73,10 +144,10 @@ impl Folder {
 }
 
 /// The trust domain that a bundle's file is named after.
-fn named(file: &Path) -> Option<TrustDomain> {
+fn named(file: &Path, endings: &[&str]) -> Option<TrustDomain> {
     let ending = file.extension()?.to_str()?;
     let domain = file.file_stem()?.to_str()?;
-    ENDINGS.contains(&ending).then(|| TrustDomain::new(domain).ok()).flatten()
+    endings.contains(&ending).then(|| TrustDomain::new(domain).ok()).flatten()
 }
 
 /// Where the bundles of other trust domains are.
@@ -206,7 +277,7 @@ mod tests {
         let mut known = known(&folder);
         assert!(known.look().is_empty());
         folder.put(a.domain(), &vec![a.certificate().clone()]).unwrap();
-        fs::write(at("b.test.json"), bundle::to_json(&[b.certificate().clone()]).unwrap()).unwrap();
+        fs::write(at("b.test.json"), bundle::to_json(&[b.certificate().clone()], 1, 300).unwrap()).unwrap();
         fs::write(at("own.test.pem"), bundle::to_pem(&[a.certificate().clone()])).unwrap();
         fs::write(at("README"), "no bundle").unwrap();
         let both: Bundles = a.bundles().into_iter().chain(b.bundles()).collect();
@@ -223,5 +294,23 @@ mod tests {
         assert_eq!(known.look(), a.bundles());
         fs::remove_dir_all(at("")).unwrap();
         assert!(known.look().is_empty());
+    }
+
+    #[test]
+    fn a_bundle_that_was_on_its_way_does_not_bring_back_a_domain_that_was_taken_away() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = Folder::open(place.path()).unwrap();
+        let b = authority("b.test");
+        let bundle = vec![b.certificate().clone()];
+        let endpoint = Endpoint::parse(br#"{"url": "https://192.0.2.1:8443/"}"#).unwrap();
+        let elsewhere = Endpoint::parse(br#"{"url": "https://192.0.2.2:8443/"}"#).unwrap();
+        folder.put_endpoint(b.domain(), Some(&endpoint)).unwrap();
+        assert!(folder.put_followed(b.domain(), &endpoint, &bundle).unwrap());
+        assert_eq!(folder.bundle(b.domain()).unwrap(), Some(bundle.clone()));
+        assert!(!folder.put_followed(b.domain(), &elsewhere, &vec![]).unwrap(), "not where it is followed");
+        assert!(folder.remove(b.domain()).unwrap());
+        assert!(!folder.put_followed(b.domain(), &endpoint, &bundle).unwrap());
+        assert_eq!(folder.bundle(b.domain()).unwrap(), None);
+        assert!(fs::read_dir(place.path()).unwrap().next().is_none());
     }
 }

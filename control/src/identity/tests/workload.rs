@@ -4,16 +4,23 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::Code;
+use tonic::service::Routes;
+use tonic::{Code, Request, Response, Status};
 use vwire_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
-use vwire_proto::workload::{JwtsvidRequest, X509BundlesRequest, X509svidRequest};
+use vwire_proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
+use vwire_proto::workload::{
+    JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
+    ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest,
+    X509svidResponse,
+};
 
 use super::certificates::authority;
-use crate::identity::issuer::{Authority, Issuer, Name, read_bundle, serve};
+use crate::identity::issuer::{Authority, Issuer, Keys, Name, read_bundle, serve};
 use crate::identity::*;
-use crate::transport::{Dialling, Limits, Pool, Target};
+use crate::transport::{Dialling, Limits, Pool, Server, Target};
 
 struct Agent {
     socket: Target,
@@ -24,7 +31,7 @@ struct Agent {
 fn agent(folder: &Path, authority: Authority, life: Duration, name: Option<&str>) -> Agent {
     let socket = Target::Unix(folder.join("agent.sock"));
     let (federated, receiver) = watch::channel(Bundles::new());
-    let issuer = Arc::new(Issuer::new(authority, life, Vec::new(), receiver));
+    let issuer = Arc::new(Issuer::new(Keys::fixed(authority), life, Vec::new(), receiver));
     let shutdown = CancellationToken::new();
     let name = name.map(|name| name.parse::<Name>().unwrap());
     let (at, ending) = (socket.clone(), shutdown.clone());
@@ -97,6 +104,111 @@ async fn federated_bundles_come_along_and_their_change_is_sent_at_once() {
     let now =
         changes.wait_for(|svid| svid.as_ref().unwrap().bundles.len() == 2).await.unwrap().clone().unwrap();
     assert_eq!(now.bundles[theirs.domain()], [theirs.certificate().clone()]);
+}
+
+/// An agent that tells its SVID once and its bundles as they change, or no bundles at all.
+struct Quiet {
+    svid: X509svidResponse,
+    bundles: Option<watch::Receiver<X509BundlesResponse>>,
+}
+
+#[tonic::async_trait]
+impl SpiffeWorkloadApi for Quiet {
+    type FetchX509SVIDStream = BoxStream<'static, Result<X509svidResponse, Status>>;
+    type FetchX509BundlesStream = BoxStream<'static, Result<X509BundlesResponse, Status>>;
+    type FetchJWTBundlesStream = BoxStream<'static, Result<JwtBundlesResponse, Status>>;
+
+    async fn fetch_x509svid(
+        &self,
+        _: Request<X509svidRequest>,
+    ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
+        let once = stream::once(std::future::ready(Ok(self.svid.clone())));
+        Ok(Response::new(once.chain(stream::pending()).boxed()))
+    }
+
+    async fn fetch_x509_bundles(
+        &self,
+        _: Request<X509BundlesRequest>,
+    ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
+        let bundles = self.bundles.clone().ok_or_else(|| Status::unimplemented("SVIDs only"))?;
+        Ok(Response::new(tokio_stream::wrappers::WatchStream::new(bundles).map(Ok).boxed()))
+    }
+
+    async fn fetch_jwtsvid(&self, _: Request<JwtsvidRequest>) -> Result<Response<JwtsvidResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn fetch_jwt_bundles(
+        &self,
+        _: Request<JwtBundlesRequest>,
+    ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn validate_jwtsvid(
+        &self,
+        _: Request<ValidateJwtsvidRequest>,
+    ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+}
+
+async fn quiet(
+    socket: &Target,
+    bundles: Option<watch::Receiver<X509BundlesResponse>>,
+) -> (Authority, CancellationToken) {
+    let ours = authority("ours.test");
+    let svid = ours.issue("/x", HOUR).unwrap();
+    let svid = X509svid {
+        spiffe_id: svid.id.to_string(),
+        x509_svid: svid.chain[0].to_vec(),
+        x509_svid_key: svid.key.secret_pkcs8_der().to_vec(),
+        bundle: ours.certificate().to_vec(),
+        hint: String::new(),
+    };
+    let svid = X509svidResponse { svids: vec![svid], ..Default::default() };
+    let ending = CancellationToken::new();
+    let server = Server::bind(std::slice::from_ref(socket), Limits::default()).await.unwrap();
+    let routes = Routes::new(SpiffeWorkloadApiServer::new(Quiet { svid, bundles }));
+    tokio::spawn(server.serve_plain(routes, ending.clone()));
+    (ours, ending)
+}
+
+#[tokio::test]
+async fn bundles_that_change_without_a_new_svid_are_taken_up_and_those_that_go_are_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = Target::Unix(folder.path().join("agent.sock"));
+    let (sender, bundles) = watch::channel(X509BundlesResponse::default());
+    let (ours, _ending) = quiet(&socket, Some(bundles)).await;
+    let identity = Identity::from_workload_api(&socket).await.unwrap();
+    let first = identity.current().unwrap();
+    let theirs = authority("theirs.test");
+    let told = |authority: &Authority| (authority.domain().id_string(), authority.certificate().to_vec());
+    let mut changes = identity.changes();
+    sender.send_modify(|response| response.bundles = [told(&ours), told(&theirs)].into());
+    let has = |count: usize| move |svid: &Option<Arc<Svid>>| svid.as_ref().unwrap().bundles.len() == count;
+    let now = changes.wait_for(has(2)).await.unwrap().clone().unwrap();
+    assert_eq!(now.bundles[theirs.domain()], [theirs.certificate().clone()]);
+    assert_eq!(now.chain, first.chain, "the same SVID");
+    // An authority that is added to our own is believed, too; and a domain that is gone is not.
+    let newer = authority("ours.test");
+    let both = [ours.certificate().to_vec(), newer.certificate().to_vec()].concat();
+    sender.send_modify(|response| response.bundles = [(ours.domain().id_string(), both)].into());
+    let now = changes.wait_for(has(1)).await.unwrap().clone().unwrap();
+    assert_eq!(now.bundles[ours.domain()], [ours.certificate().clone(), newer.certificate().clone()]);
+    // One that leaves out our own says nothing of it.
+    sender.send_modify(|response| response.bundles = [told(&theirs)].into());
+    let now = changes.wait_for(has(2)).await.unwrap().clone().unwrap();
+    assert_eq!(now.bundles[ours.domain()].len(), 2);
+}
+
+#[tokio::test]
+async fn an_agent_without_bundles_is_good_for_svids() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = Target::Unix(folder.path().join("agent.sock"));
+    let (ours, _ending) = quiet(&socket, None).await;
+    let identity = Identity::from_workload_api(&socket).await.unwrap();
+    assert_eq!(identity.current().unwrap().bundles, ours.bundles());
 }
 
 #[tokio::test]

@@ -74,6 +74,17 @@ impl Store {
         Self::start(settings, Table::default(), Table::default(), None)
     }
 
+    /// A store that is kept in a file, if there is one.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn kept(settings: Settings, file: Option<&Path>) -> Result<Self, StateError> {
+        match file {
+            Some(file) => Self::open(settings, file),
+            None => Ok(Self::new(settings)),
+        }
+    }
+
     /// A store that is kept in a file, too: with what was registered before and has not expired.
     ///
     /// # Errors
