@@ -230,7 +230,8 @@ impl Known {
         let first_failure = seen.is_some() || authorities.is_none();
         *seen = stamp;
         if *domain == self.own {
-            tracing::error!(%domain, file = %file.display(), "a bundle of our own trust domain is passed over: the issuer has its own");
+            // Several issuers may share a folder; each has its own authorities from elsewhere.
+            tracing::debug!(%domain, file = %file.display(), "a bundle of our own trust domain is passed over");
             return None;
         }
         match read_bundle(&file) {
