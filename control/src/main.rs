@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use vwire_control::config::{Common, Effective};
@@ -70,6 +71,9 @@ impl Command {
     }
 }
 
+/// What tasks have to end when their role has.
+const LAST_TASKS: Duration = Duration::from_millis(500);
+
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     let (cli, settings) = config::load::<Cli>(&args).unwrap_or_else(|error| error.exit());
@@ -78,8 +82,8 @@ fn main() -> ExitCode {
         Err(error) => return fail(&format!("starting threads: {error}")),
     };
     let done = runtime.block_on(run(cli.command, settings));
-    // Calls that are still under way must not hold up the end.
-    runtime.shutdown_background();
+    // What the tasks own goes with them, their sockets' files among it. Calls that are still under way must not hold up the end.
+    runtime.shutdown_timeout(LAST_TASKS);
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => fail(&reason),
