@@ -123,8 +123,8 @@ async fn a_part_that_dies_in_the_middle_of_a_foreign_request_leaves_nothing_behi
     spec.domains[1].nodes[0].split = true;
     spec.domains[1].nodes[0].clients.retain(|client| client.name == "by-address");
     spec.checks.clear();
-    for domain in &mut spec.domains {
-        domain.env.insert("NSM_MAX_TOKEN_LIFETIME".to_owned(), TOKENS.to_owned());
+    for node in spec.domains.iter_mut().flat_map(|domain| &mut domain.nodes) {
+        node.env.insert("NSM_MAX_TOKEN_LIFETIME".to_owned(), TOKENS.to_owned());
     }
     let run = Run::of(&mut spec, "midway");
     let mut lab = run.up(&spec).await;
