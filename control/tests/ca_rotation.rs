@@ -1,29 +1,20 @@
 //! The authorities of two linked domains (config/lab/two-domains.yaml) are rotated while packets cross the border: nothing is lost, nobody
 //! links anew, and afterwards new connections are made as before. Needs root.
 
-use std::path::{Path, PathBuf};
+mod lab_support;
+
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lab_support::Run;
 use serde_json::Value;
 use vwire_control::cli::AdminClient;
-use vwire_control::lab::{Lab, Programs, Silent, Spec, check};
+use vwire_control::lab::{Lab, Silent, Spec, check};
 use vwire_control::obs::{ConnectionView, Status};
 
 const SERVICE: &str = "icmp-responder@domain1.test";
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// The lab's directory; a lab that a test leaves is taken down.
-struct Run(PathBuf, String);
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        let program = env!("CARGO_BIN_EXE_vwire");
-        let down = Command::new(program).args(["lab", "down", &self.1, "--run"]).arg(&self.0).output();
-        assert!(std::thread::panicking() || down.is_ok_and(|output| output.status.success()));
-        let _ = std::fs::remove_dir(&self.0);
-    }
-}
 
 /// A `ping` that runs until it is told to end.
 struct Pings(Child);
@@ -79,14 +70,12 @@ async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 async fn a_vwire_between_two_domains_outlives_the_rotation_of_both_authorities() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/lab/two-domains.yaml");
     let mut spec = Spec::load(&file).unwrap();
-    spec.name = format!("ca-{}", std::process::id());
     for domain in &mut spec.domains {
         let settings = [("VWIRE_CA_SVID_LIFETIME", "30s"), ("VWIRE_CA_REFRESH_HINT", "2s")];
         domain.issuer_env.extend(settings.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }
-    let run = Run(std::env::temp_dir().join(&spec.name), spec.name.clone());
-    let programs = Programs::beside(Path::new(env!("CARGO_BIN_EXE_vwire"))).unwrap();
-    let lab = Lab::up(&spec, &run.0, &programs, &Silent).await.unwrap_or_else(|error| panic!("{error}"));
+    let run = Run::of(&mut spec, "ca");
+    let lab = run.up(&spec).await;
     let admin = AdminClient(lab.layout().admin("nsc-by-name"));
     let vwire = async || {
         let all: Vec<ConnectionView> = admin.get("/connections").await.unwrap();

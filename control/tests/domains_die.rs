@@ -1,12 +1,15 @@
 //! Two domains (config/lab/two-domains.yaml) whose parts die one by one while packets cross the border: what is connected goes on
 //! without a loss, and what died is taken up again. Needs root.
 
+mod lab_support;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lab_support::Run;
 use vwire_control::cli::AdminClient;
-use vwire_control::lab::{Lab, Programs, Silent, Spec, check, pings};
+use vwire_control::lab::{Lab, Silent, Spec, check, pings};
 use vwire_control::obs::ConnectionView;
 
 /// What is killed, and started again; the endpoint comes last and by itself.
@@ -28,18 +31,6 @@ const ASKER: &str = "nsc-by-address";
 const SERVICE: &str = "icmp-responder@domain1.test";
 const PINGS: u32 = 100;
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The lab's directory; a lab that a test leaves is taken down.
-struct Run(PathBuf, String);
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        let program = env!("CARGO_BIN_EXE_vwire");
-        let down = Command::new(program).args(["lab", "down", &self.1, "--run"]).arg(&self.0).output();
-        assert!(std::thread::panicking() || down.is_ok_and(|output| output.status.success()));
-        let _ = std::fs::remove_dir(&self.0);
-    }
-}
 
 /// A running `ping`, whose output goes to a file.
 struct Pings(Child, PathBuf);
@@ -111,12 +102,10 @@ fn answers(lab: &Lab, address: &str) -> bool {
 async fn no_packet_is_lost_while_the_parts_of_both_domains_die_and_an_endpoint_is_asked_again() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/lab/two-domains.yaml");
     let mut spec = Spec::load(&file).unwrap();
-    spec.name = format!("die-{}", std::process::id());
     // Each part a process of its own, on either side.
     spec.domains[1].nodes[0].split = true;
-    let run = Run(std::env::temp_dir().join(&spec.name), spec.name.clone());
-    let programs = Programs::beside(Path::new(env!("CARGO_BIN_EXE_vwire"))).unwrap();
-    let mut lab = Lab::up(&spec, &run.0, &programs, &Silent).await.unwrap_or_else(|error| panic!("{error}"));
+    let run = Run::of(&mut spec, "die");
+    let mut lab = run.up(&spec).await;
     let log = lab.layout().directory().join("ping.log");
     for part in PARTS {
         let to = address(&lab).await.expect("a vWire that is up");

@@ -1,12 +1,15 @@
 //! Two domains with two proxies each (config/lab/replicas.yaml), of one name and behind one DNS name: what one of them has begun the other
 //! carries on. Needs root.
 
+mod lab_support;
+
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lab_support::Run;
 use tonic::Request;
 use vwire_control::api::connection::{Connection, Mechanism, Path as Hops, PathSegment};
 use vwire_control::api::mechanism::{REMOTE, SRC_IP, VXLAN};
@@ -14,7 +17,7 @@ use vwire_control::api::networkservice::NetworkServiceRequest;
 use vwire_control::api::networkservice::network_service_client::NetworkServiceClient;
 use vwire_control::cli::AdminClient;
 use vwire_control::identity::{Identity, TokenSource};
-use vwire_control::lab::{Lab, Programs, Silent, Spec, check, pings};
+use vwire_control::lab::{Lab, Silent, Spec, check, pings};
 use vwire_control::obs::ConnectionView;
 use vwire_control::transport::{Dialling, Pool, Target};
 
@@ -25,25 +28,11 @@ const CLIENT: &str = "client-0";
 /// Both domains' proxies.
 const PROXIES: [[&str; 2]; 2] = [["proxy-domain1", "proxy-domain1.2"], ["proxy-domain2", "proxy-domain2.2"]];
 
-/// The lab's directory; a lab that a test leaves is taken down.
-struct Run(PathBuf, String);
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        let program = env!("CARGO_BIN_EXE_vwire");
-        let down = Command::new(program).args(["lab", "down", &self.1, "--run"]).arg(&self.0).output();
-        assert!(std::thread::panicking() || down.is_ok_and(|output| output.status.success()));
-        let _ = std::fs::remove_dir(&self.0);
-    }
-}
-
 async fn up(tag: &str) -> (Run, Lab) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/lab/replicas.yaml");
     let mut spec = Spec::load(&file).unwrap();
-    spec.name = format!("{tag}-{}", std::process::id());
-    let run = Run(std::env::temp_dir().join(&spec.name), spec.name.clone());
-    let programs = Programs::beside(Path::new(env!("CARGO_BIN_EXE_vwire"))).unwrap();
-    let lab = Lab::up(&spec, &run.0, &programs, &Silent).await.unwrap_or_else(|error| panic!("{error}"));
+    let run = Run::of(&mut spec, tag);
+    let lab = run.up(&spec).await;
     (run, lab)
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::Process;
 use super::forwarding::Forwarding;
+use super::guards::Guards;
 use super::nsmgr::{check_name, public_url};
 use super::registry_proxy_dns::Bounds;
 use crate::chain::service::Service;
@@ -16,10 +17,9 @@ use crate::chain::{Chain, Element};
 use crate::config::{self, List, Maybe, WatchedMap};
 use crate::domain::{AddressMap, Ourselves, Places};
 use crate::elements::authorize::PathPolicy;
-use crate::elements::monitor::Strictness;
 use crate::elements::{
-    Admission, Authorize, Begin, Binding, ClusterInfo, Connect, Discover, Follow, Hub, InterdomainBypass,
-    Monitor, RefuseLoops, SwapIp, Timeout, TrimPath, UpdatePath, UpdateToken, cluster_info,
+    Admission, Authorize, ClusterInfo, Connect, Discover, Follow, Hub, InterdomainBypass, Monitor,
+    RefuseLoops, SwapIp, Timeout, TrimPath, UpdatePath, UpdateToken, cluster_info,
 };
 use crate::identity::policy::{BadPolicies, Policies, Transit};
 use crate::obs::{ConnectionView, Reporter};
@@ -93,14 +93,9 @@ pub struct Door {
     #[arg(long, env = "VWIRE_PROXY_MAX_REQUESTS", value_name = "COUNT", default_value_t = 256)]
     pub proxy_max_requests: usize,
 
-    /// Who may go on with a connection that another began: `off` as in Go, `healing` or `exact`.
-    #[arg(long, env = "VWIRE_BINDING", value_enum, default_value_t = Binding::Healing)]
-    pub binding: Binding,
-
-    /// Shows watchers only the connections that they are a hop of, without tokens. With false everyone sees all, as in Go.
-    #[arg(long, env = "VWIRE_MONITOR_STRICT", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
-          action = clap::ArgAction::Set)]
-    pub monitor_strict: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub guards: Guards,
 }
 
 impl Door {
@@ -199,7 +194,7 @@ impl Setup<'_> {
         door.forwarding.start(process, self.rules.clone(), Arc::clone(&own), Some(outside));
         let requests =
             Gate::new(door.proxy_max_requests, "Requests of other domains", "VWIRE_PROXY_MAX_REQUESTS");
-        let hub = Hub::new(if door.monitor_strict { Strictness::Strict } else { Strictness::Open });
+        let hub = door.guards.hub();
         let follow = Follow::new(door.name.as_str(), Arc::clone(&hub), Arc::clone(&process.pool));
         let way = InterdomainBypass::new(
             Arc::clone(&places),
@@ -214,7 +209,7 @@ impl Setup<'_> {
                 Arc::new(RefuseLoops::new(door.name.as_str(), process.identity.clone())),
                 Arc::new(UpdatePath::new(door.name.as_str())),
                 // What another proxy of our name has made is closed by us, too.
-                Arc::new(Begin::new(door.binding).passing_unknown()),
+                Arc::new(door.guards.begin().passing_unknown()),
                 Arc::new(UpdateToken::new(process.tokens.clone())),
                 Arc::new(Authorize::new(path_policy(process, self.transit))),
                 Arc::new(Timeout::new(chain)),
