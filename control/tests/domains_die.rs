@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lab_support::Run;
+use lab_support::{Pings, Run};
 use vwire_control::cli::AdminClient;
 use vwire_control::lab::{Lab, Silent, Spec, check, pings};
 use vwire_control::obs::ConnectionView;
@@ -31,48 +31,6 @@ const ASKER: &str = "nsc-by-address";
 const SERVICE: &str = "icmp-responder@domain1.test";
 const PINGS: u32 = 100;
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A running `ping`, whose output goes to a file.
-struct Pings(Child, PathBuf);
-
-impl Pings {
-    fn start(lab: &Lab, address: &str, log: PathBuf) -> Self {
-        let out = std::fs::File::create(&log).unwrap();
-        let space = lab.layout().namespace("by-name");
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &space, "ping"]).args(pings::arguments(PINGS)).arg(address);
-        let child = command.stdin(Stdio::null()).stdout(out).spawn().unwrap();
-        Self(child, log)
-    }
-
-    fn said(&self) -> String {
-        std::fs::read_to_string(&self.1).unwrap_or_default()
-    }
-
-    async fn answered(&self, times: usize) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.said().matches("icmp_seq=").count() < times {
-            assert!(Instant::now() < deadline, "no {times} answers: {}", self.said());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    async fn end(mut self) -> String {
-        let deadline = Instant::now() + PATIENCE;
-        while self.0.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < deadline, "ping does not end");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        self.said()
-    }
-}
-
-impl Drop for Pings {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// The endpoint's address on the client's vWire, if that is up.
 async fn address(lab: &Lab) -> Option<String> {
@@ -106,10 +64,9 @@ async fn no_packet_is_lost_while_the_parts_of_both_domains_die_and_an_endpoint_i
     spec.domains[1].nodes[0].split = true;
     let run = Run::of(&mut spec, "die");
     let mut lab = run.up(&spec).await;
-    let log = lab.layout().directory().join("ping.log");
     for part in PARTS {
         let to = address(&lab).await.expect("a vWire that is up");
-        let pings = Pings::start(&lab, &to, log.clone());
+        let pings = Pings::count(&lab, "by-name", &to, PINGS);
         pings.answered(10).await;
         lab.kill(part).await.unwrap();
         let said = pings.end().await;
@@ -132,7 +89,7 @@ async fn no_packet_is_lost_while_the_parts_of_both_domains_die_and_an_endpoint_i
         lab.kill(part).await.unwrap();
     }
     let to = address(&lab).await.expect("a vWire that is up");
-    let said = Pings::start(&lab, &to, log.clone()).end().await;
+    let said = Pings::count(&lab, "by-name", &to, PINGS).end().await;
     assert_eq!(pings::lost(&said, PINGS), [0; 0], "without {FINDERS:?}: {said}");
     assert_eq!(address(&lab).await, Some(to));
     assert_eq!(heals(&lab).await, before, "nothing had to be healed");

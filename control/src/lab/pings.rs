@@ -22,6 +22,13 @@ pub fn lost(said: &str, count: u32) -> Vec<u32> {
     (1..=count).filter(|number| !answered.contains(number)).collect()
 }
 
+/// For a `ping` that was interrupted: how many are answered, and which are not although a later one is. What follows the last
+/// answer may have been on its way when the interrupt came, so `ping`'s own count of what it sent is no measure.
+pub fn answered(said: &str) -> (usize, Vec<u32>) {
+    let answered: BTreeSet<u32> = said.lines().filter_map(answered_by).collect();
+    (answered.len(), lost(said, answered.last().copied().unwrap_or_default()))
+}
+
 /// The number of the ping that a line is the answer to. A line of an error has the number, too, but not the time.
 fn answered_by(line: &str) -> Option<u32> {
     let (_, after) = line.split_once("icmp_seq=")?;
@@ -44,5 +51,7 @@ mod tests {
         assert_eq!(lost(said, 4), [2]);
         assert_eq!(lost(said, 5), [2, 5]);
         assert_eq!(lost("", 2), [1, 2]);
+        assert_eq!(answered(said), (3, vec![2]));
+        assert_eq!(answered(""), (0, vec![]));
     }
 }

@@ -2,9 +2,10 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use vwire_control::lab::{Lab, Programs, Silent, Spec};
+use vwire_control::lab::{Lab, Programs, Silent, Spec, pings};
 
 /// Where a test's lab is. A lab that is still there when this is dropped, because the test failed, is taken down.
 pub struct Run {
@@ -38,5 +39,69 @@ impl Drop for Run {
         let down = down.args(["lab", "down", &self.lab, "--run"]).arg(&self.folder).output();
         assert!(std::thread::panicking() || down.is_ok_and(|output| output.status.success()));
         let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// How long a `ping` may take to say or do what is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running `ping` in the namespace of a lab's client, whose output goes to a file: a pipe that nobody reads would stop it.
+pub struct Pings(Child, PathBuf);
+
+impl Pings {
+    /// Pings until `count` are answered.
+    pub fn count(lab: &Lab, client: &str, address: &str, count: u32) -> Self {
+        Self::start(lab, client, address, &pings::arguments(count))
+    }
+
+    /// Pings twenty times a second until [`Self::interrupt`].
+    pub fn on_and_on(lab: &Lab, client: &str, address: &str) -> Self {
+        Self::start(lab, client, address, &["-n", "-i", "0.05"].map(str::to_owned))
+    }
+
+    fn start(lab: &Lab, client: &str, address: &str, arguments: &[String]) -> Self {
+        let log = lab.layout().directory().join(format!("ping-{client}.log"));
+        let out = std::fs::File::create(&log).unwrap();
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &lab.layout().namespace(client), "ping"]).args(arguments).arg(address);
+        let child = command.stdin(Stdio::null()).stdout(out).spawn().unwrap();
+        Self(child, log)
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.1).unwrap_or_default()
+    }
+
+    /// Waits for so many answers.
+    pub async fn answered(&self, times: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.said().matches("icmp_seq=").count() < times {
+            assert!(Instant::now() < deadline, "no {times} answers: {}", self.said());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// What it has said when it has ended by itself.
+    pub async fn end(mut self) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        while self.0.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "ping does not end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.said()
+    }
+
+    /// Ends it: how many were answered, and the numbers of those that were lost on the way.
+    pub async fn interrupt(self) -> (usize, Vec<u32>) {
+        let interrupted = Command::new("kill").args(["-INT", &self.0.id().to_string()]).status();
+        assert!(interrupted.unwrap().success());
+        pings::answered(&self.end().await)
+    }
+}
+
+impl Drop for Pings {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
