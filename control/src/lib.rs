@@ -14,6 +14,7 @@
 //! | names of other domains | `domain` |
 //! | where another domain's registry and proxy are | `discovery` |
 //! | what the packet engine shall hold | `dataplane` |
+//! | a virtual network on layer 3: its endpoints | `vl3` |
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -32,3 +33,4 @@ pub mod obs;
 pub mod registry;
 pub mod roles;
 pub mod transport;
+pub mod vl3;
