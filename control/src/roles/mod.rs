@@ -18,5 +18,6 @@ pub mod registry;
 pub mod registry_proxy_dns;
 pub mod runtime;
 pub mod vl3;
+pub mod vl3_ipam;
 
 pub use process::{Process, ProcessError, begin};
