@@ -32,3 +32,4 @@ pub mod obs;
 pub mod registry;
 pub mod roles;
 pub mod transport;
+pub mod vl3;
