@@ -12,6 +12,7 @@ const NSM: &[&str] = &[
     "nsm/connection.proto",
     "nsm/connectioncontext.proto",
     "nsm/registry.proto",
+    "nsm/ipam.proto",
 ];
 /// The registry calls before v1. Their package has v1's name, so what is generated lies in a folder of its own.
 const NSM_02: &[&str] = &["nsm02/registry.proto"];

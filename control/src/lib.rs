@@ -14,6 +14,8 @@
 //! | names of other domains | `domain` |
 //! | where another domain's registry and proxy are | `discovery` |
 //! | what the packet engine shall hold | `dataplane` |
+//! | prefixes for the endpoints of a virtual network | [`ipam`] |
+//! | the virtual network itself | [`vl3`] |
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -27,6 +29,7 @@ pub mod domain;
 pub mod elements;
 pub mod endpoint;
 pub mod identity;
+pub mod ipam;
 pub mod lab;
 pub mod obs;
 pub mod registry;

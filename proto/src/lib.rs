@@ -63,6 +63,16 @@ pub mod nsm {
         tonic::include_proto!("registry");
     }
 
+    /// Package `ipam`: prefixes for the endpoints of a virtual network.
+    pub mod ipam {
+        #![expect(
+            missing_docs,
+            reason = "generated; documented in the .proto files where comments are possible"
+        )]
+        #![allow(clippy::doc_lazy_continuation, clippy::too_long_first_doc_paragraph)]
+        tonic::include_proto!("ipam");
+    }
+
     /// The encoded `FileDescriptorSet` of these packages, for gRPC reflection.
     pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nsm.bin"));
 }

@@ -16,12 +16,14 @@ const PREFIXES: [&str; 2] = ["NSM_", "VWIRE_"];
 /// The Go registries have prefixes of their own: used where the variable itself is not set.
 const ALIASES: [(&str, [&str; 2]); 1] = [("registry", ["REGISTRY_MEMORY_", "REGISTRY_K8S_"])];
 /// Variables of NSM before v1, in the words of a role's variables of today: used where these are not set.
-const OLD: [(&str, &str, &str); 5] = [
+const OLD: [(&str, &str, &str); 7] = [
     ("registry", "PROXY_NSMD_K8S_ADDRESS", "NSM_PROXY_REGISTRY_URL"),
     ("nsmgr-proxy", "PROXY_NSMD_K8S_ADDRESS", "NSM_REGISTRY_PROXY_URL"),
     ("nsmgr-proxy", "PROXY_NSMD_API_ADDRESS", "NSM_LISTEN_ON"),
     ("nsmgr-proxy", "PROXY_NSMD_ADDRESS", "VWIRE_PROXY_URL"),
     ("proxy", "PROXY_NSMD_ADDRESS", "VWIRE_PROXY_URL"),
+    ("vl3", "REMOTE_IP", "NSM_REMOTE_NS_IP_LIST"),
+    ("vl3", "REMOTE_CLUSTERIP", "NSM_REMOTE_NS_IP_LIST"),
 ];
 /// The setting that says where the file is.
 const FILE: &str = "config";

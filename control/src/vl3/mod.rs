@@ -1,5 +1,9 @@
-//! vL3: endpoints that join their clients, and each other's, to one network of layer 3.
+//! A virtual layer-3 network between endpoints (vL3).
 //!
-//! - [`peers`]: links between the endpoints of a service.
+//! | to find … | look in |
+//! |---|---|
+//! | links between the endpoints of a service | [`peers`] |
+//! | other domains that shall be peers | [`remotes`] |
 
 pub mod peers;
+pub mod remotes;

@@ -1,0 +1,108 @@
+//! What an endpoint may assign addresses from.
+
+use ipnet::IpNet;
+use vwire_proto::nsm::ipam::PrefixResponse;
+
+/// A prefix, and what of it must be left alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The prefix; no bit behind its length is set. Its first address is the endpoint's own.
+    pub prefix: IpNet,
+    /// No address of these may be assigned. They need not lie in the prefix.
+    pub excluded: Vec<IpNet>,
+}
+
+/// A server's answer that can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: \"{value}\" is no prefix")]
+pub struct BadGrant {
+    field: &'static str,
+    value: String,
+}
+
+/// Two prefixes that can't be in one network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "prefix {theirs} overlaps {ours}, which this endpoint has of its own IPAM: the addresses would be there twice; give each domain's \
+     IPAM a prefix of its own (NSM_PREFIX)"
+)]
+pub struct Overlap {
+    /// What this endpoint was given.
+    pub ours: IpNet,
+    /// What the other one says it has.
+    pub theirs: IpNet,
+}
+
+impl Grant {
+    /// A prefix of which nothing is excluded; bits behind its length count as 0.
+    pub fn of(prefix: IpNet) -> Self {
+        Self { prefix: prefix.trunc(), excluded: Vec::new() }
+    }
+
+    /// Reads a server's answer. Go's server may answer with bits behind the length: they count as 0.
+    ///
+    /// # Errors
+    /// [`BadGrant`] with the field that is no prefix.
+    pub fn read(answer: &PrefixResponse) -> Result<Self, BadGrant> {
+        let read = |field, value: &String| {
+            let prefix: Result<IpNet, _> = value.parse();
+            prefix.map(|prefix| prefix.trunc()).map_err(|_| BadGrant { field, value: value.clone() })
+        };
+        let excluded = answer.exclude_prefixes.iter().map(|value| read("exclude_prefixes", value));
+        Ok(Self { prefix: read("prefix", &answer.prefix)?, excluded: excluded.collect::<Result<_, _>>()? })
+    }
+
+    /// Whether another endpoint may have `theirs` in the same network.
+    ///
+    /// # Errors
+    /// [`Overlap`] if one contains the other.
+    pub fn beside(&self, theirs: IpNet) -> Result<(), Overlap> {
+        if overlap(&self.prefix, &theirs) { Err(Overlap { ours: self.prefix, theirs }) } else { Ok(()) }
+    }
+}
+
+/// True if two prefixes have an address in common: one contains the other then.
+pub(super) fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn answers_are_read_and_bad_ones_named() {
+        let answer = |prefix: &str, excluded: &[&str]| PrefixResponse {
+            prefix: prefix.into(),
+            exclude_prefixes: excluded.iter().map(|&text| text.into()).collect(),
+        };
+        let read = Grant::read(&answer("172.16.0.4/24", &["172.16.0.0/30", "fd00::1/128"])).unwrap();
+        assert_eq!(read.prefix, net("172.16.0.0/24"), "as Go's server says it");
+        assert_eq!(read.excluded, [net("172.16.0.0/30"), net("fd00::1/128")]);
+        assert_eq!(Grant::read(&answer("fd00::/64", &[])), Ok(Grant::of(net("fd00::/64"))));
+        for (prefix, excluded, told) in [
+            ("", &[][..], "prefix: \"\""),
+            ("172.16.0.0", &[], "prefix: \"172.16.0.0\""),
+            ("172.16.0.0/24", &["10.0.0.0/8", "all"], "exclude_prefixes: \"all\""),
+        ] {
+            let error = Grant::read(&answer(prefix, excluded)).unwrap_err().to_string();
+            assert!(error.starts_with(told), "{error}");
+        }
+    }
+
+    #[test]
+    fn prefixes_of_one_network_must_not_overlap() {
+        let grant = Grant::of(net("172.16.1.7/24"));
+        for theirs in ["172.16.0.0/24", "172.16.2.0/23", "fd00::/64", "::/0"] {
+            assert_eq!(grant.beside(net(theirs)), Ok(()), "{theirs}");
+        }
+        for theirs in ["172.16.1.0/24", "172.16.0.0/16", "172.16.1.128/25", "172.16.1.1/32", "0.0.0.0/0"] {
+            let error = grant.beside(net(theirs)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("prefix {theirs} overlaps 172.16.1.0/24")), "{error}");
+        }
+    }
+}
