@@ -58,6 +58,17 @@ pub enum Action {
     },
 }
 
+/// What becomes of a peer's call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// There is no link of ours to it.
+    Taken,
+    /// Ours gives way; it has to be taken out of the network first.
+    InPlaceOfOurs,
+    /// Ours stays.
+    Refused,
+}
+
 /// What is known of one peer, and what we do about it.
 #[derive(Debug)]
 struct Entry {
@@ -120,6 +131,18 @@ impl Pairing {
             entry.candidate = None;
         }
         self.forget();
+    }
+
+    /// Whether a call is taken, where ours to the same peer works or not (`linked`). One that works stays if its id is the greater
+    /// one; the caller hears of ours, too, and gives up. One that does not must not keep another from working.
+    pub fn may_come(&self, id: &str, caller: &Caller, linked: bool) -> Admission {
+        let Some(peer) = self.name_of(caller) else { return Admission::Taken };
+        let open = self.entries.get(peer).is_some_and(|entry| entry.ours == Ours::Open);
+        match open {
+            false => Admission::Taken,
+            true if linked && caller.yields && self.link_id(peer).as_str() > id => Admission::Refused,
+            true => Admission::InPlaceOfOurs,
+        }
     }
 
     /// A link to us was made, by its dialler's id, or is refreshed.

@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::time::Instant;
 
 use super::order::Age;
-use super::pairing::{Action, Caller, Candidate, Pairing};
+use super::pairing::{Action, Admission, Caller, Candidate, Pairing};
 
 /// Milliseconds.
 type Time = u64;
@@ -61,6 +61,8 @@ struct Node {
     pairing: Pairing,
     /// Whom it dials or has dialled.
     dials: BTreeSet<usize>,
+    /// Whose answer it has.
+    answered: BTreeSet<usize>,
     /// Who dialled it, in which life.
     links: BTreeMap<usize, u32>,
 }
@@ -87,6 +89,7 @@ impl World {
             registered: 0,
             pairing: Pairing::new("", None, Duration::ZERO),
             dials: BTreeSet::new(),
+            answered: BTreeSet::new(),
             links: BTreeMap::new(),
         };
         Self {
@@ -151,8 +154,11 @@ impl World {
             Event::Arrives { from, life, to } => self.arrives(from, life, to),
             Event::Answered { from, life, to, made } => {
                 let current = self.nodes[from].life == life && self.nodes[from].alive;
-                if current && !made && self.nodes[from].dials.contains(&to) {
-                    self.after(2_000, Event::Arrives { from, life, to });
+                if current && self.nodes[from].dials.contains(&to) {
+                    match made {
+                        true => drop(self.nodes[from].answered.insert(to)),
+                        false => self.after(2_000, Event::Arrives { from, life, to }),
+                    }
                 }
             }
             Event::Ends { from, life, to } => {
@@ -204,7 +210,7 @@ impl World {
             return;
         }
         let node = &mut self.nodes[index];
-        (node.alive, node.links) = (false, BTreeMap::new());
+        (node.alive, node.links, node.answered) = (false, BTreeMap::new(), BTreeSet::new());
         let (life, dials, name) = (node.life, std::mem::take(&mut node.dials), node.name.clone());
         for to in dials {
             self.after(1_000, Event::Ends { from: index, life, to });
@@ -244,7 +250,10 @@ impl World {
         let caller = Caller { name: dialler.name.clone(), identity: None, yields: !dialler.go };
         let id = dialler.pairing.link_id(&self.nodes[to].name);
         // Lost on the way, or on the way back: then there is a link that its dialler does not know of yet.
-        let reached = !self.loses() && self.nodes[to].alive;
+        let works = self.nodes[to].answered.contains(&from);
+        let node = &self.nodes[to];
+        let refused = !node.go && node.pairing.may_come(&id, &caller, works) == Admission::Refused;
+        let reached = !self.loses() && self.nodes[to].alive && !refused;
         if reached {
             self.nodes[to].links.insert(from, life);
             self.nodes[to].pairing.incoming(&id, caller);
@@ -271,6 +280,7 @@ impl World {
                 Action::HangUp { peer, .. } => {
                     let to = self.index(&peer);
                     assert!(self.nodes[index].dials.remove(&to), "hangs up on nobody");
+                    self.nodes[index].answered.remove(&to);
                     let time = self.now + self.random.random_range(1..=300);
                     self.at(time, Event::Ends { from: index, life, to });
                     self.at(time + 1, Event::HungUp { from: index, to });
