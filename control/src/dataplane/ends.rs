@@ -26,7 +26,8 @@ pub enum Payload {
 }
 
 impl Payload {
-    fn mode(self) -> i32 {
+    /// As the engine is told.
+    pub fn mode(self) -> i32 {
         match self {
             Self::Ethernet => pb::Mode::Ethernet.into(),
             Self::Ip => pb::Mode::Ip.into(),

@@ -52,7 +52,7 @@ mod simulation;
 pub use gate::Gate;
 pub use links::Own;
 pub use own::own_id;
-pub use ports::{Leg, Ports};
+pub use ports::{Leg, NOTE, Ports, RouterPorts};
 
 use dial::{Asking, Judged, PeerPath};
 use links::Links;

@@ -1,0 +1,141 @@
+//! Following the engine: after its restart it is made to hold again what the table says, and a dialled memif whose link breaks is
+//! dialled again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tonic::{Code, Status};
+use vwire_proto::dataplane::v1 as pb;
+
+use super::Router;
+use super::port::{End, Port};
+use crate::dataplane::client::{Change, Event, Events};
+use crate::dataplane::ends::DIAL_TIME;
+
+/// Between attempts to dial again.
+const PAUSE: Duration = Duration::from_millis(10);
+/// Rounds after which nothing more is expected of another one: each is needed only if somebody changed something meanwhile.
+const ROUNDS: usize = 5;
+
+/// Until the engine's client is gone.
+pub(super) async fn run(router: Arc<Router>, mut events: Events) {
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Lost => {
+                tracing::warn!("the packet engine does not answer; what it forwards, it may still forward");
+            }
+            Event::Engine(_) => {
+                if let Err(status) = router.agree().await {
+                    tracing::warn!(%status, domain = router.domain, "the packet engine does not hold all of the network");
+                }
+            }
+            Event::Link(link) if !link.up => router.broken(&link),
+            Event::Link(_) => {}
+        }
+    }
+}
+
+impl Router {
+    /// Makes the engine hold what the table says, and touches nothing that agrees.
+    pub(super) async fn agree(&self) -> Result<(), Status> {
+        let mut agreed = self.agreed.lock().await;
+        self.agree_now(&mut agreed).await
+    }
+
+    /// As [`agree`](Self::agree), if the engine is another than the one that agreed last. True if it is, and agrees now.
+    pub(super) async fn agree_if_new(&self) -> bool {
+        let asked = *self.agreed.lock().await;
+        let Ok(snapshot) = self.client.snapshot().await else { return false };
+        if snapshot.instance == asked {
+            return false;
+        }
+        let mut agreed = self.agreed.lock().await;
+        *agreed == snapshot.instance || self.agree_now(&mut agreed).await.is_ok()
+    }
+
+    async fn agree_now(&self, agreed: &mut u64) -> Result<(), Status> {
+        for _ in 0..ROUNDS {
+            let snapshot = self.client.snapshot().await?;
+            let plan = self.lock().plan(&self.domain, &snapshot);
+            if snapshot.instance != *agreed {
+                tracing::warn!(
+                    domain = self.domain,
+                    "the packet engine is another one; making the network again"
+                );
+            }
+            *agreed = snapshot.instance;
+            if plan.is_empty() {
+                return Ok(());
+            }
+            let mut first = Change::default();
+            plan.first.into_iter().for_each(|op| first.push(op));
+            self.client.apply(first).await?;
+            let made = plan.ports.into_iter().map(|(name, wanted, found, fresh)| async move {
+                let made = self.remake(&name, wanted, found.as_ref(), fresh).await;
+                made.map_err(|status| {
+                    Status::new(status.code(), format!("port {name}: {}", status.message()))
+                })
+            });
+            futures::future::join_all(made).await.into_iter().collect::<Result<(), _>>()?;
+        }
+        Ok(())
+    }
+
+    async fn remake(
+        &self,
+        name: &str,
+        mut port: Port,
+        found: Option<&Port>,
+        fresh: bool,
+    ) -> Result<(), Status> {
+        if fresh && port.lacks_socket() {
+            let Some(end @ End::Listen(_)) = port.end.clone() else {
+                return Err(Status::unavailable("nobody has said yet where it listens"));
+            };
+            port.listen(&end).await?;
+            let mut table = self.lock();
+            if let Some(known) = table.ports.get_mut(name) {
+                (known.memif, known.listening) = (port.memif.clone(), port.listening.clone());
+            }
+        }
+        let until = Instant::now() + DIAL_TIME;
+        self.client.apply(port.change(&self.domain, name, found, (fresh, until))).await
+    }
+
+    /// Dials again, beside the rest of the work, for as long as a listener may take to come back.
+    fn broken(self: &Arc<Self>, link: &pb::Link) {
+        let dialled =
+            self.lock().ports.get(&link.port).is_some_and(|port| matches!(port.end, Some(End::Dial(_))));
+        if !dialled {
+            return;
+        }
+        tracing::info!(port = link.port, reason = link.reason, "a link is down; dialling again");
+        let (router, name) = (Arc::clone(self), link.port.clone());
+        tokio::spawn(async move {
+            if let Err(status) = router.dial_again(&name).await {
+                tracing::warn!(port = name, %status, "a link stays down");
+            }
+        });
+    }
+
+    async fn dial_again(&self, name: &str) -> Result<(), Status> {
+        let until = Instant::now() + DIAL_TIME;
+        loop {
+            let turn = self.turn(name).await;
+            let port = self.lock().ports.get(name).cloned();
+            let Some(port) = port.filter(|_| !self.client.link(name).is_some_and(|link| link.up)) else {
+                return Ok(());
+            };
+            let made =
+                self.client.apply(port.change(&self.domain, name, Some(&port), (true, Instant::now()))).await;
+            drop(turn);
+            match made {
+                Ok(()) => return self.client.wait_up(name, until).await,
+                Err(status) if status.code() == Code::Unavailable && Instant::now() + PAUSE < until => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(status) => return Err(status),
+            }
+        }
+    }
+}
