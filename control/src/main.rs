@@ -9,7 +9,7 @@ use vwire_control::config::{Common, Effective};
 use vwire_control::roles::runtime::{self, Sharing};
 use vwire_control::roles::{
     Process, begin, ca, forwarder, node, nsc, nse, nsmgr, nsmgr_proxy, nsmrs, proxy, registry,
-    registry_proxy_dns,
+    registry_proxy_dns, vl3_ipam,
 };
 use vwire_control::{cli, config};
 
@@ -47,6 +47,8 @@ enum Command {
     Nsc(Box<nsc::Settings>),
     /// An endpoint that answers pings.
     Nse(Box<nse::Settings>),
+    /// Hands out the prefixes of a virtual network (vL3) to its endpoints.
+    Vl3Ipam(Box<vl3_ipam::Settings>),
     /// Shows every role of this machine, and how it is.
     Status(cli::StatusArgs),
     /// Shows a connection hop by hop, or lists all.
@@ -142,6 +144,10 @@ async fn run(command: Command, effective: Effective) -> Result<(), String> {
         Command::Nse(settings) => {
             let process = start(&settings.common, "nse", &settings.name, effective).await?;
             nse::run(*settings, process).await.map_err(text)
+        }
+        Command::Vl3Ipam(settings) => {
+            let process = start(&settings.common, "vl3-ipam", "vl3-ipam", effective).await?;
+            vl3_ipam::run(*settings, process).await.map_err(text)
         }
         Command::Status(args) => args.run().await.map_err(text),
         Command::Path(args) => args.run().await.map_err(text),

@@ -15,5 +15,6 @@ pub mod proxy;
 pub mod registry;
 pub mod registry_proxy_dns;
 pub mod runtime;
+pub mod vl3_ipam;
 
 pub use process::{Process, ProcessError, begin};
