@@ -69,7 +69,8 @@ fn table(all: &[(Target, Status)]) -> String {
 
 /// The links between the endpoints of virtual networks (vL3), if there are such endpoints.
 fn peers(all: &[(Target, Status)]) -> String {
-    let mut table = Table::new(&["ENDPOINT", "PEER", "STATE", "DIALLED BY", "PREFIXES", "HEALS", "LAST ERROR"]);
+    let mut table =
+        Table::new(&["ENDPOINT", "PEER", "STATE", "DIALLED BY", "PREFIXES", "HEALS", "LAST ERROR"]);
     let mut some = false;
     for (_, status) in all {
         let peers = status.reports.get("peers").and_then(Value::as_array);
@@ -155,7 +156,8 @@ mod tests {
             ..Status::default()
         };
         let text = peers(&[(Target::Unix("/x".into()), with(json!([linked, refused])))]);
-        let lines: Vec<Vec<&str>> = text.lines().skip(2).map(|line| line.split_whitespace().collect()).collect();
+        let lines: Vec<Vec<&str>> =
+            text.lines().skip(2).map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines[0], ["vl3-a", "vl3-b", "linked", "us", "10.0.1.0/24", "2"]);
         assert!(text.contains("it announces 10.0.0.0/24"), "{text}");
         assert_eq!(peers(&[(Target::Unix("/x".into()), with(json!(3)))]), "");

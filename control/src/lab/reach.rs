@@ -23,7 +23,8 @@ pub(super) async fn peers(lab: &Lab, of: &str, count: usize) -> Result<Outcome, 
     loop {
         let status: Result<Status, _> = admin.get("/status").await;
         let status = status.map_err(|error| LabError::failed(&check, error))?;
-        let peers = status.reports.get("peers").and_then(|peers| peers.as_array().cloned()).unwrap_or_default();
+        let peers =
+            status.reports.get("peers").and_then(|peers| peers.as_array().cloned()).unwrap_or_default();
         let linked: Vec<&str> = peers
             .iter()
             .filter(|peer| peer["state"] == "linked")
@@ -86,8 +87,7 @@ async fn pair(
     count: u32,
     size: u16,
 ) -> Result<Outcome, LabError> {
-    let check =
-        format!("{} → {} at {address}: {count} pings of {size} bytes, none lost", from.name, to.name);
+    let check = format!("{} → {} at {address}: {count} pings of {size} bytes, none lost", from.name, to.name);
     let deadline = Instant::now() + THROUGH;
     // Both ends of a path have their routes from different processes: the first ping is waited for.
     loop {

@@ -20,11 +20,13 @@ use crate::domain;
 /// Lets peers in.
 pub struct Gate {
     links: Arc<Links>,
+    port_name: fn(&str) -> String,
 }
 
 impl Gate {
-    pub(super) fn new(links: Arc<Links>) -> Self {
-        Self { links }
+    /// The endpoint calls a connection's port by `port_name` of its id.
+    pub(super) fn new(links: Arc<Links>, port_name: fn(&str) -> String) -> Self {
+        Self { links, port_name }
     }
 }
 
@@ -71,7 +73,7 @@ impl Element for Gate {
                 "connection.network_service_endpoint_name: an endpoint is no peer of itself",
             ));
         }
-        let port = connection.id.clone();
+        let port = (self.port_name)(&connection.id);
         let in_place_of = self.links.admit(&id, &port, caller, said)?;
         let mut entered = Entered { links: &self.links, id: &id, well: false };
         if let Some(peer) = in_place_of {

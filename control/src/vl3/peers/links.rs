@@ -18,6 +18,7 @@ use super::order::Age;
 use super::pairing::{Action, Admission, Caller, Candidate, Pairing};
 use super::ports::{Leg, Ports};
 use crate::client::{Session, SessionStatus};
+use crate::dataplane::wanted::short;
 
 /// What we are in the network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,6 +27,20 @@ pub struct Own {
     pub addresses: Vec<(IpAddr, IpNet)>,
     /// The whole network's prefixes, without bits behind their length.
     pub network: Vec<IpNet>,
+}
+
+impl Own {
+    /// What an endpoint with these prefixes is: the first address of each is its own, and the network has half of the bits, as in the
+    /// routes that clients get.
+    pub fn of(prefixes: impl IntoIterator<Item = IpNet>) -> Self {
+        let addresses: Vec<(IpAddr, IpNet)> =
+            prefixes.into_iter().map(|prefix| (prefix.network(), prefix.trunc())).collect();
+        let half = |(_, prefix): &(IpAddr, IpNet)| IpNet::new(prefix.network(), prefix.max_prefix_len() / 2);
+        let mut network: Vec<IpNet> =
+            addresses.iter().filter_map(|one| half(one).ok()).map(|one| one.trunc()).collect();
+        network.dedup();
+        Self { addresses, network }
+    }
 }
 
 /// All links of one endpoint.
@@ -180,7 +195,7 @@ impl Links {
 
     /// The name of our port to a peer.
     pub fn port_of(&self, peer: &str) -> String {
-        format!("to.{peer}")
+        format!("to.{}", short(peer))
     }
 
     /// Whether what a peer said of itself in an answer may be so.

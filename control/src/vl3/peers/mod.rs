@@ -48,6 +48,10 @@ mod watch;
 
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use gate::Gate;
 pub use links::Own;
@@ -72,6 +76,8 @@ const CLOSE: Duration = Duration::from_secs(3);
 const WAITING: usize = 256;
 /// Our own interface is made again after a restart of the packet engine; until then its silence says nothing.
 const OWN_SILENCE: Duration = Duration::from_secs(10);
+/// How long a link of an earlier life may take to be there again.
+const ADOPTED: Duration = Duration::from_secs(30);
 /// Longest pause between Requests that fail.
 const LAST_RETRY: Duration = Duration::from_secs(3);
 
@@ -107,6 +113,8 @@ pub struct Setup {
     pub registry: Arc<dyn Registry>,
     /// The routing domain.
     pub ports: Box<dyn Ports>,
+    /// What the endpoint calls the port of a connection with this id.
+    pub port_name: fn(&str) -> String,
     /// How links are kept.
     pub client: ClientSettings,
 }
@@ -128,6 +136,7 @@ struct Parts {
     upstream: Arc<dyn Upstream>,
     registry: Arc<dyn Registry>,
     client: ClientSettings,
+    port_name: fn(&str) -> String,
     asking: Asking,
 }
 
@@ -151,6 +160,7 @@ impl Peers {
             upstream: setup.upstream,
             registry: setup.registry,
             client: ClientSettings { last_retry: LAST_RETRY, ..setup.client },
+            port_name: setup.port_name,
             asking,
         };
         let (address, _) = tokio_watch::channel(None);
@@ -159,7 +169,7 @@ impl Peers {
 
     /// The element that lets peers in. It belongs before what makes ports and routes of a connection.
     pub fn gate(&self) -> Arc<dyn Element> {
-        Arc::new(Gate::new(Arc::clone(&self.links)))
+        Arc::new(Gate::new(Arc::clone(&self.links), self.setup.port_name))
     }
 
     /// Who is linked, as it changes.
@@ -197,6 +207,26 @@ impl Peers {
     /// The links that we dialled, for `vwire path`.
     pub fn connections(&self) -> Vec<ConnectionView> {
         self.links.connections().iter().map(ConnectionView::of).collect()
+    }
+
+    /// Takes over ports that an earlier process of ours left ([`NOTE`]). Those whose links are not there after a time are removed.
+    pub fn adopt(self: &Arc<Self>, ports: Vec<String>) {
+        if ports.is_empty() {
+            return;
+        }
+        let this = Arc::clone(self);
+        let sweep = async move {
+            tokio::time::sleep(ADOPTED).await;
+            let kept: Vec<String> =
+                this.links.dialled().iter().map(|peer| this.links.port_of(peer)).collect();
+            for port in ports.iter().filter(|port| !kept.contains(port)) {
+                tracing::info!(port, "a link of an earlier life is not there any more");
+                if let Err(status) = this.links.ports.detach(port).await {
+                    tracing::warn!(port, error = %status.message(), "removing a port");
+                }
+            }
+        };
+        tokio::spawn(self.stop.clone().run_until_cancelled_owned(sweep));
     }
 
     /// Makes links and keeps them until `shutdown`. Begins when we are registered. What is there then stays: see
@@ -353,6 +383,13 @@ impl Peers {
         if let Some(metrics) = &self.setup.client.metrics {
             count(metrics, self.links.peers().borrow().len(), self.links.refused());
         }
+    }
+
+    /// Leaves all links as they are, for another process of ours to go on with.
+    pub fn leave(&self) {
+        self.stop.cancel();
+        let sessions = self.links.dialled().into_iter().filter_map(|peer| self.links.give_up(&peer));
+        sessions.for_each(Session::leave);
     }
 
     /// Closes all links that we dialled. What dialled us goes with the endpoint's chain.

@@ -151,7 +151,7 @@ fn serves(endpoint: &NetworkServiceEndpoint, service: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::memory::Store;
+    use crate::vl3::peers::testing::Book;
 
     fn endpoint(name: &str, service: &str) -> NetworkServiceEndpoint {
         NetworkServiceEndpoint {
@@ -160,11 +160,6 @@ mod tests {
             url: "tcp://127.0.0.1:1".into(),
             ..Default::default()
         }
-    }
-
-    async fn register(store: &Store, endpoint: NetworkServiceEndpoint) {
-        let mut call = RegistryCall::internal("test", TIME);
-        store.register_endpoint(&mut call, endpoint).await.unwrap();
     }
 
     fn name_of(seen: &Seen) -> (&str, bool) {
@@ -176,16 +171,15 @@ mod tests {
 
     #[tokio::test]
     async fn what_comes_and_goes_is_told() {
-        let store = Arc::new(Store::new(Default::default()));
-        register(&store, endpoint("a", "vl3")).await;
-        register(&store, endpoint("other", "vl3-other")).await;
+        let store = Arc::new(Book::default());
+        store.put(endpoint("a", "vl3"));
+        store.put(endpoint("other", "vl3-other"));
         let (tell, mut told) = mpsc::channel(8);
         let following = tokio::spawn(follow(store.clone(), "vl3".into(), tell));
         assert_eq!(name_of(&told.recv().await.unwrap()), ("a", true));
-        register(&store, endpoint("b", "vl3")).await;
+        store.put(endpoint("b", "vl3"));
         assert_eq!(name_of(&told.recv().await.unwrap()), ("b", true));
-        let mut call = RegistryCall::internal("test", TIME);
-        store.unregister_endpoint(&mut call, endpoint("a", "vl3")).await.unwrap();
+        store.remove("a");
         assert_eq!(name_of(&told.recv().await.unwrap()), ("a", false));
         drop(told);
         following.await.unwrap();
@@ -196,8 +190,8 @@ mod tests {
         let (tell, mut told) = mpsc::channel(8);
         let known = BTreeMap::from([("kept".to_owned(), None), ("lost".to_owned(), None)]);
         let mut watch = Watch { service: "vl3".into(), tell, known };
-        let store = Store::new(Default::default());
-        register(&store, endpoint("kept", "vl3")).await;
+        let store = Book::default();
+        store.put(endpoint("kept", "vl3"));
         let began = Instant::now();
         let watching = watch.once(&store);
         let hears = async {
