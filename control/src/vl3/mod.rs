@@ -4,7 +4,9 @@
 //! | to find … | look in |
 //! |---|---|
 //! | the routing domain at the packet engine: gateways, ports, routes, MTU, restarts | [`router`] |
+//! | links between the endpoints of a service | [`peers`] |
 //! | other domains that shall be peers | [`remotes`] |
 
+pub mod peers;
 pub mod remotes;
 pub mod router;
