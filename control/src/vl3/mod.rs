@@ -9,6 +9,7 @@
 //! | a client's memif, and what of it survives us | [`server`], [`record`] |
 //! | the MTU of all | [`mtu`] |
 //! | figures for Prometheus | [`metrics`] |
+//! | links between the endpoints of a service | [`peers`] |
 //! | other domains that shall be peers | [`remotes`] |
 //!
 //! The role is [`crate::roles::vl3`].
@@ -17,6 +18,7 @@ pub mod addresses;
 pub mod metrics;
 pub mod mtu;
 mod network;
+pub mod peers;
 pub mod record;
 pub mod remotes;
 pub mod router;
