@@ -4,7 +4,9 @@
 //! | to find … | look in |
 //! |---|---|
 //! | the routing domain at the packet engine: gateways, ports, routes, MTU, restarts | [`router`] |
+//! | names for clients, in DNS | [`dns`] |
 //! | other domains that shall be peers | [`remotes`] |
 
+pub mod dns;
 pub mod remotes;
 pub mod router;
