@@ -106,6 +106,12 @@ fn about_domain(answer: &GetRoutingResponse) -> String {
     let mut out = format!(
         "routed: {packets} packets, {bytes} bytes; sent: {answers} answers, {echoes} echoes, {errors} errors, {questions} questions\n"
     );
+    if answer.fragments + answer.waited > 0 {
+        out += &format!(
+            "{} fragments were made, {} packets waited for their next hop\n",
+            answer.fragments, answer.waited
+        );
+    }
     let drops: std::collections::BTreeMap<_, _> = answer.drops.iter().collect();
     for (reason, count) in drops {
         out += &format!("dropped {reason:22} {count:>14}\n");

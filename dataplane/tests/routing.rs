@@ -11,6 +11,7 @@ use etherparse::{
     IcmpEchoHeader, Icmpv4Type, Icmpv6Type, NetSlice, PacketBuilder, SlicedPacket, TransportSlice,
 };
 use tonic::Code;
+use vwire_dataplane::burst::{Gso, Offload};
 use vwire_dataplane::port::pipe::PipeEnd;
 use vwire_proto::dataplane::v1 as pb;
 use vwire_proto::dataplane::v1::op::Op;
@@ -208,24 +209,189 @@ fn arp_is_answered_heard_and_asked() {
         assert_eq!(answer, arp_from(2, OWN, MACS[0], v4(1, 0), v4(1, 1)));
         wait_routing(&mut rig, |r| r.neighbours.iter().any(|n| n.address == "10.0.1.1" && n.port == "a"))
             .await;
-        // b is not known: it is asked for, and the packet is lost under that name.
+        // b is not known: it is asked for, and the packet waits for the answer.
         let frame = udp(v4(1, 1).into(), v4(1, 2).into(), 9, 10);
         assert!(a.inject(&frame));
         let question = collect(&mut b, 1).await.remove(0);
         assert_eq!(question, arp_from(1, OWN, [0; 6], v4(1, 0), v4(1, 2)));
-        let lost = wait_routing(&mut rig, |r| r.drops.contains_key("no_neighbour")).await;
-        assert_eq!(lost.drops, drops(&[("for_domain", 1), ("no_neighbour", 1)]));
-        assert_eq!((lost.answers, lost.questions), (1, 1));
+        let waits = wait_routing(&mut rig, |r| r.waited == 1).await;
+        assert_eq!((waits.drops, waits.packets), (drops(&[("for_domain", 1)]), 0));
+        assert_eq!((waits.answers, waits.questions), (1, 1));
         assert!(b.inject(&arp(2, MACS[1], v4(1, 2), v4(1, 0))));
+        assert_eq!(packets_at(&mut b, 1).await, [after_a_hop(frame.clone(), MACS[1])]);
         wait_routing(&mut rig, |r| r.neighbours.iter().any(|n| n.address == "10.0.2.1" && !n.configured))
             .await;
         assert!(a.inject(&frame));
-        assert_eq!(collect(&mut b, 1).await, [after_a_hop(frame, MACS[1])]);
+        assert_eq!(packets_at(&mut b, 1).await, [after_a_hop(frame, MACS[1])]);
         // b can't take a's address.
         assert!(b.inject(&arp(2, MACS[1], v4(1, 1), v4(1, 0))));
         let refused = wait_routing(&mut rig, |r| r.drops.contains_key("bad_control")).await;
         let of_a = refused.neighbours.iter().find(|n| n.address == "10.0.1.1").unwrap();
         assert_eq!((of_a.mac.as_str(), of_a.port.as_str()), ("02:00:00:00:00:01", "a"));
+    });
+}
+
+/// Waits until packets have come; questions, which are asked again while nobody answers, are left out.
+async fn packets_at(end: &mut PipeEnd, count: usize) -> Vec<Vec<u8>> {
+    let is_question = |frame: &[u8]| frame[12..14] == [8, 6] || (frame[12] == 0x86 && frame[54] == 135);
+    let mut packets = Vec::new();
+    while packets.len() < count {
+        packets.extend(collect(end, 1).await.into_iter().filter(|frame| !is_question(frame)));
+    }
+    packets
+}
+
+#[test]
+fn packets_of_both_families_wait_for_their_next_hop_in_order_and_none_is_lost() {
+    run(async {
+        let (mut rig, [mut a, mut b, mut c]) = rig(false).await;
+        let several =
+            |to: IpAddr, from: IpAddr| -> Vec<_> { (0..16).map(|i| udp(from, to, 64, 90 * i)).collect() };
+        let four = several(v4(1, 2).into(), v4(1, 1).into());
+        let six = several(v6(1, 3).into(), v6(1, 1).into());
+        four.iter().zip(&six).for_each(|(four, six)| assert!(a.inject(four) && a.inject(six)));
+        let waits = wait_routing(&mut rig, |r| r.waited == 32).await;
+        assert_eq!((waits.drops, waits.packets, waits.questions >= 2), (HashMap::new(), 0, true));
+        // One more for the same next hop has no room, while another next hop's has.
+        assert!(a.inject(&four[0]));
+        assert!(a.inject(&udp(v4(1, 1).into(), v4(9, 2).into(), 64, 1)));
+        let full = wait_routing(&mut rig, |r| r.waited == 33).await;
+        assert_eq!(full.drops, drops(&[("neighbour_queue_full", 1)]));
+        let of_route =
+            full.routes.iter().find(|r| r.route.as_ref().unwrap().prefix == "10.0.2.0/24").unwrap();
+        assert_eq!(of_route.drops, full.drops);
+        // The owner says who has the one, its port who has the other.
+        rig.apply(vec![op(Op::SetDomainPort(pb::SetDomainPort {
+            domain: "blue".into(),
+            port: Some(domain_port("c", true)),
+        }))])
+        .await
+        .unwrap();
+        assert!(b.inject(&arp(2, MACS[1], v4(1, 2), v4(1, 0))));
+        let hop =
+            |frames: &[Vec<u8>], mac| frames.iter().map(|f| after_a_hop(f.clone(), mac)).collect::<Vec<_>>();
+        assert_eq!(packets_at(&mut b, 16).await, hop(&four, MACS[1]));
+        assert_eq!(packets_at(&mut c, 16).await, hop(&six, MACS[2]));
+        let over = wait_routing(&mut rig, |r| r.packets == 32).await;
+        assert_eq!((over.drops, over.waited), (drops(&[("neighbour_queue_full", 1), ("for_domain", 1)]), 33));
+    });
+}
+
+#[test]
+fn who_waited_in_vain_is_told_and_what_waits_goes_with_its_port() {
+    run(async {
+        let (mut rig, [mut a, mut b, mut c]) = rig(false).await;
+        // a is known by what it asks; nobody answers for 10.0.2.1 and fd00:3::1.
+        let (four, six) =
+            (udp(v4(1, 1).into(), v4(1, 2).into(), 64, 30), udp(v6(1, 1).into(), v6(1, 3).into(), 64, 30));
+        assert!(a.inject(&four) && a.inject(&six));
+        let told = collect(&mut a, 2).await;
+        for ((frame, what), told) in [(&four, (3, 1)), (&six, (1, 3))].into_iter().zip(&told) {
+            let (kind, code, _, quoted) = error_of(told);
+            assert_eq!((kind, code), what);
+            assert!(frame[14..].starts_with(&quoted), "the packet as it came");
+        }
+        let over = wait_routing(&mut rig, |r| r.drops.contains_key("no_neighbour")).await;
+        assert_eq!((over.drops, over.packets, over.waited), (drops(&[("no_neighbour", 2)]), 0, 2));
+        // Each was asked for several times meanwhile.
+        let asked = collect(&mut b, 3).await;
+        assert!(asked.iter().all(|frame| *frame == arp_from(1, OWN, [0; 6], v4(1, 0), v4(1, 2))));
+        assert!(collect(&mut c, 3).await.iter().all(|frame| frame[54] == 135));
+        // A port that goes takes with it what came by it, and the packet of another stays.
+        assert!(a.inject(&four) && c.inject(&udp(v4(1, 3).into(), v4(1, 2).into(), 64, 5)));
+        wait_routing(&mut rig, |r| r.waited == 4).await;
+        let leave = |port: &str, net: u8| {
+            let gone = |prefix| op(Op::RemoveRoute(pb::RemoveRoute { domain: "blue".into(), prefix }));
+            let prefixes = [format!("10.0.{net}.0/24"), format!("fd00:{net}::/32")].map(gone);
+            prefixes.into_iter().chain([op(Op::RemoveDomainPort(port.into())), remove(port)]).collect()
+        };
+        rig.apply(leave("a", 1)).await.unwrap();
+        assert!(b.inject(&arp(2, MACS[1], v4(1, 2), v4(1, 0))));
+        let sent = packets_at(&mut b, 1).await;
+        assert_eq!(sent, [after_a_hop(udp(v4(1, 3).into(), v4(1, 2).into(), 64, 5), MACS[1])]);
+        wait_routing(&mut rig, |r| r.packets == 1).await;
+    });
+}
+
+/// Allows a packet to be cut: the flag goes, and the checksum follows.
+fn may_be_cut(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[20] &= !0x40;
+    frame[24..26].fill(0);
+    let words = frame[14..34].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum = words.sum::<u32>();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame
+}
+
+#[test]
+fn what_may_be_cut_leaves_in_pieces_and_the_rest_is_told() {
+    run(async {
+        let (mut rig, [mut a, mut b, _c]) = rig(true).await;
+        let narrow = pb::DomainPort { mtu: 576, ..domain_port("b", true) };
+        let narrow = pb::SetDomainPort { domain: "blue".into(), port: Some(narrow) };
+        rig.apply(vec![op(Op::SetDomainPort(narrow))]).await.unwrap();
+        let (from, to) = (v4(1, 1).into(), v4(1, 2).into());
+        let mut fragments = 0;
+        for size in [549, 1000, 1472, 9000, 60_000] {
+            // Before and behind it a short one: the order stays.
+            let (first, last) = (udp(from, to, 64, 1), udp(from, to, 64, 2));
+            let long = may_be_cut(udp(from, to, 64, size));
+            assert!(a.inject(&first) && a.inject(&long) && a.inject(&last));
+            let count = (size + 8usize).div_ceil(552);
+            let mut seen = collect(&mut b, count + 2).await;
+            assert_eq!(seen.remove(0), after_a_hop(first, MACS[1]));
+            assert_eq!(seen.pop().unwrap(), after_a_hop(last, MACS[1]));
+            assert!(seen.iter().all(|piece| piece.len() <= 590 && piece[..6] == MACS[1] && piece[22] == 63));
+            let payload: Vec<u8> = seen.iter().flat_map(|piece| piece[34..].to_vec()).collect();
+            assert_eq!(payload, long[34..]);
+            fragments += count as u64;
+        }
+        let answer = wait_routing(&mut rig, |r| r.fragments == fragments && r.packets == 15).await;
+        assert_eq!((answer.drops, answer.errors), (HashMap::new(), 0));
+        // Not to be cut, or of IPv6, it is told.
+        for (long, what) in
+            [(udp(from, to, 64, 600), (3, 4)), (udp(v6(1, 1).into(), v6(1, 2).into(), 64, 600), (2, 0))]
+        {
+            assert!(a.inject(&long));
+            let (kind, code, about, _) = error_of(&collect(&mut a, 1).await[0]);
+            assert_eq!(((kind, code), about), (what, 576));
+        }
+    });
+}
+
+#[test]
+fn checksums_and_segments_that_are_owed_are_made_before_a_packet_is_cut() {
+    run(async {
+        let (mut rig, [mut a, mut b, _c]) = rig(true).await;
+        let narrow = pb::DomainPort { mtu: 576, ..domain_port("b", true) };
+        let narrow = pb::SetDomainPort { domain: "blue".into(), port: Some(narrow) };
+        rig.apply(vec![op(Op::SetDomainPort(narrow))]).await.unwrap();
+        let whole = may_be_cut(udp(v4(1, 1).into(), v4(1, 2).into(), 64, 3000));
+        // The pseudo header's sum is left in the field, the rest is owed.
+        let mut open = whole.clone();
+        let words = [&whole[26..34], &[0, 17], &whole[38..40]].concat();
+        let sum = words.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum::<u32>();
+        open[40..42].copy_from_slice(&((sum & 0xffff) as u16 + (sum >> 16) as u16).to_be_bytes());
+        let owed = Offload { needs_csum: true, csum_start: 34, csum_offset: 6, ..Offload::default() };
+        assert!(a.inject_with(&open, Some(owed)));
+        let joined =
+            |pieces: &[Vec<u8>]| pieces.iter().flat_map(|piece| piece[34..].to_vec()).collect::<Vec<_>>();
+        let pieces = collect(&mut b, 6).await;
+        assert_eq!(joined(&pieces), whole[34..], "the checksum, too");
+        // Three datagrams of 1000 bytes in one frame, each of which is cut in two.
+        let gso = Offload { gso: Gso::Udp, gso_size: 1000, hdr_len: 42, ..owed };
+        assert!(a.inject_with(&open, Some(gso)));
+        let pieces = collect(&mut b, 6).await;
+        for (i, pieces) in pieces.chunks(2).enumerate() {
+            let datagram = joined(pieces);
+            assert_eq!(datagram[8..], whole[42..][1000 * i..1000 * (i + 1)]);
+            let header = etherparse::UdpHeader::from_slice(&datagram).unwrap().0;
+            let right = header.calc_checksum_ipv4_raw(v4(1, 1).octets(), v4(1, 2).octets(), &datagram[8..]);
+            assert_eq!((header.checksum, usize::from(header.length)), (right.unwrap(), 1008));
+        }
+        let answer = wait_routing(&mut rig, |r| r.fragments == 12).await;
+        assert_eq!((answer.packets, answer.drops), (2, HashMap::new()));
     });
 }
 
@@ -401,7 +567,17 @@ fn the_gateway_answers_echo_in_both_families() {
 fn routes_come_and_go_under_traffic_and_nothing_is_lost() {
     run(async {
         let (mut rig, [mut a, mut b, _c]) = rig(true).await;
-        let frame = udp(v4(1, 1).into(), v4(1, 2).into(), 64, 100);
+        // The packets' way is one of twenty thousand, in their middle.
+        let many = |i: u32| format!("{}/28", Ipv4Addr::from(0x1400_0000 + (i << 4)));
+        let set_many = |i: u32, port: &str| {
+            let route = Some(pb::Route { via: "10.0.2.1".into(), ..route(&many(i), port) });
+            op(Op::SetRoute(pb::SetRoute { domain: "blue".into(), route }))
+        };
+        for some in (0..20_000).collect::<Vec<u32>>().chunks(4096) {
+            rig.apply(some.iter().map(|i| set_many(*i, "b")).collect()).await.unwrap();
+        }
+        let to = Ipv4Addr::from(0x1400_0007 + (10_000 << 4));
+        let frame = udp(v4(1, 1).into(), to.into(), 64, 100);
         let expected = after_a_hop(frame.clone(), MACS[1]);
         let stop = Arc::new(AtomicBool::new(false));
         let over = Arc::clone(&stop);
@@ -426,7 +602,9 @@ fn routes_come_and_go_under_traffic_and_nothing_is_lost() {
             let route = Some(route(&prefix, ["b", "c"][i as usize % 2]));
             let set = op(Op::SetRoute(pb::SetRoute { domain: "blue".into(), route }));
             let gone = op(Op::RemoveRoute(pb::RemoveRoute { domain: "blue".into(), prefix }));
-            for ops in [vec![set], vec![gone]] {
+            // Beside it, a neighbour in the table leads elsewhere, and its own route is set anew.
+            let near = set_many(9_999 - i % 16, ["c", "b"][i as usize % 2]);
+            for ops in [vec![set, near], vec![gone, set_many(10_000, "b")]] {
                 rig.apply(ops).await.unwrap();
             }
         }

@@ -169,7 +169,7 @@ drop_reasons! {
     NotRouted = "not_routed",
     /// The time to live, or hop limit, was over.
     TtlExceeded = "ttl_exceeded",
-    /// Nobody has said yet which hardware address the next hop has; it is being asked for.
+    /// Nobody said in time which hardware address the next hop has, though it was asked for.
     NoNeighbour = "no_neighbour",
     /// It was for the routing domain itself: ARP, neighbour discovery, ICMP to a gateway address.
     ForDomain = "for_domain",
@@ -178,6 +178,8 @@ drop_reasons! {
     BadControl = "bad_control",
     /// It was for the routing domain itself, which was asked too much of late.
     ControlLimit = "control_limit",
+    /// The next hop's hardware address is being asked for, and too many packets wait for that already.
+    NeighbourQueueFull = "neighbour_queue_full",
 }
 
 const _: () = assert!(DropReason::ALL.len() <= DROP_SLOTS);

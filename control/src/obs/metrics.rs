@@ -56,6 +56,7 @@ pub struct Metrics {
     calls: Family<Answered, Counter>,
     latencies: Family<Asked, Histogram, fn() -> Histogram>,
     records: Family<Kind, Gauge>,
+    peers: Family<Kind, Gauge>,
     checks: Family<Outcome, Counter>,
     dials: Family<Outcome, Counter>,
     heals: Family<Outcome, Counter>,
@@ -114,6 +115,7 @@ impl Metrics {
             calls: Family::default(),
             latencies: Family::new_with_constructor(latencies),
             records: Family::default(),
+            peers: Family::default(),
             checks: Family::default(),
             dials: Family::default(),
             heals: Family::default(),
@@ -131,6 +133,11 @@ impl Metrics {
         );
         registry.register("connections", "Connections held", metrics.connections.clone());
         registry.register("registry_records", "Services and endpoints registered", metrics.records.clone());
+        registry.register(
+            "vl3_peers",
+            "Endpoints of the same vL3 service: linked, and announcements of theirs that were refused",
+            metrics.peers.clone(),
+        );
         registry.register("watches", "Clients that watch or monitor", metrics.watches.clone());
         registry.register(
             "policy_checks",
@@ -163,6 +170,12 @@ impl Metrics {
     /// So many services or endpoints are registered.
     pub fn records(&self, kind: &'static str, count: usize) {
         self.records.get_or_create(&Kind { kind }).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// So many endpoints of a vL3 service are linked to this one, and so many announcements were refused until now.
+    pub fn peers(&self, linked: usize, refused: u64) {
+        self.peers.get_or_create(&Kind { kind: "linked" }).set(i64::try_from(linked).unwrap_or(i64::MAX));
+        self.peers.get_or_create(&Kind { kind: "refused" }).set(i64::try_from(refused).unwrap_or(i64::MAX));
     }
 
     /// The tokens of a call or an answer were looked at by the policies.

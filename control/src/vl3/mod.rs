@@ -4,9 +4,11 @@
 //! | to find … | look in |
 //! |---|---|
 //! | the routing domain at the packet engine: gateways, ports, routes, MTU, restarts | [`router`] |
+//! | links between the endpoints of a service | [`peers`] |
 //! | names for clients, in DNS | [`dns`] |
 //! | other domains that shall be peers | [`remotes`] |
 
 pub mod dns;
+pub mod peers;
 pub mod remotes;
 pub mod router;

@@ -1,5 +1,6 @@
-//! Any frames at the ports of a routing domain, with anything owed: each is routed or counted as dropped, never both, and whatever
-//! leaves (routed packets, answers, ICMP errors, questions) begins with sound headers.
+//! Any frames at the ports of a routing domain, with anything owed: each is routed, waits for its next hop or is counted as dropped, one
+//! of the three, and whatever leaves (routed packets, pieces, answers, ICMP errors, questions) begins with sound headers. Now and then a
+//! next hop becomes known or unknown.
 #![no_main]
 
 use std::cell::RefCell;
@@ -29,7 +30,9 @@ struct World {
     ends: Vec<PipeEnd>,
     domain: Arc<Domain>,
     counters: Counters,
-    _publisher: Publisher<Tables>,
+    tables: Tables,
+    publisher: Publisher<Tables>,
+    injected: u64,
 }
 
 /// Port N has 10.0.N.0/24 and fd00:N::/32 behind it; the domain is 10.0.9.9 and fd00:9::9.
@@ -73,7 +76,7 @@ fn world() -> World {
         assert!(commands.give(Command::Attach { port: PortIndex(at), attachment: Default::default(), parts }).is_ok());
         ends.push(far);
     }
-    let publisher = Publisher::new(tables);
+    let publisher = Publisher::new(tables.clone());
     let worker = Worker::new(WorkerSpec {
         id: WorkerId(0),
         mode: Mode::Poll,
@@ -83,7 +86,7 @@ fn world() -> World {
         counters: counters.clone(),
         handoff: Handoff::none(),
     });
-    World { worker: worker.unwrap(), ends, domain, counters, _publisher: publisher }
+    World { worker: worker.unwrap(), ends, domain, counters, tables, publisher, injected: 0 }
 }
 
 thread_local!(static WORLD: RefCell<World> = RefCell::new(world()));
@@ -105,6 +108,29 @@ fn check(frame: &[u8], link: Link) {
     }
 }
 
+impl World {
+    /// Makes the neighbours of the second port known, or unknown.
+    fn turn_neighbours(&mut self, known: bool) {
+        let domain = Arc::make_mut(&mut self.domain);
+        for host in 1..4 {
+            let neighbour = Neighbour { mac: Mac([2, 0, 0, 0, 1, host]), member: MemberIndex(1) };
+            domain.set_neighbour(IpAddr::from([10, 0, 1, host]), known.then_some(neighbour));
+            let six = IpAddr::from([0xfd00, 1, 0, 0, 0, 0, 0, u16::from(host)]);
+            domain.set_neighbour(six, known.then_some(neighbour));
+        }
+        self.tables.publication += 1;
+        self.tables.domains = vec![Some(Arc::clone(&self.domain))];
+        self.publisher.publish(self.tables.clone());
+    }
+
+    /// What became of all frames so far.
+    fn accounted(&self) -> u64 {
+        let read = self.domain.counters.read();
+        let in_domain: u64 = read.drops.iter().map(|(_, count)| count).sum();
+        read.forwarded.0 + in_domain + self.worker.waiting() as u64
+    }
+}
+
 // A frame is its port and what it owes (one byte), three bytes of that, its length (two bytes), and the bytes.
 fuzz_target!(|input: &[u8]| WORLD.with_borrow_mut(|world| {
     let mut rest = input;
@@ -123,13 +149,13 @@ fuzz_target!(|input: &[u8]| WORLD.with_borrow_mut(|world| {
             hdr_len: u16::from(head[1]) + 20,
         };
         let at = usize::from(head[0] & 15) % 3;
-        let before = (world.domain.counters.read(), world.counters.port(PortIndex(at as u16)).snapshot());
+        if head[0] & 0x40 != 0 {
+            world.turn_neighbours(head[3] & 1 != 0);
+        }
         assert!(world.ends[at].inject_with(frame, (head[0] & 0xb0 != 0).then_some(owed)));
+        world.injected += 1;
         while world.worker.poll() > 0 {}
-        let after = (world.domain.counters.read(), world.counters.port(PortIndex(at as u16)).snapshot());
-        let routed = after.0.forwarded.0 - before.0.forwarded.0;
-        let dropped = after.1.dropped_in_all() - before.1.dropped_in_all();
-        assert_eq!(routed + dropped, 1, "{after:?}");
+        assert_eq!(world.accounted(), world.injected, "{:?}", world.domain.counters.read());
         for (end, link) in world.ends.iter_mut().zip(LINKS) {
             end.collect().iter().for_each(|(frame, _)| check(frame, link));
         }

@@ -68,13 +68,15 @@ fn ports(ports: &[PortReport], out: &mut String) {
 type DomainFamily = (&'static str, &'static str, fn(&Reading) -> u64);
 type Reading = (String, usize, DomainReading);
 
-const DOMAIN_COUNTERS: [DomainFamily; 6] = [
+const DOMAIN_COUNTERS: [DomainFamily; 8] = [
     ("vwire_domain_packets_total", "Packets that were routed to a port.", |(_, _, r)| r.forwarded.0),
     ("vwire_domain_bytes_total", "Bytes of those packets.", |(_, _, r)| r.forwarded.1),
     ("vwire_domain_answers_total", "Answers to ARP and neighbour discovery.", |(_, _, r)| r.sent[0]),
     ("vwire_domain_echoes_total", "Answers to echo requests.", |(_, _, r)| r.sent[1]),
     ("vwire_domain_errors_total", "ICMP errors that were sent.", |(_, _, r)| r.sent[2]),
     ("vwire_domain_questions_total", "Neighbours that were asked for.", |(_, _, r)| r.sent[3]),
+    ("vwire_domain_fragments_total", "Pieces of packets that were too long.", |(_, _, r)| r.sent[4]),
+    ("vwire_domain_waited_total", "Packets whose next hop had to be asked for.", |(_, _, r)| r.sent[5]),
 ];
 
 fn domains(domains: &[Reading], out: &mut String) {

@@ -59,8 +59,8 @@ fn by_name(drops: impl Iterator<Item = (DropReason, u64)>) -> HashMap<String, u6
 pub fn answer(agent: &Agent, asked: &Asked) -> Option<pb::GetRoutingResponse> {
     let wanted = agent.state.routing().domains().get(&asked.domain)?;
     let (domain, members) = agent.ports.domains.get(&asked.domain)?;
-    let DomainReading { forwarded, drops, sent: [answers, echoes, errors, questions] } =
-        domain.counters.read();
+    let DomainReading { forwarded, drops, sent } = domain.counters.read();
+    let [answers, echoes, errors, questions, fragments, waited] = sent;
     let behind = (asked.after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
     let routes = wanted.routes.range::<Network, _>(behind).take(asked.limit).map(|(network, route)| {
         let RouteReading { forwarded: (packets, bytes), drops } = read(domain, network);
@@ -84,6 +84,8 @@ pub fn answer(agent: &Agent, asked: &Asked) -> Option<pb::GetRoutingResponse> {
         echoes,
         errors,
         questions,
+        fragments,
+        waited,
         neighbours: neighbours.collect(),
         routes: routes.collect(),
         route_count: wanted.routes.len() as u64,

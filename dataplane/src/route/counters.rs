@@ -17,15 +17,21 @@ pub enum RouteDrop {
     TtlExceeded,
     /// It is longer than the port's MTU.
     TooBig,
-    /// Nobody has said yet which hardware address the next hop has.
+    /// Nobody said in time which hardware address the next hop has.
     NoNeighbour,
     /// The port is not there, or its worker has no room.
     EgressDown,
+    /// The same as [`Self::NoNeighbour`], with too many packets waiting for an answer already.
+    WaitFull,
 }
+
+/// How many kinds of [`RouteDrop`] there are.
+const DROPS: usize = RouteDrop::ALL.len();
 
 impl RouteDrop {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::TtlExceeded, Self::TooBig, Self::NoNeighbour, Self::EgressDown];
+    pub const ALL: [Self; 5] =
+        [Self::TtlExceeded, Self::TooBig, Self::NoNeighbour, Self::EgressDown, Self::WaitFull];
 
     /// The same reason as ports count it.
     pub const fn reason(self) -> DropReason {
@@ -34,6 +40,7 @@ impl RouteDrop {
             Self::TooBig => DropReason::TooBig,
             Self::NoNeighbour => DropReason::NoNeighbour,
             Self::EgressDown => DropReason::EgressDown,
+            Self::WaitFull => DropReason::NeighbourQueueFull,
         }
     }
 }
@@ -44,7 +51,7 @@ impl RouteDrop {
 pub struct RouteCounters {
     packets: AtomicU64,
     bytes: AtomicU64,
-    drops: [AtomicU64; 4],
+    drops: [AtomicU64; DROPS],
 }
 
 /// A reading of a route's counters.
@@ -53,7 +60,7 @@ pub struct RouteReading {
     /// Packets that were given to the port, and their bytes with IP headers.
     pub forwarded: (u64, u64),
     /// Packets that were not, by [`RouteDrop`].
-    pub drops: [u64; 4],
+    pub drops: [u64; DROPS],
 }
 
 impl RouteCounters {
@@ -83,7 +90,7 @@ impl RouteCounters {
     }
 }
 
-/// What the domain sent by itself.
+/// What the domain did beyond passing packets on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Sent {
@@ -95,6 +102,15 @@ pub enum Sent {
     Errors,
     /// ARP requests and neighbour solicitations of its own.
     Questions,
+    /// Pieces of packets that were too long for the port that they left by.
+    Fragments,
+    /// Not sent, but kept for a while: packets whose next hop had to be asked for.
+    Waited,
+}
+
+impl Sent {
+    /// How many kinds there are.
+    pub const KINDS: usize = Self::Waited as usize + 1;
 }
 
 /// A domain's counters.
@@ -103,7 +119,7 @@ pub struct DomainCounters {
     packets: AtomicU64,
     bytes: AtomicU64,
     drops: [AtomicU64; DROP_SLOTS],
-    sent: [AtomicU64; 4],
+    sent: [AtomicU64; Sent::KINDS],
 }
 
 /// A reading of a domain's counters.
@@ -113,8 +129,8 @@ pub struct DomainReading {
     pub forwarded: (u64, u64),
     /// Frames that were not, for each reason that occurred.
     pub drops: Vec<(DropReason, u64)>,
-    /// What the domain sent by itself, by [`Sent`].
-    pub sent: [u64; 4],
+    /// What the domain did beyond that, by [`Sent`].
+    pub sent: [u64; Sent::KINDS],
 }
 
 impl Default for DomainCounters {
@@ -123,7 +139,7 @@ impl Default for DomainCounters {
             packets: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             drops: [const { AtomicU64::new(0) }; DROP_SLOTS],
-            sent: [const { AtomicU64::new(0) }; 4],
+            sent: [const { AtomicU64::new(0) }; Sent::KINDS],
         }
     }
 }
@@ -142,9 +158,9 @@ impl DomainCounters {
         self.drops[reason as usize].fetch_add(frames, Ordering::Relaxed);
     }
 
-    /// Counts a packet of the domain's own.
-    pub fn sent(&self, what: Sent) {
-        self.sent[what as usize].fetch_add(1, Ordering::Relaxed);
+    /// Counts packets of the domain's own.
+    pub fn sent(&self, what: Sent, packets: u64) {
+        self.sent[what as usize].fetch_add(packets, Ordering::Relaxed);
     }
 
     /// What was counted.

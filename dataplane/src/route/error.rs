@@ -18,6 +18,8 @@ pub const QUOTE: usize = LONGEST_V6 - 48;
 pub enum Problem {
     /// No route leads there.
     Unreachable,
+    /// The next hop does not say where it is.
+    Silent,
     /// Nothing listens there: the destination is the domain itself.
     NoListener,
     /// One hop too many.
@@ -31,6 +33,7 @@ impl Problem {
     const fn v4(self) -> (u8, u8, u32) {
         match self {
             Self::Unreachable => (3, 0, 0),
+            Self::Silent => (3, 1, 0),
             Self::NoListener => (3, 3, 0),
             Self::TimeExceeded => (11, 0, 0),
             // RFC 1191 §4.
@@ -41,6 +44,7 @@ impl Problem {
     const fn v6(self) -> (u8, u8, u32) {
         match self {
             Self::Unreachable => (1, 0, 0),
+            Self::Silent => (1, 3, 0),
             Self::NoListener => (1, 4, 0),
             Self::TimeExceeded => (3, 0, 0),
             Self::TooBig(mtu) => (2, 0, mtu as u32),

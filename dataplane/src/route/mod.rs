@@ -7,10 +7,12 @@
 //! | [`packet`] | a packet's header: read once, judged, rewritten |
 //! | [`control`] | ARP, neighbour discovery and echo at the domain's own addresses |
 //! | [`error`](mod@error) | ICMP errors |
+//! | [`waiting`] | packets whose next hop has to be asked for |
+//! | [`fragment`] | IPv4 packets in pieces |
 //! | [`limit`] | how much of that a port may cause |
 //! | [`counters`] | what is counted for a domain and for each route |
 //!
-//! The way of a burst through it is in `worker/route.rs`; what makes domains out of what is wanted, in `agent/domains.rs`.
+//! The way of a burst through it is in `worker/route/`; what makes domains out of what is wanted, in `agent/domains.rs`.
 //!
 //! # Whose address is it?
 //! The table alone says so: an address belongs to the port that the longest prefix leads to. So a packet may come by a port only if
@@ -26,6 +28,8 @@ pub mod control;
 pub mod counters;
 pub mod domain;
 pub mod error;
+pub mod fragment;
 pub mod limit;
 pub mod packet;
 pub mod trie;
+pub mod waiting;

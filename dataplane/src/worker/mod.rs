@@ -15,6 +15,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use crate::DropReason;
 use crate::burst::{BURST, Burst};
 use crate::port::{PortFault, PortIndex, PortParts, RxContext};
 use crate::stats::Counters;
@@ -141,6 +142,7 @@ impl Worker {
             taps: &mut self.taps,
             router: &mut self.router,
         };
+        forwarder.route_waiting();
         let mut moved = forwarder.drain_handoff(&mut self.handoff.incoming);
         let mut more = false;
         let context = RxContext { tables, counters: &self.counters };
@@ -163,6 +165,11 @@ impl Worker {
             self.detach_faulted();
         }
         moved
+    }
+
+    /// How many packets wait here for their next hop's hardware address.
+    pub const fn waiting(&self) -> usize {
+        self.router.waiting.len()
     }
 
     fn take_commands(&mut self) {
@@ -195,6 +202,8 @@ impl Worker {
         // Its captures end with it: the slot may be another's next.
         self.taps.set(port, None);
         self.attachments.remove(&port);
+        let waited = self.router.waiting.forget(port);
+        self.counters.port(port).dropped(DropReason::NoNeighbour, waited);
         // What it, or a tunnel of it, holds back to fill a system call goes out, and is counted, before it is gone.
         self.outbox.flush(false, self.tables.load(), &self.counters);
         let rx = self.schedule.remove(port);

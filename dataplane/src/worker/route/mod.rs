@@ -1,6 +1,13 @@
 //! Frames of a port that is in a routing domain: each packet's header is read once and judged, the longest prefix says by which port
 //! it goes on, and those with the same way out go there together. The copy of the header, rewritten, and the rest of the packet
 //! where it lies are the frame that the egress port copies: still one copy of each packet.
+//!
+//! | file | its part |
+//! |---|---|
+//! | here | the way of a burst |
+//! | [`own`] | what the domain says by itself, and what is said to it |
+//! | [`later`] | packets whose next hop has to be asked for first |
+//! | [`pieces`] | packets that are too long for the port that they leave by |
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -9,19 +16,27 @@ use arrayvec::ArrayVec;
 use memif::Lent;
 
 use super::capture::Direction;
-use super::command::{Event, Events};
+use super::command::Events;
 use super::forward::Forwarder;
 use crate::DropReason;
 use crate::burst::{BURST, Burst, Frame, Frames, Offload};
 use crate::offload::Link;
 use crate::port::PortIndex;
-use crate::route::control::{Arrival, Outcome};
-use crate::route::counters::{RouteDrop, Sent};
+use crate::route::control::Arrival;
+use crate::route::counters::RouteDrop;
 use crate::route::domain::{Domain, Mac, Member, MemberIndex, Neighbour, Target};
-use crate::route::error::{Problem, QUOTE, error};
+use crate::route::error::Problem;
+use crate::route::fragment::may_be_cut;
 use crate::route::limit::Limits;
 use crate::route::packet::{Head, Kind, Packet, is_routable, l2_len, shifted};
+use crate::route::waiting::{Asked, Waiting};
 use crate::tables::Place;
+
+mod later;
+mod own;
+mod pieces;
+
+use pieces::Scissors;
 
 /// Most views of one frame: those of the longest chain, and the head.
 const VIEWS: usize = memif::queue::MAX_SEGMENTS + 2;
@@ -35,12 +50,24 @@ pub(super) struct Router {
     events: Events,
     /// Messages of the domains' own, with the ports that they leave by.
     own: Vec<(PortIndex, Vec<u8>)>,
+    /// Packets that can't go on yet.
+    pub waiting: Waiting,
+    /// When the packet came that is routed once more, having waited.
+    again: Option<Instant>,
+    scissors: Scissors,
 }
 
 impl Router {
     pub fn new(events: Events) -> Self {
-        let heads = vec![Head::new(); BURST].into_boxed_slice();
-        Self { heads, limits: Limits::default(), events, own: Vec::new() }
+        Self {
+            heads: vec![Head::new(); BURST].into_boxed_slice(),
+            limits: Limits::default(),
+            events,
+            own: Vec::new(),
+            waiting: Waiting::default(),
+            again: None,
+            scissors: Scissors::default(),
+        }
     }
 }
 
@@ -50,7 +77,43 @@ struct Way {
     port: PortIndex,
     /// Bytes of the packet that lie behind its head.
     rest: u32,
+    /// The longest piece that it may leave in, if it does not leave whole, and what the pieces begin with.
+    cut: Option<(u16, Link)>,
     offload: Option<Offload>,
+}
+
+/// Why a packet has no way out.
+#[derive(Clone, Copy)]
+enum Stop {
+    Dropped(DropReason),
+    /// It waits, and is counted when that is over.
+    Waits,
+}
+
+impl From<DropReason> for Stop {
+    fn from(reason: DropReason) -> Self {
+        Self::Dropped(reason)
+    }
+}
+
+impl Stop {
+    fn reason(self) -> Option<DropReason> {
+        match self {
+            Self::Dropped(reason) => Some(reason),
+            Self::Waits => None,
+        }
+    }
+}
+
+/// Where a frame is addressed to.
+#[derive(Clone, Copy)]
+enum Hop {
+    /// Nowhere: the port's frames have no address.
+    None,
+    /// To this station.
+    At(Mac),
+    /// To whoever has this address, which is being asked for.
+    Unknown(IpAddr),
 }
 
 /// How a destination is reached: found for one packet, and very likely wanted for the next.
@@ -59,8 +122,7 @@ struct Exit {
     target: Target,
     port: PortIndex,
     member: Member,
-    /// The next hop's, if the port needs it.
-    mac: Option<Mac>,
+    hop: Hop,
 }
 
 /// One burst's journey through a domain.
@@ -126,21 +188,6 @@ struct Read<'f, 'b, 'a> {
     frame: &'f Frame<'a>,
 }
 
-impl Read<'_, '_, '_> {
-    /// The first bytes of the packet in private memory, at most `limit`. What is in the head is not read again.
-    fn gather(&self, head: &Head, link: Link, limit: usize) -> Vec<u8> {
-        let mut bytes = head.bytes()[l2_len(link)..].to_vec();
-        let mut skip = head.taken();
-        for view in self.frames.views(self.frame) {
-            let more = view.skip(skip).take(limit.saturating_sub(bytes.len()));
-            bytes.extend_from_slice(&more.to_vec());
-            skip = skip.saturating_sub(view.len());
-        }
-        bytes.truncate(limit);
-        bytes
-    }
-}
-
 impl Forwarder<'_> {
     /// Routes frames that entered by a port of a domain. Each is sent, refused by its egress port, handed to another worker, or
     /// dropped here.
@@ -156,7 +203,7 @@ impl Forwarder<'_> {
         let mut trip =
             Trip { domain, ingress, arrival, source: None, exit: None, run: (u32::MAX, 0, 0), all: (0, 0) };
         let mut heads = std::mem::take(&mut self.router.heads);
-        let ways: ArrayVec<Result<Way, DropReason>, BURST> = frames
+        let ways: ArrayVec<Result<Way, Stop>, BURST> = frames
             .as_slice()
             .iter()
             .zip(&mut heads)
@@ -170,14 +217,15 @@ impl Forwarder<'_> {
             .collect();
         trip.count_run();
         domain.counters.forwarded(trip.all.0, trip.all.1);
-        for reason in ways.iter().filter_map(|way| way.err()) {
+        let dropped = |way: &Result<Way, Stop>| way.err().and_then(Stop::reason);
+        for reason in ways.iter().filter_map(dropped) {
             self.counters.port(ingress).dropped(reason, 1);
             domain.counters.dropped(reason, 1);
         }
         self.post_ways(&trip, &heads, &ways, &frames);
         self.router.heads = heads;
-        if self.taps.any() {
-            self.taps.record(ingress, Direction::In, &frames, |i| ways.get(i).and_then(|way| way.err()));
+        if self.taps.any() && self.router.again.is_none() {
+            self.taps.record(ingress, Direction::In, &frames, |i| ways.get(i).and_then(dropped));
         }
         if !self.router.own.is_empty() {
             self.post_own();
@@ -189,7 +237,7 @@ impl Forwarder<'_> {
         &mut self,
         trip: &Trip<'_>,
         heads: &[Head],
-        ways: &[Result<Way, DropReason>],
+        ways: &[Result<Way, Stop>],
         frames: &Frames<'_, '_>,
     ) {
         let mut left =
@@ -204,6 +252,14 @@ impl Forwarder<'_> {
                 let Some(Ok(way)) = ways.get(i).filter(|way| way.is_ok_and(|way| way.port == *port)) else {
                     continue;
                 };
+                if let Some(cut) = way.cut {
+                    // What came before it leaves before it.
+                    if burst.is_empty() {
+                        left &= !(1 << i);
+                        self.post_pieces(trip, &heads[i], (way, cut), frames, &frames.as_slice()[i]);
+                    }
+                    break;
+                }
                 if !lend(&mut burst, &heads[i], way, frames, &frames.as_slice()[i]) {
                     // No room for its views beside the others': it goes with the next burst.
                     break;
@@ -213,26 +269,25 @@ impl Forwarder<'_> {
             for (egress, run) in burst.runs() {
                 if let Some(lost) = self.post(egress, run) {
                     let count = (run.len() - lost.from) as u64;
-                    self.counters.port(trip.ingress).dropped(lost.reason, count);
-                    trip.domain.counters.dropped(lost.reason, count);
+                    self.count_lost(trip, lost.reason, count);
                 }
             }
         }
     }
 
+    fn count_lost(&self, trip: &Trip<'_>, reason: DropReason, count: u64) {
+        self.counters.port(trip.ingress).dropped(reason, count);
+        trip.domain.counters.dropped(reason, count);
+    }
+
     /// Judges one frame and rewrites its head.
     #[inline]
-    fn way(
-        &mut self,
-        trip: &mut Trip<'_>,
-        head: &mut Head,
-        read: Read<'_, '_, '_>,
-    ) -> Result<Way, DropReason> {
+    fn way(&mut self, trip: &mut Trip<'_>, head: &mut Head, read: Read<'_, '_, '_>) -> Result<Way, Stop> {
         let link = trip.arrival.member.link;
         head.read(read.frames, read.frame);
         let kind = head.kind(link)?;
         if kind == Kind::Arp {
-            return Err(self.control(trip, |arrival| arrival.arp(&head.bytes()[l2_len(link)..])));
+            return Err(self.control(trip, |arrival| arrival.arp(&head.bytes()[l2_len(link)..])).into());
         }
         let offload = read.frames.offload(read.frame);
         let packet = head.packet(kind, link, read.frame.len(), offload.as_ref())?;
@@ -240,8 +295,8 @@ impl Forwarder<'_> {
             let to = head.macs().0;
             if to != trip.arrival.member.mac {
                 return Err(match to.0[0] & 1 {
-                    1 => self.for_domain(trip, head, &packet, read),
-                    _ => DropReason::WrongMac,
+                    1 => self.for_domain(trip, head, &packet, read).into(),
+                    _ => DropReason::WrongMac.into(),
                 });
             }
         }
@@ -249,8 +304,8 @@ impl Forwarder<'_> {
             // Neighbour discovery also speaks from addresses that no router knows.
             let local = matches!(packet.source, IpAddr::V6(v6) if v6.is_unicast_link_local());
             return Err(match local {
-                true => self.for_domain(trip, head, &packet, read),
-                false => DropReason::SpoofedSource,
+                true => self.for_domain(trip, head, &packet, read).into(),
+                false => DropReason::SpoofedSource.into(),
             });
         }
         let exit = match trip.exit {
@@ -263,17 +318,27 @@ impl Forwarder<'_> {
         };
         if packet.ttl <= 1 {
             self.tell(trip, Problem::TimeExceeded, head, &packet, read);
-            return Err(trip.count_drop(exit.target.route, RouteDrop::TtlExceeded));
+            return Err(trip.count_drop(exit.target.route, RouteDrop::TtlExceeded).into());
         }
-        if packet.longest > usize::from(exit.member.mtu) {
+        let too_long = packet.longest > usize::from(exit.member.mtu);
+        if too_long && !may_be_cut(&head.bytes()[l2_len(link)..], packet.len) {
             self.tell(trip, Problem::TooBig(exit.member.mtu), head, &packet, read);
-            return Err(trip.count_drop(exit.target.route, RouteDrop::TooBig));
+            return Err(trip.count_drop(exit.target.route, RouteDrop::TooBig).into());
         }
+        let to = match exit.hop {
+            Hop::None => None,
+            Hop::At(mac) => Some((mac, exit.member.mac)),
+            Hop::Unknown(address) => {
+                let asked = Asked { port: exit.port, address };
+                return Err(self.keep(trip, (exit.target.route, asked), head, &packet, read));
+            }
+        };
         trip.count(exit.target.route, packet.len);
         head.decrement(kind, link);
-        let rest = head.readdress(kind, link, &packet, exit.mac.map(|mac| (mac, exit.member.mac)));
+        let rest = head.readdress(kind, link, &packet, to);
         let offload = offload.map(|owed| shifted(owed, link, exit.member.link));
-        Ok(Way { port: exit.port, rest: rest as u32, offload })
+        let cut = too_long.then_some((exit.member.mtu, exit.member.link));
+        Ok(Way { port: exit.port, rest: rest as u32, cut, offload })
     }
 
     /// How the packet's destination is reached, or why it is not.
@@ -299,109 +364,21 @@ impl Forwarder<'_> {
             return Err(trip.count_drop(target.route, RouteDrop::EgressDown));
         };
         if member.link == Link::Ip {
-            return Ok(Exit { target, port, member, mac: None });
+            return Ok(Exit { target, port, member, hop: Hop::None });
         }
         let via = usize::from(target.via).checked_sub(1).and_then(|at| trip.domain.vias.get(at));
         let next = via.map_or(packet.destination, |(_, via)| *via);
-        match trip.domain.neighbour(next) {
-            Some(Neighbour { mac, member: at }) if at == target.member => {
-                Ok(Exit { target, port, member, mac: Some(mac) })
-            }
+        let hop = match trip.domain.neighbour(next) {
+            Some(Neighbour { mac, member: at }) if at == target.member => Hop::At(mac),
             _ => {
                 let asker = Arrival { domain: trip.domain, member: &member, at: target.member };
                 self.ask(&asker, port, next);
-                Err(trip.count_drop(target.route, RouteDrop::NoNeighbour))
+                Hop::Unknown(next)
             }
-        }
-    }
-
-    /// Asks for a neighbour, if that was not done just now.
-    #[cold]
-    fn ask(&mut self, asker: &Arrival<'_>, port: PortIndex, address: IpAddr) {
-        let now = Instant::now();
-        if self.router.limits.ask(port, address, now) && self.router.limits.take(port, now) {
-            asker.domain.counters.sent(Sent::Questions);
-            self.router.own.push((port, asker.question(address)));
-        }
-    }
-
-    /// Tells a packet's sender what is wrong with it.
-    #[cold]
-    fn tell(
-        &mut self,
-        trip: &Trip<'_>,
-        problem: Problem,
-        head: &Head,
-        packet: &Packet,
-        read: Read<'_, '_, '_>,
-    ) {
-        let link = trip.arrival.member.link;
-        let macs = if link == Link::Ethernet { head.macs() } else { Default::default() };
-        let quoted = read.gather(head, link, QUOTE);
-        if let Some(frame) = error(&trip.arrival, problem, packet, &quoted, macs)
-            && self.router.limits.take(trip.ingress, Instant::now())
-        {
-            trip.domain.counters.sent(Sent::Errors);
-            self.router.own.push((trip.ingress, frame));
-        }
-    }
-
-    /// A packet that is for the domain itself, or for a group that it may be in.
-    #[cold]
-    fn for_domain(
-        &mut self,
-        trip: &Trip<'_>,
-        head: &Head,
-        packet: &Packet,
-        read: Read<'_, '_, '_>,
-    ) -> DropReason {
-        let link = trip.arrival.member.link;
-        let from = if link == Link::Ethernet { head.macs().1 } else { Mac::default() };
-        let own = trip.domain.is_own(packet.destination, trip.arrival.member.mac);
-        if own && packet.protocol == UDP {
-            self.tell(trip, Problem::NoListener, head, packet, read);
-            return DropReason::ForDomain;
-        }
-        // An answer is no longer than the packet, which came by the same port.
-        let bytes = read.gather(head, link, packet.len);
-        self.control(trip, |arrival| arrival.ip(packet, &bytes, from))
-    }
-
-    /// Does what a message to the domain calls for, as far as the port has not asked too much.
-    #[cold]
-    fn control(&mut self, trip: &Trip<'_>, judge: impl FnOnce(&Arrival<'_>) -> Outcome) -> DropReason {
-        if !self.router.limits.take(trip.ingress, Instant::now()) {
-            return DropReason::ControlLimit;
-        }
-        let Outcome { reason, reply, learnt } = judge(&trip.arrival);
-        if let Some((what, frame)) = reply {
-            trip.domain.counters.sent(what);
-            self.router.own.push((trip.ingress, frame));
-        }
-        if let Some((address, mac)) = learnt
-            && trip.domain.neighbour(address) != Some(Neighbour { mac, member: trip.arrival.at })
-        {
-            self.router.events.send(Event::Learnt { port: trip.ingress, address, mac });
-        }
-        reason
-    }
-
-    /// Sends the messages of the domains' own.
-    #[cold]
-    fn post_own(&mut self) {
-        for (port, frame) in std::mem::take(&mut self.router.own) {
-            let mut burst = Burst::new(port);
-            burst.push(Lent::from(&frame[..]));
-            for (egress, run) in burst.runs() {
-                if let Some(lost) = self.post(egress, run) {
-                    self.counters.port(egress).dropped(lost.reason, 1);
-                }
-            }
-        }
+        };
+        Ok(Exit { target, port, member, hop })
     }
 }
-
-const UDP: u8 = 17;
 
 /// Puts a frame into a burst: its head, and the rest where it lies. False if the burst has no room for its views.
 #[inline]
@@ -419,14 +396,24 @@ fn lend<'a>(
     }
     let mut views: ArrayVec<Lent<'_>, VIEWS> = ArrayVec::new();
     views.push(first);
-    let (mut skip, mut left) = (head.taken(), way.rest as usize);
-    for view in frames.views(frame) {
+    add_part(frames.views(frame), head.taken(), way.rest as usize, &mut views);
+    burst.push_with(&views, way.offload)
+}
+
+/// Adds the views of `left` bytes that lie `skip` bytes behind the beginning of `from`.
+#[inline]
+fn add_part<'a>(
+    from: impl Iterator<Item = Lent<'a>>,
+    mut skip: usize,
+    mut left: usize,
+    to: &mut ArrayVec<Lent<'a>, VIEWS>,
+) {
+    for view in from {
         let part = view.skip(skip).take(left);
         skip = skip.saturating_sub(view.len());
         left -= part.len();
-        if !part.is_empty() && views.try_push(part).is_err() {
+        if !part.is_empty() && to.try_push(part).is_err() {
             break;
         }
     }
-    burst.push_with(&views, way.offload)
 }
