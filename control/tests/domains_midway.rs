@@ -130,7 +130,9 @@ async fn a_part_that_dies_in_the_middle_of_a_foreign_request_leaves_nothing_behi
     let mut lab = run.up(&spec).await;
     let nodes = spec.domains.iter().flat_map(|domain| &domain.nodes);
     let engines: Vec<(String, Client)> = nodes
-        .map(|node| (format!("ports of {}", node.name), Client::new(&lab.layout().engine(node), None).0))
+        .map(|node| {
+            (format!("ports of {}", node.name), Client::new(&lab.layout().engine(&node.name), None).0)
+        })
         .collect();
     let connected = holdings(&lab, &engines).await.unwrap();
     leave(&lab).await;

@@ -37,7 +37,7 @@ impl StatusArgs {
             Output::Table if all.is_empty() => {
                 print(&format!("no role of vwire answers in {}\n", self.place.place()))
             }
-            Output::Table => print(&table(&all)),
+            Output::Table => print(&format!("{}{}", table(&all), peers(&all))),
         }
     }
 }
@@ -65,6 +65,32 @@ fn table(all: &[(Target, Status)]) -> String {
         ]);
     }
     table.text()
+}
+
+/// The links between the endpoints of virtual networks (vL3), if there are such endpoints.
+fn peers(all: &[(Target, Status)]) -> String {
+    let mut table =
+        Table::new(&["ENDPOINT", "PEER", "STATE", "DIALLED BY", "PREFIXES", "HEALS", "LAST ERROR"]);
+    let mut some = false;
+    for (_, status) in all {
+        let peers = status.reports.get("peers").and_then(Value::as_array);
+        for peer in peers.into_iter().flatten() {
+            some = true;
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let prefixes = peer["prefixes"].as_array().into_iter().flatten().map(text);
+            let error = Some(text(&peer["error"])).filter(|error| !error.is_empty());
+            table.row([
+                status.name.clone(),
+                text(&peer["name"]),
+                text(&peer["state"]),
+                text(&peer["dialled_by"]),
+                prefixes.collect::<Vec<_>>().join(" "),
+                peer["heals"].to_string(),
+                error.unwrap_or_else(|| text(&peer["last_error"]["text"])),
+            ]);
+        }
+    }
+    if some { format!("\n{}", table.text()) } else { String::new() }
 }
 
 /// Figures in one cell; what is nested is for JSON.
@@ -116,5 +142,24 @@ mod tests {
             "INSECURE",
         ];
         assert_eq!(words, expected);
+    }
+
+    #[test]
+    fn links_of_virtual_networks_have_a_table_of_their_own() {
+        let linked = json!({"name": "vl3-b", "state": "linked", "dialled_by": "us", "prefixes": ["10.0.1.0/24"],
+            "heals": 2, "error": null, "last_error": null});
+        let refused = json!({"name": "vl3-c", "state": "requesting", "dialled_by": "us", "prefixes": [],
+            "heals": 0, "error": "peer vl3-c: it announces 10.0.0.0/24", "last_error": {"at": 1, "text": "no"}});
+        let with = |peers| Status {
+            name: "vl3-a".into(),
+            reports: Map::from_iter([("peers".to_owned(), peers)]),
+            ..Status::default()
+        };
+        let text = peers(&[(Target::Unix("/x".into()), with(json!([linked, refused])))]);
+        let lines: Vec<Vec<&str>> =
+            text.lines().skip(2).map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[0], ["vl3-a", "vl3-b", "linked", "us", "10.0.1.0/24", "2"]);
+        assert!(text.contains("it announces 10.0.0.0/24"), "{text}");
+        assert_eq!(peers(&[(Target::Unix("/x".into()), with(json!(3)))]), "");
     }
 }

@@ -33,20 +33,10 @@ impl KernelPath {
         Self { namespace, timeout, pingers: Mutex::default(), warned: AtomicBool::new(false) }
     }
 
-    async fn open(&self, from: IpAddr) -> io::Result<Pinger> {
-        let namespace = self.namespace.clone();
-        let handle = tokio::runtime::Handle::current();
-        let opened = tokio::task::spawn_blocking(move || {
-            let _inside = handle.enter();
-            Pinger::open(&namespace, from)
-        });
-        opened.await.map_err(io::Error::other)?
-    }
-
     async fn ping(&self, pair: (IpAddr, IpAddr), kept: Option<Pinger>) -> (Alive, Option<Pinger>) {
         let mut pinger = match kept {
             Some(pinger) => pinger,
-            None => match self.open(pair.0).await {
+            None => match Pinger::open_in(&self.namespace, pair.0).await {
                 Ok(pinger) => pinger,
                 Err(error) => return (self.without_socket(&error), None),
             },

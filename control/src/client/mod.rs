@@ -45,6 +45,7 @@ pub use kernel::KernelPath;
 pub use manager::Manager;
 pub use memif::MemifPath;
 pub use netns::Namespace;
+pub use ping::Pinger;
 pub use session::{Heal, Phase, Reason, Session, SessionStatus, Wanted};
 pub use settings::{ClientSettings, LivenessSettings};
 pub use upstream::Upstream;
@@ -83,6 +84,7 @@ impl Client {
         let news = self.watcher.subscribe(&id);
         let settings = self.settings.clone();
         let (life, asked_with) = (settings.token_life, settings.request_timeout);
+        let asked_context = wanted.connection.context.clone();
         let task = task::Task {
             wanted,
             negotiator,
@@ -93,6 +95,7 @@ impl Client {
             connection: None,
             life,
             asked_with,
+            asked_context,
         };
         let task = tokio::spawn(task.run().instrument(span));
         Session { id, commands, status: seen, task }

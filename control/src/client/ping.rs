@@ -13,7 +13,7 @@ use super::Namespace;
 const SIZE: usize = 16;
 
 /// A socket from one address, in one namespace.
-pub(super) struct Pinger {
+pub struct Pinger {
     socket: UdpSocket,
     from: IpAddr,
     /// A raw socket sees what all others on the machine get, and has an identifier of its own choice; the kernel chooses that of a
@@ -25,6 +25,9 @@ pub(super) struct Pinger {
 impl Pinger {
     /// Opens a socket in `namespace` that sends from `from`: a ping socket, which needs no rights but the namespace's
     /// `net.ipv4.ping_group_range`, or else a raw one, which needs CAP_NET_RAW.
+    ///
+    /// # Errors
+    /// The kernel's: without the right to ping, or without the address.
     pub fn open(namespace: &Namespace, from: IpAddr) -> io::Result<Self> {
         let made = namespace.run(|| {
             make(from, Type::DGRAM).or_else(|error| match error.kind() {
@@ -37,7 +40,24 @@ impl Pinger {
         Ok(Self { socket: UdpSocket::from_std(socket.into())?, from, raw, sequence: 0 })
     }
 
+    /// As [`open`](Self::open), from a task: entering a namespace takes a thread.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_in(namespace: &Namespace, from: IpAddr) -> io::Result<Self> {
+        let namespace = namespace.clone();
+        let handle = tokio::runtime::Handle::current();
+        let opened = tokio::task::spawn_blocking(move || {
+            let _inside = handle.enter();
+            Self::open(&namespace, from)
+        });
+        opened.await.map_err(io::Error::other)?
+    }
+
     /// Sends up to `count` echo requests to `to`, evenly over `time`, and returns as soon as one is answered. False if none was.
+    ///
+    /// # Errors
+    /// The kernel's: no route, no interface.
     pub async fn ping(&mut self, to: IpAddr, count: u32, time: Duration) -> io::Result<bool> {
         let first = self.sequence.wrapping_add(1);
         let mut interval = tokio::time::interval(time / count.max(1));

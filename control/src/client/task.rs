@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use vwire_proto::nsm::connection::{Connection, State};
+use vwire_proto::nsm::connectioncontext::ConnectionContext;
 
 use super::datapath::Alive;
 use super::negotiate::{Aim, Negotiator, recovered};
@@ -39,6 +40,8 @@ pub(super) struct Task {
     pub life: Option<Duration>,
     /// How long the last Request that succeeded had.
     pub asked_with: Duration,
+    /// The context that the last Request that succeeded was built on.
+    pub asked_context: Option<ConnectionContext>,
 }
 
 /// How a state ends.
@@ -258,7 +261,14 @@ impl Task {
 
     fn negotiate(&self, aim: Aim) -> BoxFuture<'static, Result<Connection, Status>> {
         let negotiator = Negotiator { time: self.call_time(), ..self.negotiator.clone() };
-        negotiator.run(self.wanted.clone(), self.connection.clone(), aim).boxed()
+        let mut current = self.connection.clone();
+        // What the former context brought is not for one who wants another.
+        if let Some(current) =
+            current.as_mut().filter(|_| self.asked_context != self.wanted.connection.context)
+        {
+            current.context.clone_from(&self.wanted.connection.context);
+        }
+        negotiator.run(self.wanted.clone(), current, aim).boxed()
     }
 
     /// Runs an attempt unless the session is closed. Changes are taken up by the next attempt.
@@ -356,6 +366,7 @@ impl Task {
         let delay = refresh_delay(path, SystemTime::now(), self.asked_with);
         path.path_segments.iter_mut().for_each(|segment| segment.token.clear());
         self.connection = Some(connection);
+        self.asked_context.clone_from(&self.wanted.connection.context);
         self.set(|status| {
             status.phase = Phase::Up;
             status.connection = Some(shown);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::process;
 use super::spec::{Check, Client, Leg};
-use super::{Lab, LabError, Layout, facts, pings, roles};
+use super::{Lab, LabError, Layout, facts, pings, reach, roles};
 use crate::cli::AdminClient;
 use crate::obs::{ConnectionView, Status};
 
@@ -64,12 +64,14 @@ pub async fn check(lab: &Lab, check: &Check) -> Result<Vec<Outcome>, LabError> {
             Ok(outcomes)
         }
         Check::Transfer { from, service, megabytes } => transfer(lab, from, service, *megabytes).await,
+        Check::Peers { of, count } => Ok(vec![reach::peers(lab, of, *count).await?]),
+        Check::Reach { between, count, sizes } => reach::reach(lab, between, *count, sizes).await,
         Check::NoSecretsInLogs {} => Ok(vec![no_secrets(lab)?]),
     }
 }
 
 /// A client's connections, to one service or to all.
-async fn connections(
+pub(super) async fn connections(
     lab: &Lab,
     client: &str,
     service: Option<&str>,
@@ -86,14 +88,14 @@ async fn connections(
 }
 
 /// How a client's leg to a service is carried, by what the file says.
-fn leg(lab: &Lab, client: &str, service: &str) -> Option<Leg> {
+pub(super) fn leg(lab: &Lab, client: &str, service: &str) -> Option<Leg> {
     let (_, client) = lab.spec().clients().find(|(_, one)| one.name == client)?;
     let asked = |url: &&String| Client::service(url).as_deref() == Some(service);
     Client::leg(client.services.iter().find(asked)?)
 }
 
 /// An address without its prefix length.
-fn bare(address: &str) -> String {
+pub(super) fn bare(address: &str) -> String {
     address.split('/').next().unwrap_or_default().to_owned()
 }
 

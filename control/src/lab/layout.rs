@@ -80,19 +80,24 @@ impl Layout {
         Target::Unix(self.directory.join(format!("{}.nsm.sock", node.name)))
     }
 
-    /// A node's engine.
-    pub fn engine(&self, node: &Node) -> PathBuf {
-        self.directory.join(format!("{}.engine.sock", node.name))
+    /// The engine of a node, or of an endpoint that routes.
+    pub fn engine(&self, part: &str) -> PathBuf {
+        self.directory.join(format!("{part}.engine.sock"))
     }
 
     /// Its counters.
-    pub fn stats(&self, node: &Node) -> PathBuf {
-        self.directory.join(format!("{}.stats", node.name))
+    pub fn stats(&self, part: &str) -> PathBuf {
+        self.directory.join(format!("{part}.stats"))
     }
 
     /// Its configuration.
-    pub fn engine_config(&self, node: &Node) -> PathBuf {
-        self.directory.join(format!("{}.engine.toml", node.name))
+    pub fn engine_config(&self, part: &str) -> PathBuf {
+        self.directory.join(format!("{part}.engine.toml"))
+    }
+
+    /// Where endpoints ask for a part of one of a domain's prefixes, from 0 on.
+    pub fn ipam(&self, domain: &Domain, index: usize) -> Target {
+        Target::Unix(self.directory.join(format!("{}.ipam{index}.sock", domain.name)))
     }
 
     /// Where a process may keep files of its own.

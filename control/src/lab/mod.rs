@@ -13,6 +13,7 @@
 //! | `process` | starting processes, and ending exactly those |
 //! | `up`, `check`, `down` | the verbs |
 //! | `facts` | checks that only read |
+//! | `reach` | checks of virtual networks: who is linked, and who reaches whom |
 //! | `pings` | pings of which none may be lost |
 //!
 //! Everything has the lab's name in it: namespaces are called `vw-LAB-…`, files are in `/run/vwire/lab/LAB`, and each process has the
@@ -27,6 +28,7 @@ mod layout;
 mod net;
 pub mod pings;
 mod process;
+mod reach;
 mod roles;
 mod spec;
 mod state;
@@ -36,7 +38,7 @@ pub use check::{Outcome, check};
 pub use dns::{Dns, Records};
 pub use down::down;
 pub use layout::{Layout, RUN};
-pub use spec::{BadSpec, Check, Client, Domain, Endpoint, Node, Spec, Stack};
+pub use spec::{BadSpec, Check, Client, Domain, Endpoint, Node, Spec, Stack, Vl3};
 pub use state::{Mark, Place, Record};
 pub use up::{Lab, Programs};
 

@@ -30,6 +30,7 @@ pub fn parts(layout: &Layout, spec: &Spec) -> Vec<String> {
         parts.extend(domain.nodes.iter().map(|node| node.name.clone()));
     }
     parts.extend(spec.endpoints().map(|(_, endpoint)| endpoint.name.clone()));
+    parts.extend(spec.vl3().map(|(_, _, vl3)| vl3.name.clone()));
     parts.extend(spec.clients().map(|(_, client)| client.name.clone()));
     parts
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::layout::{PROXY_PORT, REGISTRY_PORT, addresses, at, replica, tunnel};
 use super::process::Start;
-use super::spec::{Client, Domain, Endpoint, Leg, Node, Spec};
+use super::spec::{Client, Domain, Endpoint, Leg, Node, Spec, Vl3};
 use super::{LabError, Layout, Programs, dns};
 
 /// The variable that says where a process gets its identity.
@@ -21,6 +21,11 @@ pub fn client(name: &str) -> String {
 /// The name of the process that has a node's forwarder.
 pub fn forwarder(node: &Node) -> String {
     format!("{}-{}", if node.split { "forwarder" } else { "node" }, node.name)
+}
+
+/// The name of the process of an endpoint that routes.
+pub fn vl3(name: &str) -> String {
+    format!("vl3-{name}")
 }
 
 /// True of an engine's process, which has a gRPC socket instead of an admin port.
@@ -60,14 +65,16 @@ pub fn waves(layout: &Layout, spec: &Spec, programs: &Programs) -> Vec<(&'static
                 .collect(),
         ),
         ("nodes", spec.nodes().flat_map(|(domain, node)| make.node(domain, node)).collect()),
+        ("prefixes", spec.domains.iter().flat_map(|domain| make.ipams(domain)).collect()),
         ("endpoints", make.endpoints()),
+        ("routers", spec.vl3().map(|(domain, node, vl3)| make.vl3(domain, node, vl3)).collect()),
         ("clients", make.clients()),
     ];
     let all: Vec<Start> = waves.iter().flat_map(|(_, starts): &(_, Vec<Start>)| starts.clone()).collect();
     let secure = spec.domains.iter().filter(|domain| !domain.insecure);
     waves.insert(0, ("issuers", secure.map(|domain| make.issuer(domain, &all)).collect()));
     waves.insert(0, ("name server", dns::server(layout, spec).into_iter().collect()));
-    waves.insert(0, ("engines", spec.nodes().map(|(_, node)| make.engine(node)).collect()));
+    waves.insert(0, ("engines", engines(spec).map(|part| make.engine(part)).collect()));
     waves.retain(|(_, starts)| !starts.is_empty());
     let number = |(wave, (what, mut starts)): (u8, (&'static str, Vec<Start>))| {
         starts.iter_mut().for_each(|start| start.wave = wave);
@@ -76,17 +83,23 @@ pub fn waves(layout: &Layout, spec: &Spec, programs: &Programs) -> Vec<(&'static
     (0..).zip(waves).map(number).collect()
 }
 
+/// What has an engine: nodes, and endpoints that route.
+fn engines(spec: &Spec) -> impl Iterator<Item = &str> {
+    let nodes = spec.nodes().map(|(_, node)| node.name.as_str());
+    nodes.chain(spec.vl3().map(|(_, _, vl3)| vl3.name.as_str()))
+}
+
 /// Writes what each engine reads at its start: nothing but where it is to be found.
 pub fn write_engine_configs(layout: &Layout, spec: &Spec) -> Result<(), LabError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    for (index, (_, node)) in spec.nodes().enumerate() {
+    for (index, part) in engines(spec).enumerate() {
         let text = format!(
             "[workers]\ncores = [{}]\nmode = \"adaptive\"\n[api]\nsocket = {:?}\n[stats]\npath = {:?}\n",
             index % cores,
-            layout.engine(node),
-            layout.stats(node),
+            layout.engine(part),
+            layout.stats(part),
         );
-        let file = layout.engine_config(node);
+        let file = layout.engine_config(part);
         std::fs::write(&file, text).map_err(|error| LabError::failed(file.display().to_string(), error))?;
     }
     Ok(())
@@ -99,12 +112,12 @@ struct Make<'a> {
 }
 
 impl Make<'_> {
-    fn engine(&self, node: &Node) -> Start {
-        let config = self.layout.engine_config(node).display().to_string();
+    fn engine(&self, part: &str) -> Start {
+        let config = self.layout.engine_config(part).display().to_string();
         Start {
-            name: format!("{}.engine", node.name),
+            name: format!("{part}.engine"),
             wave: 0,
-            part: node.name.clone(),
+            part: part.to_owned(),
             domain: None,
             identity: String::new(),
             hosts: None,
@@ -230,7 +243,7 @@ impl Make<'_> {
         let forwarder = env([
             ("NSM_TUNNEL_IP", tunnel(self.spec, node).to_string()),
             ("VWIRE_RUN", self.layout.directory().display().to_string()),
-            ("VWIRE_DATAPLANE", format!("unix://{}", self.layout.engine(node).display())),
+            ("VWIRE_DATAPLANE", format!("unix://{}", self.layout.engine(&node.name).display())),
         ]);
         let role = |role: &str, more: Env| {
             let own = node.env.clone().into_iter().collect();
@@ -281,6 +294,43 @@ impl Make<'_> {
         let more = [more, onward].concat();
         let own = endpoint.env.clone().into_iter().collect();
         self.role("nse", &endpoint.name, &endpoint.name, Some(domain), [more, own].concat())
+    }
+
+    /// The services that give out a domain's prefixes, one for each.
+    fn ipams(&self, domain: &Domain) -> Vec<Start> {
+        let one = |(index, prefix): (usize, &ipnet::IpNet)| {
+            let name = if index == 0 { domain.name.clone() } else { format!("{}.{index}", domain.name) };
+            let length = prefix.prefix_len() + (prefix.max_prefix_len() - prefix.prefix_len()) / 2;
+            let more = env([
+                ("NSM_LISTEN_ON", self.layout.ipam(domain, index).to_string()),
+                ("NSM_PREFIX", prefix.to_string()),
+                ("NSM_CLIENT_PREFIX_LEN", length.to_string()),
+                ("VWIRE_IPAM_STATE", self.layout.scratch(&format!("ipam-{name}")).display().to_string()),
+            ]);
+            self.role("vl3-ipam", &name, &domain.name, Some(domain), more)
+        };
+        domain.ipam.iter().enumerate().map(one).collect()
+    }
+
+    fn vl3(&self, domain: &Domain, node: &Node, vl3: &Vl3) -> Start {
+        let labels: Vec<String> = vl3.labels.iter().map(|(key, value)| format!("{key}:{value}")).collect();
+        let from = vl3.ipam.as_ref().and_then(|name| self.spec.domains.iter().find(|one| one.name == *name));
+        let from = from.unwrap_or(domain);
+        let ipams: Vec<String> =
+            (0..from.ipam.len()).map(|index| self.layout.ipam(from, index).to_string()).collect();
+        let more = env([
+            ("NSM_CONNECT_TO", self.layout.manager(node).to_string()),
+            ("NSM_SERVICE_NAMES", vl3.services.join(",")),
+            ("NSM_LABELS", labels.join(",")),
+            ("NSM_PREFIX_SERVER_URL", ipams.join(",")),
+            ("NSM_REMOTE_NS_IP_LIST", vl3.remotes.join(",")),
+            ("VWIRE_DATAPLANE", format!("unix://{}", self.layout.engine(&vl3.name).display())),
+            // On a machine that is busy with other things, packets may wait for a second.
+            ("NSM_LIVENESS_CHECK_TIMEOUT", "3s".to_owned()),
+            ("NSM_UNREGISTER_ITSELF", "true".to_owned()),
+        ]);
+        let own = vl3.env.clone().into_iter().collect();
+        self.role("vl3", &vl3.name, &vl3.name, Some(domain), [more, own].concat())
     }
 
     fn clients(&self) -> Vec<Start> {

@@ -99,6 +99,9 @@ pub struct Domain {
     pub env: BTreeMap<String, String>,
     /// Its nodes. None: a registry and no more, in which endpoints of other domains register.
     pub nodes: Vec<Node>,
+    /// The prefixes of a virtual network, of each of which a `vwire vl3-ipam` gives a part to each endpoint that asks it.
+    #[serde(default, deserialize_with = "prefixes")]
+    pub ipam: Vec<IpNet>,
     /// Further variables for its issuer.
     #[serde(default)]
     pub issuer_env: BTreeMap<String, String>,
@@ -172,6 +175,9 @@ pub struct Node {
     /// Endpoints on it.
     #[serde(default)]
     pub endpoints: Vec<Endpoint>,
+    /// Endpoints of virtual networks (vL3) on it, each with a packet engine of its own.
+    #[serde(default)]
+    pub vl3: Vec<Vl3>,
     /// Clients on it.
     #[serde(default)]
     pub clients: Vec<Client>,
@@ -212,6 +218,27 @@ pub struct Endpoint {
     /// Where it passes its connections on to, `service` or `service@domain`. It has no addresses then; its two interfaces are joined by
     /// a bridge.
     pub passes_to: Option<String>,
+    /// Further variables.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+/// An endpoint of a virtual network: it routes between its clients and the other endpoints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vl3 {
+    /// Of the endpoint: `NSM_NAME`.
+    pub name: String,
+    /// The network services that it serves; the first is the one that all endpoints of the network have.
+    pub services: Vec<String>,
+    /// The domain whose prefixes it has a part of; its own if it is left out.
+    pub ipam: Option<String>,
+    /// What it can be found by.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Other domains whose endpoints of the service are its peers: `NSM_REMOTE_NS_IP_LIST`.
+    #[serde(default)]
+    pub remotes: Vec<String>,
     /// Further variables.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
@@ -325,6 +352,25 @@ pub enum Check {
         /// At least so many megabytes.
         megabytes: u32,
     },
+    /// An endpoint of a virtual network is linked with so many others.
+    Peers {
+        /// The endpoint.
+        of: String,
+        /// How many.
+        count: usize,
+    },
+    /// Each of these clients reaches each other's addresses, and loses no ping.
+    Reach {
+        /// The clients; those with memif are only asked. All of the lab if it is left out.
+        #[serde(default)]
+        between: Vec<String>,
+        /// How many pings of each size.
+        #[serde(default = "ten")]
+        count: u32,
+        /// Bytes of payload.
+        #[serde(default = "sizes")]
+        sizes: Vec<u16>,
+    },
     /// No log of the lab holds a token or a key.
     NoSecretsInLogs {},
 }
@@ -389,6 +435,11 @@ impl Spec {
         self.nodes().flat_map(|(_, node)| node.endpoints.iter().map(move |endpoint| (node, endpoint)))
     }
 
+    /// All endpoints of virtual networks, with their domains and nodes.
+    pub fn vl3(&self) -> impl Iterator<Item = (&Domain, &Node, &Vl3)> {
+        self.nodes().flat_map(|(domain, node)| node.vl3.iter().map(move |vl3| (domain, node, vl3)))
+    }
+
     /// All clients, with their nodes.
     pub fn clients(&self) -> impl Iterator<Item = (&Node, &Client)> {
         self.nodes().flat_map(|(_, node)| node.clients.iter().map(move |client| (node, client)))
@@ -406,6 +457,7 @@ impl Spec {
             all.extend(domain.nodes.iter().map(|node| ("nodes", &node.name)));
         }
         all.extend(self.endpoints().map(|(_, endpoint)| ("endpoints", &endpoint.name)));
+        all.extend(self.vl3().map(|(_, _, vl3)| ("vl3", &vl3.name)));
         all.extend(self.clients().map(|(_, client)| ("clients", &client.name)));
         let mut taken = BTreeSet::from([UNDERLAY]);
         for (kind, wanted) in all {
@@ -462,7 +514,26 @@ impl Spec {
                 return bad(&format!("endpoints.{}.payload", endpoint.name), "ETHERNET or IP");
             }
         }
+        self.validate_vl3()?;
         self.validate_clients()
+    }
+
+    fn validate_vl3(&self) -> Result<(), (String, String)> {
+        for (domain, _, vl3) in self.vl3() {
+            let field = |what: &str| format!("vl3.{}.{what}", vl3.name);
+            if vl3.services.is_empty() {
+                return Err((field("services"), "none".to_owned()));
+            }
+            let from = vl3.ipam.as_ref().unwrap_or(&domain.name);
+            let found = self.domains.iter().find(|domain| domain.name == *from);
+            if found.is_none_or(|domain| domain.ipam.is_empty()) {
+                return Err((
+                    field("ipam"),
+                    format!("domain {from:?} has no prefixes (ipam) to give a part of"),
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn validate_clients(&self) -> Result<(), (String, String)> {
@@ -489,6 +560,19 @@ impl Spec {
                 | Check::Tunnel { from, .. }
                 | Check::Counters { from, .. }
                 | Check::Transfer { from, .. } => from,
+                Check::Peers { of, .. } => {
+                    if !self.vl3().any(|(_, _, vl3)| vl3.name == *of) {
+                        return Err(("checks".to_owned(), format!("of: {of:?} is no vl3 of this lab")));
+                    }
+                    continue;
+                }
+                Check::Reach { between, .. } => {
+                    if let Some(other) = between.iter().find(|name| !names.contains(name.as_str())) {
+                        let reason = format!("between: {other:?} is no client of this lab");
+                        return Err(("checks".to_owned(), reason));
+                    }
+                    continue;
+                }
                 Check::NoSecretsInLogs {} => continue,
             };
             if !names.contains(from.as_str()) {
@@ -559,6 +643,18 @@ checks:
             ("cidr: 10.0.0.0/24", "cidr: 10.0.0.0/24, payload: ARP", "endpoints.e.payload: ETHERNET or IP"),
             ("cidr: 10.0.0.0/24", "cidr: [10.0.0.0/24, fd00::/129]", "cidr"),
             ("cidr: 10.0.0.0/24", "cidr: []", "endpoints.e.cidr: no prefix"),
+            (
+                "clients:",
+                "vl3: [{name: v, services: [s]}]\n        clients:",
+                "vl3.v.ipam: domain \"d\" has no prefixes",
+            ),
+            (
+                "nodes:\n",
+                "ipam: 10.0.0.0/16\n    nodes:\n      - {name: m, vl3: [{name: v, services: []}]}\n",
+                "vl3.v.services: none",
+            ),
+            ("ping: {from: c}", "peers: {of: c, count: 1}", "\"c\" is no vl3"),
+            ("ping: {from: c}", "reach: {between: [c, x]}", "\"x\" is no client"),
             ("nodes:\n", "replicas: 9\n    nodes:\n", "domains.d.replicas: a domain has 1 to 8"),
             ("nodes:\n", "stack: ipv5\n    nodes:\n", "unknown variant `ipv5`"),
             ("nodes:\n", "registry: false\n    nodes:\n      - name: m\n", "one node only"),

@@ -56,10 +56,12 @@ pub struct Metrics {
     calls: Family<Answered, Counter>,
     latencies: Family<Asked, Histogram, fn() -> Histogram>,
     records: Family<Kind, Gauge>,
+    peers: Family<Kind, Gauge>,
     checks: Family<Outcome, Counter>,
     dials: Family<Outcome, Counter>,
     heals: Family<Outcome, Counter>,
     heal_time: Histogram,
+    questions: Family<Outcome, Counter>,
     /// Connections that the role holds.
     pub connections: Gauge,
     /// Clients that watch the registry, or monitor connections.
@@ -107,16 +109,18 @@ fn done(ok: bool) -> Outcome {
 
 impl Metrics {
     /// Nothing counted yet.
-    pub(super) fn new(registry: &mut Registry) -> Self {
+    pub(crate) fn new(registry: &mut Registry) -> Self {
         let latencies: fn() -> Histogram = || Histogram::new(LATENCIES);
         let metrics = Self {
             calls: Family::default(),
             latencies: Family::new_with_constructor(latencies),
             records: Family::default(),
+            peers: Family::default(),
             checks: Family::default(),
             dials: Family::default(),
             heals: Family::default(),
             heal_time: Histogram::new(LATENCIES),
+            questions: Family::default(),
             connections: Gauge::default(),
             watches: Gauge::default(),
         };
@@ -129,6 +133,11 @@ impl Metrics {
         );
         registry.register("connections", "Connections held", metrics.connections.clone());
         registry.register("registry_records", "Services and endpoints registered", metrics.records.clone());
+        registry.register(
+            "vl3_peers",
+            "Endpoints of the same vL3 service: linked, and announcements of theirs that were refused",
+            metrics.peers.clone(),
+        );
         registry.register("watches", "Clients that watch or monitor", metrics.watches.clone());
         registry.register(
             "policy_checks",
@@ -142,6 +151,11 @@ impl Metrics {
             "From the first sign to the answer",
             Unit::Seconds,
             metrics.heal_time.clone(),
+        );
+        registry.register(
+            "dns_questions",
+            "What came to our name server, by outcome",
+            metrics.questions.clone(),
         );
         metrics
     }
@@ -158,6 +172,12 @@ impl Metrics {
         self.records.get_or_create(&Kind { kind }).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
+    /// So many endpoints of a vL3 service are linked to this one, and so many announcements were refused until now.
+    pub fn peers(&self, linked: usize, refused: u64) {
+        self.peers.get_or_create(&Kind { kind: "linked" }).set(i64::try_from(linked).unwrap_or(i64::MAX));
+        self.peers.get_or_create(&Kind { kind: "refused" }).set(i64::try_from(refused).unwrap_or(i64::MAX));
+    }
+
     /// The tokens of a call or an answer were looked at by the policies.
     pub fn checked(&self, ok: bool) {
         self.checks.get_or_create(&done(ok)).inc();
@@ -166,6 +186,11 @@ impl Metrics {
     /// A peer was dialled.
     pub fn dialled(&self, ok: bool) {
         self.dials.get_or_create(&done(ok)).inc();
+    }
+
+    /// A message came to our name server, and this became of it.
+    pub fn asked(&self, outcome: &'static str) {
+        self.questions.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// An attempt to heal a connection: `took` is since the first sign.

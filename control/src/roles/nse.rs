@@ -2,13 +2,13 @@
 //!
 //! It takes the settings of the Go components' `nse-icmp-responder` and `nse-icmp-responder-vpp`, and is both at once.
 
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use ipnet::IpNet;
 use serde_json::{Map, Value};
 use vwire_proto::nsm::connection::Mechanism;
 use vwire_proto::nsm::connectioncontext::DnsConfig;
@@ -16,6 +16,7 @@ use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint, Network
 
 use super::Process;
 use super::guards::Guards;
+use super::place::Place;
 use crate::api::mechanism::{self, PAYLOAD_ETHERNET, PAYLOAD_IP};
 use crate::chain::service::Service;
 use crate::chain::{Chain, Element};
@@ -24,7 +25,7 @@ use crate::config::{self, Labels, List, Maybe};
 use crate::elements::authorize::PathPolicy;
 use crate::elements::monitor::Follow;
 use crate::elements::{Authorize, Connect, Hub, Monitor, SendFd, Timeout, TrimPath, UpdatePath, UpdateToken};
-use crate::endpoint::context::{DnsContext, PolicyRoutes, dns_configs};
+use crate::endpoint::context::{ClientRoutes, DnsContext, PolicyRoutes, dns_configs};
 use crate::endpoint::ipam::{Groups, Ipam, Policy};
 use crate::endpoint::responder::Responder;
 use crate::endpoint::{EndpointMechanism, Idle, Kernel, Mechanisms, Memif, Noop, PassThrough};
@@ -80,6 +81,10 @@ pub struct Settings {
     /// What happens to addresses of other endpoints that a connection brings: `polite` leaves them, `strict` removes them.
     #[arg(long, env = "NSM_IPAM_POLICY", value_enum, default_value_t = Policy::Polite)]
     pub ipam_policy: Policy,
+
+    /// Networks that clients reach by way of us, separated by commas; they get routes to them.
+    #[arg(long, env = "VWIRE_ROUTES", value_name = "PREFIXES", default_value = "")]
+    pub routes: List<IpNet>,
 
     /// Name servers for clients, JSON: [{"dns_server_ips": ["10.0.0.1"], "search_domains": ["my.domain"]}].
     #[arg(long, env = "NSM_DNS_CONFIGS", value_name = "JSON", default_value = "[]")]
@@ -200,7 +205,8 @@ pub enum NseError {
 /// # Errors
 /// [`NseError`].
 pub async fn run(settings: Settings, process: Process) -> Result<(), NseError> {
-    let place = Place::choose(&settings.listen_on)?;
+    let place = Place::choose("vwire-nse", &settings.listen_on)
+        .map_err(|reason| NseError::Setting { name: "NSM_LISTEN_ON", reason })?;
     let server = Server::bind(std::slice::from_ref(&place.target), settings.limits.clone()).await?;
     let policies = if settings.common.insecure { Policies::off() } else { Policies::standard() };
     let policies =
@@ -281,6 +287,7 @@ fn answering(settings: &Settings, namespace: &Namespace) -> Result<Vec<Arc<dyn E
     let mechanisms = Mechanisms::new(settings.mechanisms.iter().map(make).collect());
     Ok(vec![
         Arc::new(Ipam::new(&settings.cidr_prefix, settings.ipam_policy)),
+        Arc::new(ClientRoutes::new(settings.routes.iter().map(IpNet::trunc).collect())),
         Arc::new(DnsContext::new(settings.dns_configs.0.clone())),
         Arc::new(routes),
         Arc::new(mechanisms),
@@ -345,37 +352,6 @@ async fn farewell(registered: Keeper) {
             tracing::warn!(error = %status.message(), "not unregistered; the registration expires")
         }
         Err(_) => tracing::warn!("not unregistered within {FAREWELL:?}; the registration expires"),
-    }
-}
-
-/// Our socket, in a folder that goes with us if we made it.
-struct Place {
-    target: Target,
-    folder: Option<PathBuf>,
-}
-
-impl Place {
-    fn choose(listen_on: &str) -> Result<Self, NseError> {
-        let plain = !listen_on.contains(['/', ':']);
-        if !plain {
-            let bad = |error: crate::transport::BadTarget| NseError::Setting {
-                name: "NSM_LISTEN_ON",
-                reason: error.to_string(),
-            };
-            return Ok(Self { target: Target::parse(listen_on).map_err(bad)?, folder: None });
-        }
-        let folder = std::env::temp_dir().join(format!("vwire-nse-{}", uuid::Uuid::new_v4()));
-        std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
-        let name = if listen_on.is_empty() { "listen.on" } else { listen_on };
-        Ok(Self { target: Target::Unix(folder.join(name)), folder: Some(folder) })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Some(folder) = &self.folder {
-            let _ = std::fs::remove_dir_all(folder);
-        }
     }
 }
 
