@@ -60,6 +60,10 @@ impl Forwarder<'_> {
                 trip,
                 &Long { port, mtu, l2, head: head.bytes(), rest: &rest },
             ),
+            // What is to be finished lies behind the IP header, or the header itself would be written over.
+            Some(owed) if owed.needs_csum && usize::from(owed.csum_start) < header_end(head.bytes(), l2) => {
+                Err(DropReason::BadOffload)
+            }
             Some(owed) => {
                 let Scissors { heads, whole, segment } = &mut scissors;
                 whole.clear();
@@ -87,8 +91,7 @@ impl Forwarder<'_> {
         long: &Long<'_, '_>,
     ) -> Result<(), DropReason> {
         let Long { l2, head, .. } = *long;
-        let header = l2 + usize::from(head.get(l2).copied().unwrap_or(0) & 15) * 4;
-        let payload = head.get(header..).ok_or(DropReason::BadIpHeader)?;
+        let payload = head.get(header_end(head, l2)..).ok_or(DropReason::BadIpHeader)?;
         let len = head.len() - l2 + long.rest.iter().map(Lent::len).sum::<usize>();
         let mut cut = Cut::new(head, l2, len, long.mtu).ok_or(DropReason::BadIpHeader)?;
         loop {
@@ -126,6 +129,11 @@ impl Forwarder<'_> {
         }
         Ok(())
     }
+}
+
+/// Where the IPv4 header ends that begins at `l2`.
+fn header_end(head: &[u8], l2: usize) -> usize {
+    l2 + usize::from(head.get(l2).copied().unwrap_or(0) & 15) * 4
 }
 
 fn append(to: &mut Vec<u8>, view: Lent<'_>) {
