@@ -10,11 +10,13 @@
 //! | the MTU of all | [`mtu`] |
 //! | figures for Prometheus | [`metrics`] |
 //! | links between the endpoints of a service | [`peers`] |
+//! | names for clients, in DNS | [`dns`] |
 //! | other domains that shall be peers | [`remotes`] |
 //!
 //! The role is [`crate::roles::vl3`].
 
 pub mod addresses;
+pub mod dns;
 pub mod metrics;
 pub mod mtu;
 mod network;
