@@ -300,6 +300,7 @@ fn follow(settings: &Settings, process: &Process, network: &Arc<Network>, chain:
         beside(Box::pin(Arc::clone(network).follow_prefix(slot, grants)));
     }
     beside(Box::pin(Arc::clone(network).follow_mtu()));
+    beside(Box::pin(Arc::clone(network).ask_the_late()));
     beside(Box::pin(Arc::clone(network).expire(Arc::downgrade(chain))));
 }
 
