@@ -9,7 +9,7 @@ use vwire_control::config::{Common, Effective};
 use vwire_control::roles::runtime::{self, Sharing};
 use vwire_control::roles::{
     Process, begin, ca, forwarder, node, nsc, nse, nsmgr, nsmgr_proxy, nsmrs, proxy, registry,
-    registry_proxy_dns, vl3_ipam,
+    registry_proxy_dns, vl3, vl3_ipam,
 };
 use vwire_control::{cli, config};
 
@@ -47,6 +47,8 @@ enum Command {
     Nsc(Box<nsc::Settings>),
     /// An endpoint that answers pings.
     Nse(Box<nse::Settings>),
+    /// An endpoint of a virtual layer-3 network: routes between its clients, and to the other endpoints.
+    Vl3(Box<vl3::Settings>),
     /// Hands out the prefixes of a virtual network (vL3) to its endpoints.
     Vl3Ipam(Box<vl3_ipam::Settings>),
     /// Shows every role of this machine, and how it is.
@@ -65,9 +67,12 @@ impl Command {
     /// Whether the process is one of several that a Request passes on the same machine.
     fn sharing(&self) -> Sharing {
         match self {
-            Self::Forwarder(_) | Self::Nsmgr(_) | Self::Node(_) | Self::Nsc(_) | Self::Nse(_) => {
-                Sharing::Node
-            }
+            Self::Forwarder(_)
+            | Self::Nsmgr(_)
+            | Self::Node(_)
+            | Self::Nsc(_)
+            | Self::Nse(_)
+            | Self::Vl3(_) => Sharing::Node,
             _ => Sharing::Alone,
         }
     }
@@ -144,6 +149,10 @@ async fn run(command: Command, effective: Effective) -> Result<(), String> {
         Command::Nse(settings) => {
             let process = start(&settings.common, "nse", &settings.name, effective).await?;
             nse::run(*settings, process).await.map_err(text)
+        }
+        Command::Vl3(settings) => {
+            let process = start(&settings.common, "vl3", &settings.name, effective).await?;
+            vl3::run(*settings, process).await.map_err(text)
         }
         Command::Vl3Ipam(settings) => {
             let process = start(&settings.common, "vl3-ipam", "vl3-ipam", effective).await?;

@@ -140,7 +140,8 @@ async fn what_is_attached_is_routed_and_survives_both_sides() {
     let deadline = Instant::now() + PATIENCE;
     let holds = async || {
         let Ok(now) = router.client().snapshot().await else { return false };
-        now.instance != before.instance && now.state.is_some_and(|now| now == state)
+        now.instance != before.instance
+            && now.state.is_some_and(|now| now.domains == state.domains && now.ports.len() == 2)
     };
     while !holds().await {
         assert!(Instant::now() < deadline, "{:?}", router.client().snapshot().await);

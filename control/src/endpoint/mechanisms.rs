@@ -136,7 +136,7 @@ fn interface_name(mechanism: Option<&Mechanism>) -> &str {
 }
 
 /// Says where the endpoint's side is, and has its descriptor ready for the answer.
-pub(super) fn place(call: &mut Call, namespace: &Namespace, mechanism: &mut Mechanism) {
+pub(crate) fn place(call: &mut Call, namespace: &Namespace, mechanism: &mut Mechanism) {
     mechanism.parameters.insert(INODE_URL.to_owned(), namespace.inode().to_string());
     call.state.get_or_default::<Fds>().insert(namespace.inode(), Arc::clone(namespace.fd()));
 }

@@ -3,7 +3,7 @@
 pub mod context;
 mod idle;
 pub mod ipam;
-mod mechanisms;
+pub(crate) mod mechanisms;
 mod memif_end;
 mod pass_through;
 pub mod responder;

@@ -5,7 +5,7 @@
 //! forwarder closes all of them.)
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 
 use super::Process;
+use super::engine::{self, NoEngine};
 use super::guards::Guards;
 use crate::api::path::{self, PathExt};
 use crate::api::registry::{NetworkServiceEndpoint, NetworkServiceLabels};
@@ -20,7 +21,6 @@ use crate::chain::service::Service;
 use crate::chain::{Chain, Element, State};
 use crate::config::{self, Labels, List, Maybe};
 use crate::dataplane::client::{Event, Events};
-use crate::dataplane::launch::Launcher;
 use crate::dataplane::note::Note;
 use crate::dataplane::prometheus::Vwires;
 use crate::dataplane::reconcile::Keeper as Reconciler;
@@ -243,7 +243,8 @@ impl Forwarder {
         tunnel: Option<Tunnel>,
     ) -> Result<Self, ForwarderError> {
         process.admin.wait("the packet engine");
-        let (client, mut events) = engine(settings)?;
+        let vwires = &settings.vwires;
+        let (client, mut events) = engine(&vwires.dataplane, &vwires.run, &settings.name)?;
         let snapshot = first_state(&mut events, &client).await?;
         process.admin.ready("the packet engine");
         let dataplane = Arc::new(
@@ -318,19 +319,11 @@ fn take_over(begin: &Begin, hub: &Hub, follow: &Arc<Follow>, holders: &Holders, 
     begin.adopt(connection, caller, Some(note.client).filter(|client| !client.is_empty()), state);
 }
 
-fn engine(settings: &Settings) -> Result<(Client, Events), ForwarderError> {
-    match &settings.vwires.dataplane.0 {
-        Some(Target::Unix(socket)) => Ok(Client::new(socket, None)),
-        Some(other) => Err(ForwarderError::Setting {
-            name: "VWIRE_DATAPLANE",
-            reason: format!("{other} is not a unix socket; write unix:///run/vwire/dataplane.sock"),
-        }),
-        None => {
-            let launcher =
-                Launcher::new(&settings.vwires.run, &settings.name).map_err(ForwarderError::Engine)?;
-            Ok(Client::new(&launcher.socket(), Some(launcher)))
-        }
-    }
+fn engine(dataplane: &Maybe<Target>, run: &Path, name: &str) -> Result<(Client, Events), ForwarderError> {
+    engine::find(dataplane, run, name).map_err(|error| match error {
+        NoEngine::Setting(reason) => ForwarderError::Setting { name: "VWIRE_DATAPLANE", reason },
+        NoEngine::Program(reason) => ForwarderError::Engine(reason),
+    })
 }
 
 async fn first_state(

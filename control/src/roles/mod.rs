@@ -1,6 +1,7 @@
 //! The roles: each a list of elements, and what keeps them running.
 
 pub mod ca;
+mod engine;
 pub mod forwarder;
 pub mod forwarding;
 pub mod guards;
@@ -10,11 +11,13 @@ pub mod nse;
 pub mod nsmgr;
 pub mod nsmgr_proxy;
 pub mod nsmrs;
+mod place;
 mod process;
 pub mod proxy;
 pub mod registry;
 pub mod registry_proxy_dns;
 pub mod runtime;
+pub mod vl3;
 pub mod vl3_ipam;
 
 pub use process::{Process, ProcessError, begin};

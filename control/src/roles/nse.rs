@@ -2,7 +2,6 @@
 //!
 //! It takes the settings of the Go components' `nse-icmp-responder` and `nse-icmp-responder-vpp`, and is both at once.
 
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint, Network
 
 use super::Process;
 use super::guards::Guards;
+use super::place::Place;
 use crate::api::mechanism::{self, PAYLOAD_ETHERNET, PAYLOAD_IP};
 use crate::chain::service::Service;
 use crate::chain::{Chain, Element};
@@ -200,7 +200,8 @@ pub enum NseError {
 /// # Errors
 /// [`NseError`].
 pub async fn run(settings: Settings, process: Process) -> Result<(), NseError> {
-    let place = Place::choose(&settings.listen_on)?;
+    let place = Place::choose("vwire-nse", &settings.listen_on)
+        .map_err(|reason| NseError::Setting { name: "NSM_LISTEN_ON", reason })?;
     let server = Server::bind(std::slice::from_ref(&place.target), settings.limits.clone()).await?;
     let policies = if settings.common.insecure { Policies::off() } else { Policies::standard() };
     let policies =
@@ -345,37 +346,6 @@ async fn farewell(registered: Keeper) {
             tracing::warn!(error = %status.message(), "not unregistered; the registration expires")
         }
         Err(_) => tracing::warn!("not unregistered within {FAREWELL:?}; the registration expires"),
-    }
-}
-
-/// Our socket, in a folder that goes with us if we made it.
-struct Place {
-    target: Target,
-    folder: Option<PathBuf>,
-}
-
-impl Place {
-    fn choose(listen_on: &str) -> Result<Self, NseError> {
-        let plain = !listen_on.contains(['/', ':']);
-        if !plain {
-            let bad = |error: crate::transport::BadTarget| NseError::Setting {
-                name: "NSM_LISTEN_ON",
-                reason: error.to_string(),
-            };
-            return Ok(Self { target: Target::parse(listen_on).map_err(bad)?, folder: None });
-        }
-        let folder = std::env::temp_dir().join(format!("vwire-nse-{}", uuid::Uuid::new_v4()));
-        std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
-        let name = if listen_on.is_empty() { "listen.on" } else { listen_on };
-        Ok(Self { target: Target::Unix(folder.join(name)), folder: Some(folder) })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Some(folder) = &self.folder {
-            let _ = std::fs::remove_dir_all(folder);
-        }
     }
 }
 

@@ -3,10 +3,25 @@
 //!
 //! | to find … | look in |
 //! |---|---|
+//! | what the parts share; what is told to clients, and when | [`Network`] |
 //! | the routing domain at the packet engine: gateways, ports, routes, MTU, restarts | [`router`] |
 //! | links between the endpoints of a service | [`peers`] |
+//! | who has which address | [`addresses`] |
+//! | a client's memif, and what of it survives us | [`server`], [`record`] |
+//! | the MTU of all | [`mtu`] |
+//! | figures for Prometheus | [`metrics`] |
 //! | other domains that shall be peers | [`remotes`] |
+//!
+//! The role is [`crate::roles::vl3`].
 
+pub mod addresses;
+pub mod metrics;
+pub mod mtu;
+mod network;
 pub mod peers;
+pub mod record;
 pub mod remotes;
 pub mod router;
+pub mod server;
+
+pub use network::Network;

@@ -118,6 +118,14 @@ impl Hub {
         self.change_from_below(id, |connection| connection.set_state(ConnectionState::Down));
     }
 
+    /// Asks whoever watches a connection, if it is known, to refresh it; `change` is what they are told of it meanwhile.
+    pub fn ask_to_refresh(&self, id: &str, change: impl FnOnce(&mut Connection)) {
+        self.change_from_below(id, |connection| {
+            connection.set_state(ConnectionState::RefreshRequested);
+            change(connection);
+        });
+    }
+
     /// Forgets a connection.
     pub fn remove(&self, id: &str) {
         let mut inner = self.lock();

@@ -42,6 +42,11 @@ impl Pool {
         Some((first, second))
     }
 
+    /// Takes the lowest free address that no prefix of `excluded` covers.
+    pub fn take_one(&mut self, excluded: &Excluded) -> Option<IpAddr> {
+        self.lowest(excluded).inspect(|address| _ = self.take(*address))
+    }
+
     /// Takes this address. False if it is not of this prefix, or not free.
     pub fn take(&mut self, address: IpAddr) -> bool {
         if !self.prefix.contains(&address) {

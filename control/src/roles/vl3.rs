@@ -1,0 +1,487 @@
+//! `vwire vl3`: an endpoint of a virtual layer-3 network. It gives its clients addresses of a prefix that it is granted, and routes between
+//! them, and to the other endpoints of the service, in a packet engine.
+//!
+//! It takes the settings of the Go components' `nse-vl3-vpp`. Killed, it takes nothing with it: packets flow on, and the next process of
+//! the name finds its clients in the engine. Told to end, it removes them, unless `NSM_UNREGISTER_ITSELF` is false.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ipnet::IpNet;
+use serde_json::{Map, Value};
+use tokio::sync::watch;
+use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint, NetworkServiceLabels};
+
+use super::Process;
+use super::engine::{self, NoEngine};
+use super::guards::Guards;
+use super::place::Place;
+use crate::api::mechanism::{PAYLOAD_ETHERNET, PAYLOAD_IP};
+use crate::chain::service::Service;
+use crate::chain::{Chain, Element};
+use crate::client::{ClientSettings, LivenessSettings, Manager, Namespace};
+use crate::config::{self, Labels, List, Maybe};
+use crate::dataplane::netns;
+use crate::elements::authorize::PathPolicy;
+use crate::elements::{Authorize, Begin, Monitor, SendFd, Timeout, TrimPath, UpdatePath, UpdateToken};
+use crate::endpoint::{Idle, Mechanisms};
+use crate::identity::policy::Policies;
+use crate::ipam::{Grant, client as prefixes};
+use crate::obs::{ConnectionView, Reporter};
+use crate::registry::Registry;
+use crate::registry::keeper::Keeper;
+use crate::registry::remote::Remote;
+use crate::transport::{Limits, ServeError, Server, Services, Target};
+use crate::vl3::addresses::AssignAddresses;
+use crate::vl3::mtu::KeepMtu;
+use crate::vl3::peers::{NOTE, Own, Peers, RouterPorts, Setup};
+use crate::vl3::remotes::Remotes;
+use crate::vl3::router::{Restored, Router};
+use crate::vl3::server::{Attach, Memif, payload_of, port_name};
+use crate::vl3::{Network, metrics};
+
+/// How long unregistering may take.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// The endpoint's settings.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Settings {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub common: config::Common,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub limits: Limits,
+
+    /// Our name in paths and in the registry.
+    #[arg(long, env = "NSM_NAME", value_name = "NAME", default_value = "vL3-server")]
+    pub name: String,
+
+    /// The node's manager.
+    #[arg(
+        long,
+        env = "NSM_CONNECT_TO",
+        value_name = "URL",
+        default_value = "unix:///var/lib/networkservicemesh/nsm.io.sock"
+    )]
+    pub connect_to: Target,
+
+    /// Where we listen; a plain name is a socket in a new folder below the temporary one.
+    #[arg(long, env = "NSM_LISTEN_ON", value_name = "URL", default_value = "listen.on.sock")]
+    pub listen_on: String,
+
+    /// How long a Request of ours to another endpoint may take.
+    #[arg(long, env = "NSM_REQUEST_TIMEOUT", value_name = "DURATION", default_value = "15s", value_parser = config::duration)]
+    pub request_timeout: Duration,
+
+    /// The services that we are an endpoint of.
+    #[arg(long, env = "NSM_SERVICE_NAMES", value_name = "NAMES", default_value = "vL3")]
+    pub service_names: List<String>,
+
+    /// What the services carry: IP, or ETHERNET for clients that speak nothing else, such as DPDK's memif driver.
+    #[arg(long, env = "NSM_PAYLOAD", value_name = "PAYLOAD", default_value = PAYLOAD_IP, value_parser = [PAYLOAD_ETHERNET, PAYLOAD_IP])]
+    pub payload: String,
+
+    /// Our labels; services may ask for some.
+    #[arg(long, env = "NSM_LABELS", value_name = "LABELS", default_value = "")]
+    pub labels: Labels,
+
+    /// The labels of our Requests to other endpoints.
+    #[arg(long, env = "NSM_REQUEST_LABELS", value_name = "LABELS", default_value = "")]
+    pub request_labels: Labels,
+
+    /// The prefix services that grant us what we assign from: one, or one of each family.
+    #[arg(long, env = "NSM_PREFIX_SERVER_URL", value_name = "URLS", default_value = "vl3-ipam:5006")]
+    pub prefix_server_url: List<Target>,
+
+    /// Prefixes to assign from without a prefix service. Other endpoints of the network must have others.
+    #[arg(long, env = "VWIRE_VL3_PREFIX", value_name = "PREFIXES", default_value = "")]
+    pub prefix: List<IpNet>,
+
+    /// Other domains whose endpoints of the first service are our peers, too: names or addresses. `REMOTE_IP` and `REMOTE_CLUSTERIP` stand
+    /// for it.
+    #[arg(long, env = "NSM_REMOTE_NS_IP_LIST", value_name = "DOMAINS", default_value = "")]
+    pub remotes: Remotes,
+
+    /// The names of clients in DNS: templates over a connection.
+    #[arg(
+        long,
+        env = "NSM_DNS_TEMPLATES",
+        value_name = "TEMPLATES",
+        default_value = "{{ index .Labels \"podName\" }}.{{ .NetworkService }}."
+    )]
+    pub dns_templates: List<String>,
+
+    /// Ends when there was no connection for this long; 0: never.
+    #[arg(long, env = "NSM_IDLE_TIMEOUT", value_name = "DURATION", default_value = "0", value_parser = config::duration)]
+    pub idle_timeout: Duration,
+
+    /// Registers the services, too.
+    #[arg(long, env = "NSM_REGISTER_SERVICE", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
+          action = clap::ArgAction::Set)]
+    pub register_service: bool,
+
+    /// At the end, takes the endpoint out of the registry and its clients out of the engine. With false both stay, and a restart finds
+    /// them again, as it does after a crash.
+    #[arg(long, env = "NSM_UNREGISTER_ITSELF", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
+          action = clap::ArgAction::Set)]
+    pub unregister_itself: bool,
+
+    /// Asks by packets whether other endpoints are there.
+    #[arg(long, env = "NSM_LIVENESS_CHECK_ENABLED", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
+          action = clap::ArgAction::Set)]
+    pub liveness_check_enabled: bool,
+
+    /// How often.
+    #[arg(long, env = "NSM_LIVENESS_CHECK_INTERVAL", value_name = "DURATION", default_value = "1200ms", value_parser = config::duration)]
+    pub liveness_check_interval: Duration,
+
+    /// How long an answer may take.
+    #[arg(long, env = "NSM_LIVENESS_CHECK_TIMEOUT", value_name = "DURATION", default_value = "1s", value_parser = config::duration)]
+    pub liveness_check_timeout: Duration,
+
+    /// The network namespace of our sockets; our own if left out.
+    #[arg(long, env = "VWIRE_NETNS", value_name = "FILE", default_value = "")]
+    pub netns: Maybe<PathBuf>,
+
+    /// The socket of the packet engine. If left out, one is started that outlives us, and found again at the next start.
+    #[arg(long, env = "VWIRE_DATAPLANE", value_name = "SOCKET", default_value = "")]
+    pub dataplane: Maybe<Target>,
+
+    /// Where an engine that we start has its socket, counters and log: in a directory of our name below this one.
+    #[arg(long, env = "VWIRE_RUN", value_name = "FOLDER", default_value = "/run/vwire")]
+    pub run: PathBuf,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "flattened")]
+    pub guards: Guards,
+}
+
+/// Why an endpoint does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Vl3Error {
+    /// A setting will not do.
+    #[error("{name}: {reason}")]
+    Setting {
+        /// Its variable.
+        name: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// There is no engine, or it refuses the domain.
+    #[error("no packet engine: {0}")]
+    Engine(String),
+    /// A socket can't be opened.
+    #[error("NSM_LISTEN_ON: {0}")]
+    Serve(#[from] ServeError),
+}
+
+fn wrong(name: &'static str) -> impl Fn(String) -> Vl3Error {
+    move |reason| Vl3Error::Setting { name, reason }
+}
+
+/// Serves until the process shall end, or nobody has used us for the idle timeout.
+///
+/// # Errors
+/// [`Vl3Error`].
+pub async fn run(settings: Settings, process: Process) -> Result<(), Vl3Error> {
+    let place = Place::choose("vwire-vl3", &settings.listen_on).map_err(wrong("NSM_LISTEN_ON"))?;
+    let server = Server::bind(std::slice::from_ref(&place.target), settings.limits.clone()).await?;
+    let policies = if settings.common.insecure { Policies::off() } else { Policies::standard() };
+    let policies =
+        Arc::new(policies.with_transit(&settings.common.transit).counted_by(process.admin.metrics()));
+    let namespace = namespace(&settings)?;
+    let slots = settings.prefix.len().max(if settings.prefix.is_empty() {
+        settings.prefix_server_url.len()
+    } else {
+        0
+    });
+    if slots == 0 {
+        return Err(wrong("NSM_PREFIX_SERVER_URL")(
+            "empty, and so is VWIRE_VL3_PREFIX; one of them has to say where prefixes come from".into(),
+        ));
+    }
+
+    process.admin.wait("the packet engine");
+    let (router, restored) = router(&settings, &process).await?;
+    process.admin.ready("the packet engine");
+    let sockets = netns::Namespace::even_ours(namespace.inode(), namespace.fd())
+        .map_err(|status| wrong("VWIRE_NETNS")(status.message().to_owned()))?;
+    let network = Arc::new(Network::new(router, slots, sockets, settings.guards.hub()));
+    let begin = Arc::new(settings.guards.begin());
+    let registry: Arc<dyn Registry> = Arc::new(
+        Remote::new(Arc::clone(&process.pool), settings.connect_to.clone())
+            .with_rules(Some(policies.clone())),
+    );
+    let peers = links(&settings, &process, &network, &namespace, policies.clone(), Arc::clone(&registry));
+    take_over(&network, &peers, restored, &begin).await;
+    let chain = chain(&settings, &process, policies, &network, &peers, &namespace, begin);
+    follow(&settings, &process, &network, &peers, &chain);
+    process.admin.register(|registry| registry.register_collector(metrics::collector(&network)));
+    process.admin.report(Arc::new(Report(Arc::clone(&network), Arc::clone(&peers))));
+
+    let service = Service::new(chain, Arc::clone(&network.hub), process.identity.clone())
+        .counted_by(Arc::clone(process.admin.metrics()));
+    let routes = Services::new()
+        .with(|routes| service.add_to(routes))
+        .named("networkservice.NetworkService")
+        .named("connection.MonitorConnection")
+        .routes()
+        .await;
+    let url = server.targets().first().map(ToString::to_string).unwrap_or_default();
+    let registered = register(&settings, Arc::clone(&registry), url);
+    tokio::spawn(Arc::clone(&peers).run(registered.state(), process.shutdown.clone()));
+    let announced = announce(&registered, &process);
+    let served = tokio::select! {
+        served = process.serve(server, routes) => served,
+        () = announced => Ok(()),
+    };
+    if settings.unregister_itself {
+        peers.close().await;
+        farewell(registered, &network).await;
+    } else {
+        peers.leave();
+    }
+    served.map_err(Vl3Error::from)
+}
+
+/// Our links with the other endpoints of the service, here and in the domains that we are told of.
+fn links(
+    settings: &Settings,
+    process: &Process,
+    network: &Network,
+    namespace: &Namespace,
+    policies: Arc<dyn PathPolicy>,
+    registry: Arc<dyn Registry>,
+) -> Arc<Peers> {
+    let manager = Manager::new(Arc::clone(&process.pool), settings.connect_to.clone(), policies);
+    let svid = process.identity.current();
+    let liveness = settings.liveness_check_enabled.then_some(LivenessSettings {
+        interval: settings.liveness_check_interval.max(Duration::from_millis(10)),
+        timeout: settings.liveness_check_timeout.max(Duration::from_millis(10)),
+    });
+    let client = ClientSettings {
+        request_timeout: settings.request_timeout,
+        token_life: svid.as_ref().map(|_| settings.common.max_token_lifetime),
+        liveness,
+        metrics: Some(Arc::clone(process.admin.metrics())),
+        ..Default::default()
+    };
+    // The first is the one that all endpoints of the network have.
+    let mut services: Vec<String> = settings.service_names.iter().take(1).cloned().collect();
+    services.extend(services.first().map(|name| settings.remotes.targets(name)).unwrap_or_default());
+    let ports = RouterPorts {
+        router: Arc::clone(&network.router),
+        namespace: network.namespace.clone(),
+        payload: payload_of(&settings.payload),
+    };
+    Peers::new(Setup {
+        name: settings.name.clone(),
+        identity: svid.map(|svid| svid.id.to_string()),
+        services,
+        labels: settings.request_labels.0.clone(),
+        payload: settings.payload.clone(),
+        namespace: namespace.clone(),
+        upstream: Arc::new(manager),
+        registry,
+        ports: Box::new(ports),
+        port_name,
+        mtu: Arc::clone(&network.mtu),
+        client,
+    })
+}
+
+/// What an earlier process of ours left: clients' connections, and links to other endpoints. Nothing may lead to where nobody is.
+async fn take_over(network: &Network, peers: &Arc<Peers>, restored: Vec<Restored>, begin: &Begin) {
+    let mut links = Vec::new();
+    for port in network.take_over(restored, begin).await {
+        if port.note == NOTE {
+            links.push(port.port);
+            continue;
+        }
+        let removed = network.router.detach(&port.port).await;
+        tracing::info!(port = port.port, ok = removed.is_ok(), "removing a port that nobody takes up");
+    }
+    peers.adopt(links);
+}
+
+/// What a Request of a client goes through.
+fn chain(
+    settings: &Settings,
+    process: &Process,
+    policies: Arc<dyn PathPolicy>,
+    network: &Arc<Network>,
+    peers: &Peers,
+    namespace: &Namespace,
+    begin: Arc<Begin>,
+) -> Arc<Chain> {
+    let idle = (!settings.idle_timeout.is_zero())
+        .then(|| Arc::new(Idle::new(settings.idle_timeout, process.shutdown.clone())) as Arc<dyn Element>);
+    Chain::new(settings.name.clone(), |handle| {
+        let mut elements: Vec<Arc<dyn Element>> = vec![
+            Arc::new(UpdatePath::new(settings.name.clone())),
+            begin,
+            Arc::new(UpdateToken::new(process.tokens.clone())),
+            Arc::new(Authorize::new(policies)),
+            Arc::new(Timeout::new(handle)),
+            Arc::new(Monitor::new(Arc::clone(&network.hub))),
+            Arc::new(TrimPath),
+        ];
+        elements.extend(idle);
+        // The element of DNS for clients belongs here: it adds our name server on the way in, and knows the client's addresses on the
+        // way out.
+        let own: [Arc<dyn Element>; 6] = [
+            Arc::new(SendFd),
+            peers.gate(),
+            Arc::new(Attach::new(Arc::clone(network))),
+            Arc::new(KeepMtu::new(Arc::clone(&network.mtu))),
+            Arc::new(AssignAddresses::new(Arc::clone(&network.addresses), Arc::clone(&network.router))),
+            Arc::new(Mechanisms::new(vec![Arc::new(Memif::new(namespace.clone()))])),
+        ];
+        elements.extend(own);
+        elements
+    })
+}
+
+fn namespace(settings: &Settings) -> Result<Namespace, Vl3Error> {
+    let opened = match &settings.netns.0 {
+        Some(file) => Namespace::open(file),
+        None => Namespace::own(),
+    };
+    opened.map_err(|error| wrong("VWIRE_NETNS")(error.to_string()))
+}
+
+async fn router(
+    settings: &Settings,
+    process: &Process,
+) -> Result<(Arc<Router>, Vec<crate::vl3::router::Restored>), Vl3Error> {
+    let found = engine::find(&settings.dataplane, &settings.run, &settings.name);
+    let (client, events) = found.map_err(|error| match error {
+        NoEngine::Setting(reason) => wrong("VWIRE_DATAPLANE")(reason),
+        NoEngine::Program(reason) => Vl3Error::Engine(reason),
+    })?;
+    let started = Router::start(client, events, domain(&settings.name), process.shutdown.clone()).await;
+    started.map_err(|status| Vl3Error::Engine(status.message().to_owned()))
+}
+
+/// The domain's name at the engine, which may have those of other endpoints, too.
+fn domain(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') { c } else { '_' };
+    format!("vl3-{}", name.chars().take(58).map(plain).collect::<String>())
+}
+
+/// Begins what goes on beside Requests.
+fn follow(
+    settings: &Settings,
+    process: &Process,
+    network: &Arc<Network>,
+    peers: &Arc<Peers>,
+    chain: &Arc<Chain>,
+) {
+    let beside = |work: futures::future::BoxFuture<'static, ()>| {
+        tokio::spawn(process.shutdown.clone().run_until_cancelled_owned(work));
+    };
+    let grants = grants(settings, process, network);
+    beside(Box::pin(tell_peers(Arc::clone(peers), grants.clone())));
+    for (slot, grants) in grants.into_iter().enumerate() {
+        beside(Box::pin(Arc::clone(network).follow_prefix(slot, grants)));
+    }
+    beside(Box::pin(Arc::clone(network).follow_mtu()));
+    beside(Box::pin(Arc::clone(network).expire(Arc::downgrade(chain))));
+}
+
+/// Says to the other endpoints what we have, for as long as it is polled.
+async fn tell_peers(peers: Arc<Peers>, mut grants: Vec<watch::Receiver<Option<Grant>>>) {
+    loop {
+        let now = grants.iter_mut().filter_map(|grant| grant.borrow_and_update().clone());
+        peers.set_own(Own::of(now.map(|grant| grant.prefix)));
+        let changes = grants.iter_mut().map(|grant| Box::pin(grant.changed()));
+        if let (Err(_), ..) = futures::future::select_all(changes).await {
+            return;
+        }
+    }
+}
+
+/// Where each slot's prefix comes from.
+fn grants(settings: &Settings, process: &Process, network: &Network) -> Vec<watch::Receiver<Option<Grant>>> {
+    if !settings.prefix.is_empty() {
+        let fixed = |prefix: &IpNet| prefixes::fixed(*prefix, process.shutdown.clone());
+        return settings.prefix.iter().map(fixed).collect();
+    }
+    let before = network.addresses.prefixes();
+    let servers = settings.prefix_server_url.iter().zip(before);
+    servers
+        .map(|(server, before)| {
+            prefixes::lease(Arc::clone(&process.pool), server.clone(), before, process.shutdown.clone())
+        })
+        .collect()
+}
+
+fn register(settings: &Settings, registry: Arc<dyn Registry>, url: String) -> Keeper {
+    let labels = NetworkServiceLabels { labels: settings.labels.0.clone() };
+    let services = settings.service_names.0.clone();
+    let endpoint = NetworkServiceEndpoint {
+        name: settings.name.clone(),
+        network_service_labels: services.iter().map(|name| (name.clone(), labels.clone())).collect(),
+        network_service_names: services.clone(),
+        url,
+        ..Default::default()
+    };
+    let service = |name| NetworkService { name, payload: settings.payload.clone(), ..Default::default() };
+    let services =
+        if settings.register_service { services.into_iter().map(service).collect() } else { Vec::new() };
+    Keeper::start_for(settings.common.max_token_lifetime, registry, services, endpoint)
+}
+
+/// Says when we are registered; never ends.
+async fn announce(registered: &Keeper, process: &Process) {
+    process.admin.wait("its registration");
+    let endpoint = registered.registered().await;
+    process.admin.ready("its registration");
+    tracing::info!(name = endpoint.name, services = ?endpoint.network_service_names, "registered");
+    std::future::pending().await
+}
+
+/// Nobody finds us any more, and nothing of ours is left in the engine.
+async fn farewell(registered: Keeper, network: &Network) {
+    match tokio::time::timeout(FAREWELL, registered.unregister()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(status)) => {
+            tracing::warn!(error = %status.message(), "not unregistered; the registration expires")
+        }
+        Err(_) => tracing::warn!("not unregistered within {FAREWELL:?}; the registration expires"),
+    }
+    if let Err(status) = network.router.clear().await {
+        tracing::warn!(%status, "the network stays in the packet engine");
+    }
+}
+
+/// What `vwire status` and `vwire path` show.
+struct Report(Arc<Network>, Arc<Peers>);
+
+#[async_trait]
+impl Reporter for Report {
+    async fn connections(&self) -> Vec<ConnectionView> {
+        let clients = self.0.hub.connections();
+        let clients = clients.iter().map(|connection| ConnectionView::of(connection));
+        clients.chain(self.1.connections()).collect()
+    }
+
+    async fn report(&self) -> Map<String, Value> {
+        let figures = self.0.addresses.figures();
+        let prefixes: Vec<Value> = figures.iter().map(|(prefix, ..)| prefix.to_string().into()).collect();
+        let free = figures.iter().map(|(_, _, free)| *free).min().unwrap_or_default();
+        Map::from_iter([
+            ("engine".to_owned(), self.0.router.client().socket().display().to_string().into()),
+            ("prefixes".to_owned(), prefixes.into()),
+            ("free_addresses".to_owned(), u64::try_from(free).unwrap_or(u64::MAX).into()),
+            ("mtu".to_owned(), self.0.mtu.get().into()),
+            ("ports".to_owned(), self.0.router.ports().len().into()),
+            ("routes".to_owned(), self.0.router.routes().len().into()),
+            ("watches".to_owned(), self.0.hub.watchers().into()),
+            ("peers".to_owned(), self.1.report()),
+        ])
+    }
+}
