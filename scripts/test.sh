@@ -8,7 +8,7 @@ need_root
 need_rust
 need_go
 # build-essential and libclang are for libFuzzer's runtime; the rest are peers and witnesses.
-need_packages build-essential iproute2 iputils-ping ethtool tcpdump iperf3 tshark nsd nftables dpdk-dev openvswitch-switch
+need_packages build-essential iproute2 iputils-ping ethtool tcpdump iperf3 tshark nsd bind9-dnsutils mariadb-server jq curl nftables dpdk-dev openvswitch-switch
 need_hugepages 128
 modprobe tun 2>/dev/null || true
 

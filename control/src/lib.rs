@@ -25,6 +25,7 @@ pub mod client;
 pub mod config;
 pub mod dataplane;
 pub mod discovery;
+mod dns;
 pub mod domain;
 pub mod elements;
 pub mod endpoint;

@@ -59,6 +59,8 @@ enum Command {
     Explain(cli::ExplainArgs),
     /// Makes trust domains believe each other, and ends that.
     Link(cli::LinkArgs),
+    /// Says hello over HTTP, as the helloworld example's workload.
+    Hello(cli::HelloArgs),
     /// Brings up topologies on this machine, checks them, and takes them down.
     Lab(cli::LabArgs),
 }
@@ -162,6 +164,7 @@ async fn run(command: Command, effective: Effective) -> Result<(), String> {
         Command::Path(args) => args.run().await.map_err(text),
         Command::Explain(args) => args.run().await.map_err(text),
         Command::Link(args) => args.run().await.map_err(text),
+        Command::Hello(args) => args.run().await.map_err(text),
         Command::Lab(args) => args.run().await.map_err(text),
     }
 }

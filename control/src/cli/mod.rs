@@ -2,6 +2,7 @@
 
 mod admin;
 mod explain;
+mod hello;
 mod lab;
 mod link;
 mod path;
@@ -10,6 +11,7 @@ mod table;
 
 pub use admin::{AdminClient, AskError, Where};
 pub use explain::ExplainArgs;
+pub use hello::HelloArgs;
 pub use lab::LabArgs;
 pub use link::LinkArgs;
 pub use path::PathArgs;
@@ -37,6 +39,14 @@ pub enum VerbError {
     /// Nothing by that name, or more than one thing.
     #[error("{0}")]
     Which(String),
+    /// An address can't be listened at.
+    #[error("{address}: {error}")]
+    Serve {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// The kernel's answer.
+        error: std::io::Error,
+    },
     /// Standard output is gone in a way that is no reader that has enough.
     #[error("writing: {0}")]
     Write(std::io::Error),

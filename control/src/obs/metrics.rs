@@ -61,6 +61,7 @@ pub struct Metrics {
     dials: Family<Outcome, Counter>,
     heals: Family<Outcome, Counter>,
     heal_time: Histogram,
+    questions: Family<Outcome, Counter>,
     /// Connections that the role holds.
     pub connections: Gauge,
     /// Clients that watch the registry, or monitor connections.
@@ -108,7 +109,7 @@ fn done(ok: bool) -> Outcome {
 
 impl Metrics {
     /// Nothing counted yet.
-    pub(super) fn new(registry: &mut Registry) -> Self {
+    pub(crate) fn new(registry: &mut Registry) -> Self {
         let latencies: fn() -> Histogram = || Histogram::new(LATENCIES);
         let metrics = Self {
             calls: Family::default(),
@@ -119,6 +120,7 @@ impl Metrics {
             dials: Family::default(),
             heals: Family::default(),
             heal_time: Histogram::new(LATENCIES),
+            questions: Family::default(),
             connections: Gauge::default(),
             watches: Gauge::default(),
         };
@@ -150,6 +152,11 @@ impl Metrics {
             Unit::Seconds,
             metrics.heal_time.clone(),
         );
+        registry.register(
+            "dns_questions",
+            "What came to our name server, by outcome",
+            metrics.questions.clone(),
+        );
         metrics
     }
 
@@ -179,6 +186,11 @@ impl Metrics {
     /// A peer was dialled.
     pub fn dialled(&self, ok: bool) {
         self.dials.get_or_create(&done(ok)).inc();
+    }
+
+    /// A message came to our name server, and this became of it.
+    pub fn asked(&self, outcome: &'static str) {
+        self.questions.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// An attempt to heal a connection: `took` is since the first sign.

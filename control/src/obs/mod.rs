@@ -14,4 +14,4 @@ pub use metrics::{Metrics, Operation};
 pub use ration::Ration;
 pub use redact::Redacted;
 pub use serve::{AdminError, AdminSocket, default_socket, serve};
-pub use view::{ConnectionView, Heal, HopView, MechanismView, Status, seconds};
+pub use view::{ConnectionView, DnsView, Heal, HopView, MechanismView, Status, seconds};

@@ -37,6 +37,8 @@ pub struct ConnectionView {
     pub client_addresses: Vec<String>,
     /// The endpoint's addresses.
     pub endpoint_addresses: Vec<String>,
+    /// Name servers that come with the connection.
+    pub dns: Vec<DnsView>,
     /// When it ends here unless it is refreshed: seconds since 1970.
     pub expires: Option<i64>,
     /// When and why it was last healed.
@@ -57,6 +59,16 @@ pub struct HopView {
     pub expires: Option<i64>,
     /// What it reports: counters and interface names.
     pub metrics: BTreeMap<String, String>,
+}
+
+/// Where names are asked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DnsView {
+    /// Addresses of name servers.
+    pub servers: Vec<String>,
+    /// Domains that are added to short names.
+    pub search: Vec<String>,
 }
 
 /// How a leg is carried.
@@ -144,6 +156,8 @@ impl ConnectionView {
         let path = path::of(connection);
         let ip = connection.context.as_ref().and_then(|context| context.ip_context.as_ref());
         let state = State::try_from(connection.state).unwrap_or_default();
+        let dns = connection.context.as_ref().and_then(|context| context.dns_context.as_ref());
+        let dns = dns.map(|dns| dns.configs.as_slice()).unwrap_or_default().iter();
         Self {
             role: String::new(),
             id: connection.id.clone(),
@@ -157,6 +171,12 @@ impl ConnectionView {
             mechanisms: connection.mechanism.iter().map(|leg| MechanismView::of("client", leg)).collect(),
             client_addresses: ip.map(|ip| ip.src_ip_addrs.clone()).unwrap_or_default(),
             endpoint_addresses: ip.map(|ip| ip.dst_ip_addrs.clone()).unwrap_or_default(),
+            dns: dns
+                .map(|config| DnsView {
+                    servers: config.dns_server_ips.clone(),
+                    search: config.search_domains.clone(),
+                })
+                .collect(),
             expires: path.current().and_then(|segment| segment.expires.as_ref()).map(|end| end.seconds),
             last_heal: None,
         }

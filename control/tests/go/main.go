@@ -21,11 +21,14 @@ var roles = map[string]func(ctx context.Context) error{
 	"nsmgr":              runManager,
 	"nsmgr-proxy":        runManagerProxy,
 	"observe":            runObserver,
+	"prefixes":           runPrefixes,
 	"probe":              runProbe,
 	"regclient":          runRegistryClient,
 	"registry":           runRegistry,
 	"registry-proxy-dns": runProxyDNS,
 	"svid":               runSVID,
+	"vl3":                runVL3,
+	"vl3-ipam":           runIPAM,
 	"workload":           runWorkload,
 }
 

@@ -7,6 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use serde_json::Value;
 
@@ -19,6 +20,8 @@ pub struct Process {
     child: Child,
     input: ChildStdin,
     events: Arc<Mutex<Vec<Value>>>,
+    /// Reads what it tells, to the end.
+    heard: JoinHandle<()>,
     log: PathBuf,
 }
 
@@ -59,7 +62,7 @@ impl Process {
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut copy = File::options().create(true).append(true).open(&log).unwrap();
         let told = events.clone();
-        std::thread::spawn(move || {
+        let heard = std::thread::spawn(move || {
             let mut line = String::new();
             while matches!(out.read_line(&mut line), Ok(1..)) {
                 let _ = copy.write_all(line.as_bytes());
@@ -70,7 +73,7 @@ impl Process {
             }
         });
         let input = child.stdin.take().unwrap();
-        Self { name: name.to_owned(), child, input, events, log }
+        Self { name: name.to_owned(), child, input, events, heard, log }
     }
 
     /// Its id; the namespaces are entered by exec, so it is the program's own.
@@ -98,9 +101,11 @@ impl Process {
     pub fn event(&mut self, what: &str, mark: usize, wanted: impl Fn(&Value) -> bool) -> Value {
         let name = self.name.clone();
         until(&format!("{what}, from {name}"), || {
+            // What it told last is read by another thread, until that sees the end.
+            let ended = self.child.try_wait().unwrap().filter(|_| self.heard.is_finished());
             let found = self.events(mark, &wanted).into_iter().next();
             if found.is_none()
-                && let Some(status) = self.child.try_wait().unwrap()
+                && let Some(status) = ended
             {
                 panic!("{name} ended with {status} before it told: {what}\n{}", self.tail());
             }

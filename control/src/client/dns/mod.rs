@@ -9,7 +9,6 @@
 mod ask;
 mod follow;
 mod resolv;
-mod serve;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +21,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream;
-use hickory_resolver::proto::op::{Message, MessageType, OpCode, ResponseCode};
+use hickory_resolver::proto::op::{Message, ResponseCode};
 use hickory_resolver::proto::rr::rdata::CNAME;
 use hickory_resolver::proto::rr::{Name, RData, Record};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -32,6 +31,10 @@ use self::ask::{Found, ask};
 pub use self::follow::Choice;
 use self::resolv::Covered;
 use super::Namespace;
+use crate::dns::PORT;
+use crate::dns::ask::From;
+use crate::dns::question::{Read, Reply, read};
+use crate::dns::serve::{self, Answers};
 
 /// How long a question may take.
 const TIME: Duration = Duration::from_secs(5);
@@ -39,7 +42,6 @@ const TIME: Duration = Duration::from_secs(5);
 const MOST: usize = 16;
 /// How many names are looked up at once for one question.
 const AT_ONCE: usize = 8;
-const PORT: u16 = 53;
 
 /// A name server, until it is dropped.
 pub struct Dns {
@@ -58,7 +60,7 @@ struct Config {
 
 /// What the server knows.
 struct Names {
-    namespace: Namespace,
+    from: From,
     /// Ourselves: never asked.
     own: SocketAddr,
     original: Config,
@@ -83,7 +85,12 @@ impl Dns {
             .map_or((None, resolv::Original::default()), |(covered, original)| (Some(covered), original));
         let servers: Vec<String> = original.servers.iter().map(ToString::to_string).collect();
         let original = Config::read(&servers, &original.search);
-        let names = Arc::new(Names { namespace, own, original, connections: Mutex::default() });
+        let names = Arc::new(Names {
+            from: From { namespace, address: None },
+            own,
+            original,
+            connections: Mutex::default(),
+        });
         let end = CancellationToken::new();
         tokio::spawn(end.clone().run_until_cancelled_owned(listener.serve(Arc::clone(&names))));
         Ok(Self { names, address: own, _covered: covered, _end: end.drop_guard() })
@@ -153,24 +160,7 @@ impl Names {
         configs
     }
 
-    /// The answer to a message; none to what is no question.
-    async fn answer(&self, bytes: &[u8]) -> Option<(Message, Message)> {
-        let query = Message::from_vec(bytes).ok()?;
-        if query.metadata.message_type != MessageType::Query {
-            return None;
-        }
-        let answer = if query.metadata.op_code != OpCode::Query {
-            failed(&query, ResponseCode::NotImp)
-        } else if query.queries.len() != 1 {
-            failed(&query, ResponseCode::FormErr)
-        } else {
-            let resolved = tokio::time::timeout(TIME, self.resolve(&query)).await;
-            resolved.unwrap_or_else(|_| failed(&query, ResponseCode::ServFail))
-        };
-        Some((query, answer))
-    }
-
-    async fn resolve(&self, query: &Message) -> Message {
+    async fn resolve(&self, query: &Message) -> Reply {
         let configs = self.configs();
         let asked = query.queries[0].name();
         let mut names = candidates(asked, &configs);
@@ -189,20 +179,33 @@ impl Names {
                 }
             }
         }
-        failed(query, answer)
+        Reply::to(query, answer)
     }
 
     /// What servers say of one name.
     async fn look_up(&self, query: &Message, name: Name, configs: &[Config]) -> (Name, Found) {
         let mut best = Found::Nothing;
         for servers in stages(&name, configs) {
-            match ask(&self.namespace, &servers, query, &name).await {
+            match ask(&self.from, &servers, query, &name).await {
                 Found::Answer(found) => return (name, Found::Answer(found)),
                 Found::NoName => best = Found::NoName,
                 Found::Nothing => {}
             }
         }
         (name, best)
+    }
+}
+
+impl Answers for Names {
+    async fn answer(&self, bytes: &[u8], _: IpAddr) -> Option<Reply> {
+        match read(bytes) {
+            Read::Question(query) => {
+                let resolved = tokio::time::timeout(TIME, self.resolve(&query)).await;
+                Some(resolved.unwrap_or_else(|_| Reply::to(&query, ResponseCode::ServFail)))
+            }
+            Read::Refused(reply) => Some(reply),
+            Read::Silence => None,
+        }
     }
 }
 
@@ -240,7 +243,7 @@ fn stages(name: &Name, configs: &[Config]) -> Vec<Vec<SocketAddr>> {
 }
 
 /// What was found, as the answer to what was asked.
-fn told(query: &Message, mut found: Message, name: &Name) -> Message {
+fn told(query: &Message, mut found: Message, name: &Name) -> Reply {
     let asked = query.queries[0].name();
     if asked != name && !found.answers.is_empty() {
         let ttl = found.answers.iter().map(|record| record.ttl).min().unwrap_or_default();
@@ -251,13 +254,5 @@ fn told(query: &Message, mut found: Message, name: &Name) -> Message {
     found.metadata.recursion_available = true;
     found.metadata.authoritative = false;
     found.queries.clone_from(&query.queries);
-    found
-}
-
-fn failed(query: &Message, code: ResponseCode) -> Message {
-    let mut answer = Message::error_msg(query.metadata.id, query.metadata.op_code, code);
-    answer.metadata.recursion_desired = query.metadata.recursion_desired;
-    answer.metadata.recursion_available = true;
-    answer.queries.clone_from(&query.queries);
-    answer
+    Reply::with(query, found)
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use hickory_resolver::proto::op::Query;
+use hickory_resolver::proto::op::{MessageType, OpCode, Query};
 use hickory_resolver::proto::rr::RecordType;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
