@@ -14,6 +14,10 @@ use crate::dataplane::ends::DIAL_TIME;
 
 /// Between attempts to dial again.
 const PAUSE: Duration = Duration::from_millis(10);
+/// How long a handshake may take after the port was made.
+const HANDSHAKE: Duration = Duration::from_secs(2);
+/// What the engine says of a port that was just made.
+const NO_PEER_YET: &str = "no peer yet";
 /// Rounds after which nothing more is expected of another one: each is needed only if somebody changed something meanwhile.
 const ROUNDS: usize = 5;
 
@@ -109,13 +113,28 @@ impl Router {
         if !dialled {
             return;
         }
-        tracing::info!(port = link.port, reason = link.reason, "a link is down; dialling again");
-        let (router, name) = (Arc::clone(self), link.port.clone());
+        // Each attempt makes the port anew, which is down at first, too: whoever sees to it already is enough.
+        if !self.lock().dialling.insert(link.port.clone()) {
+            return;
+        }
+        let (router, link) = (Arc::clone(self), link.clone());
         tokio::spawn(async move {
-            if let Err(status) = router.dial_again(&name).await {
-                tracing::warn!(port = name, %status, "a link stays down");
+            let done = router.mend(&link).await;
+            router.lock().dialling.remove(&link.port);
+            if let Err(status) = done {
+                tracing::warn!(port = link.port, %status, "a link stays down");
             }
         });
+    }
+
+    /// A port that was just made has its handshake still before it; one that was up is dialled at once.
+    async fn mend(&self, link: &pb::Link) -> Result<(), Status> {
+        let fresh = link.reason == NO_PEER_YET;
+        if fresh && self.client.wait_up(&link.port, Instant::now() + HANDSHAKE).await.is_ok() {
+            return Ok(());
+        }
+        tracing::info!(port = link.port, reason = link.reason, "a link is down; dialling again");
+        self.dial_again(&link.port).await
     }
 
     async fn dial_again(&self, name: &str) -> Result<(), Status> {
