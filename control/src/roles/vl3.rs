@@ -146,6 +146,12 @@ pub struct Settings {
     #[arg(long, env = "VWIRE_NETNS", value_name = "FILE", default_value = "")]
     pub netns: Maybe<PathBuf>,
 
+    /// Asks for our own service, too: an interface in our own namespace, at whose address our name server is, and from which it is asked
+    /// whether other endpoints answer. It takes one of our addresses.
+    #[arg(long, env = "VWIRE_VL3_OWN_INTERFACE", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
+          action = clap::ArgAction::Set)]
+    pub own_interface: bool,
+
     /// The socket of the packet engine. If left out, one is started that outlives us, and found again at the next start.
     #[arg(long, env = "VWIRE_DATAPLANE", value_name = "SOCKET", default_value = "")]
     pub dataplane: Maybe<Target>,
@@ -289,6 +295,7 @@ fn links(
         ports: Box::new(ports),
         port_name,
         mtu: Arc::clone(&network.mtu),
+        own_interface: settings.own_interface,
         client,
     })
 }
