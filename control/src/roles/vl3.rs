@@ -26,7 +26,7 @@ use crate::config::{self, Labels, List, Maybe};
 use crate::dataplane::netns;
 use crate::elements::authorize::PathPolicy;
 use crate::elements::{Authorize, Begin, Monitor, SendFd, Timeout, TrimPath, UpdatePath, UpdateToken};
-use crate::endpoint::{Idle, Mechanisms};
+use crate::endpoint::Idle;
 use crate::identity::policy::Policies;
 use crate::ipam::{Grant, client as prefixes};
 use crate::obs::{ConnectionView, Reporter};
@@ -34,13 +34,11 @@ use crate::registry::Registry;
 use crate::registry::keeper::Keeper;
 use crate::registry::remote::Remote;
 use crate::transport::{Limits, ServeError, Server, Services, Target};
-use crate::vl3::addresses::AssignAddresses;
-use crate::vl3::mtu::KeepMtu;
 use crate::vl3::peers::{NOTE, Own, Peers, RouterPorts, Setup};
 use crate::vl3::remotes::Remotes;
 use crate::vl3::router::{Restored, Router};
-use crate::vl3::server::{Attach, Memif, payload_of, port_name};
-use crate::vl3::{Network, metrics};
+use crate::vl3::server::{payload_of, port_name};
+use crate::vl3::{Network, metrics, server};
 
 /// How long unregistering may take.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -115,7 +113,7 @@ pub struct Settings {
     pub dns_templates: List<String>,
 
     /// Ends when there was no connection for this long; 0: never.
-    #[arg(long, env = "NSM_IDLE_TIMEOUT", value_name = "DURATION", default_value = "0", value_parser = config::duration)]
+    #[arg(long, env = "NSM_IDLE_TIMEOUT", value_name = "DURATION", default_value = "0s", value_parser = config::duration)]
     pub idle_timeout: Duration,
 
     /// Registers the services, too.
@@ -194,16 +192,13 @@ fn wrong(name: &'static str) -> impl Fn(String) -> Vl3Error {
 /// [`Vl3Error`].
 pub async fn run(settings: Settings, process: Process) -> Result<(), Vl3Error> {
     let place = Place::choose("vwire-vl3", &settings.listen_on).map_err(wrong("NSM_LISTEN_ON"))?;
-    let server = Server::bind(std::slice::from_ref(&place.target), settings.limits.clone()).await?;
+    let listening = Server::bind(std::slice::from_ref(&place.target), settings.limits.clone()).await?;
     let policies = if settings.common.insecure { Policies::off() } else { Policies::standard() };
     let policies =
         Arc::new(policies.with_transit(&settings.common.transit).counted_by(process.admin.metrics()));
     let namespace = namespace(&settings)?;
-    let slots = settings.prefix.len().max(if settings.prefix.is_empty() {
-        settings.prefix_server_url.len()
-    } else {
-        0
-    });
+    let slots =
+        if settings.prefix.is_empty() { settings.prefix_server_url.len() } else { settings.prefix.len() };
     if slots == 0 {
         return Err(wrong("NSM_PREFIX_SERVER_URL")(
             "empty, and so is VWIRE_VL3_PREFIX; one of them has to say where prefixes come from".into(),
@@ -236,12 +231,12 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), Vl3Error> {
         .named("connection.MonitorConnection")
         .routes()
         .await;
-    let url = server.targets().first().map(ToString::to_string).unwrap_or_default();
+    let url = listening.targets().first().map(ToString::to_string).unwrap_or_default();
     let registered = register(&settings, Arc::clone(&registry), url);
     tokio::spawn(Arc::clone(&peers).run(registered.state(), process.shutdown.clone()));
     let announced = announce(&registered, &process);
     let served = tokio::select! {
-        served = process.serve(server, routes) => served,
+        served = process.serve(listening, routes) => served,
         () = announced => Ok(()),
     };
     if settings.unregister_itself {
@@ -325,7 +320,9 @@ fn chain(
     begin: Arc<Begin>,
 ) -> Arc<Chain> {
     let idle = (!settings.idle_timeout.is_zero())
-        .then(|| Arc::new(Idle::new(settings.idle_timeout, process.shutdown.clone())) as Arc<dyn Element>);
+        .then(|| Idle::new(settings.idle_timeout, process.shutdown.clone()))
+        .inspect(|idle| network.hub.connections().iter().for_each(|known| idle.used_by(&known.id)))
+        .map(|idle| Arc::new(idle) as Arc<dyn Element>);
     Chain::new(settings.name.clone(), |handle| {
         let mut elements: Vec<Arc<dyn Element>> = vec![
             Arc::new(UpdatePath::new(settings.name.clone())),
@@ -339,15 +336,9 @@ fn chain(
         elements.extend(idle);
         // The element of DNS for clients belongs here: it adds our name server on the way in, and knows the client's addresses on the
         // way out.
-        let own: [Arc<dyn Element>; 6] = [
-            Arc::new(SendFd),
-            peers.gate(),
-            Arc::new(Attach::new(Arc::clone(network))),
-            Arc::new(KeepMtu::new(Arc::clone(&network.mtu))),
-            Arc::new(AssignAddresses::new(Arc::clone(&network.addresses), Arc::clone(&network.router))),
-            Arc::new(Mechanisms::new(vec![Arc::new(Memif::new(namespace.clone()))])),
-        ];
-        elements.extend(own);
+        elements.push(Arc::new(SendFd));
+        elements.push(peers.gate());
+        elements.extend(server::elements(network, namespace));
         elements
     })
 }
@@ -360,10 +351,7 @@ fn namespace(settings: &Settings) -> Result<Namespace, Vl3Error> {
     opened.map_err(|error| wrong("VWIRE_NETNS")(error.to_string()))
 }
 
-async fn router(
-    settings: &Settings,
-    process: &Process,
-) -> Result<(Arc<Router>, Vec<crate::vl3::router::Restored>), Vl3Error> {
+async fn router(settings: &Settings, process: &Process) -> Result<(Arc<Router>, Vec<Restored>), Vl3Error> {
     let found = engine::find(&settings.dataplane, &settings.run, &settings.name);
     let (client, events) = found.map_err(|error| match error {
         NoEngine::Setting(reason) => wrong("VWIRE_DATAPLANE")(reason),

@@ -18,6 +18,9 @@ use crate::chain::{Call, Element, Next};
 /// What a network without links has.
 pub const JUMBO: u32 = 9000;
 
+/// The least that a link may have, so that nobody can make the network useless for the others: that of IPv6 (RFC 8200 §5).
+pub const LEAST: u32 = 1280;
+
 /// The network's MTU, shared by clients' links and those to other endpoints.
 pub struct NetworkMtu {
     links: Mutex<HashMap<String, u32>>,
@@ -83,6 +86,12 @@ impl Element for KeepMtu {
         next: Next<'_>,
     ) -> Result<Connection, Status> {
         let context = request.connection.get_or_insert_default().context.get_or_insert_default();
+        if (1..LEAST).contains(&context.mtu) {
+            return Err(Status::invalid_argument(format!(
+                "context.mtu: {} bytes; every link of this network has to take {LEAST}",
+                context.mtu
+            )));
+        }
         context.mtu = self.0.limit(context.mtu);
         let answer = next.request(call, request).await?;
         self.0.put(&answer.id, answer.context.as_ref().map_or(0, |context| context.mtu));
