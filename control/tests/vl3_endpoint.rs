@@ -29,7 +29,7 @@ domains:
       - name: node-1
         split: true
         vl3:
-          - {name: router, services: [net]}
+          - {name: router, services: [net], env: {VWIRE_VL3_OWN_INTERFACE: "false"}}
         clients:
           - {name: one, services: ["kernel://net/nsm-1"]}
           - {name: memif, services: ["memif://net"]}

@@ -15,6 +15,10 @@ use crate::dataplane::ends::DIAL_TIME;
 /// Between attempts to dial again: doubled from the first to the last.
 const PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long a handshake may take after the port was made.
+const HANDSHAKE: Duration = Duration::from_secs(2);
+/// What the engine says of a port that was just made.
+const NO_PEER_YET: &str = "no peer yet";
 /// Rounds after which nothing more is expected of another one: each is needed only if somebody changed something meanwhile.
 const ROUNDS: usize = 5;
 
@@ -107,20 +111,30 @@ impl Router {
     fn broken(self: &Arc<Self>, link: &pb::Link) {
         let mut table = self.lock();
         let dialled = |port: &Port| matches!(port.end, Some(End::Dial(_)));
+        // Each attempt makes the port anew, which is down at first, too: whoever sees to it already is enough.
         if !table.ports.get(&link.port).is_some_and(dialled) || !table.dialling.insert(link.port.clone()) {
             return;
         }
         drop(table);
-        tracing::info!(port = link.port, reason = link.reason, "a link is down; dialling again");
-        let (router, name) = (Arc::clone(self), link.port.clone());
+        let (router, link) = (Arc::clone(self), link.clone());
         tokio::spawn(async move {
-            router.dial_again(&name).await;
-            router.lock().dialling.remove(&name);
+            router.mend(&link).await;
+            router.lock().dialling.remove(&link.port);
             // It may have broken again before we had said that we are done.
-            if let Some(link) = router.link(&name).filter(|link| !link.up) {
+            if let Some(link) = router.link(&link.port).filter(|link| !link.up) {
                 router.broken(&link);
             }
         });
+    }
+
+    /// A port that was just made has its handshake still before it; one that was up is dialled at once.
+    async fn mend(&self, link: &pb::Link) {
+        let fresh = link.reason == NO_PEER_YET;
+        if fresh && self.client.wait_up(&link.port, Instant::now() + HANDSHAKE).await.is_ok() {
+            return;
+        }
+        tracing::info!(port = link.port, reason = link.reason, "a link is down; dialling again");
+        self.dial_again(&link.port).await;
     }
 
     async fn dial_again(&self, name: &str) {

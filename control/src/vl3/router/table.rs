@@ -20,7 +20,7 @@ pub(super) struct Table {
     owners: BTreeMap<IpNet, String>,
     /// Ports that are being made, or changed.
     making: BTreeSet<String>,
-    /// Ports that are being dialled again.
+    /// Ports whose broken links somebody sees to.
     pub(super) dialling: BTreeSet<String>,
 }
 
