@@ -44,7 +44,9 @@ impl Drop for Endpoint {
 impl Endpoint {
     async fn start() -> Self {
         let (home, netns, shutdown) = (Home::new(), Netns::new("vl3"), CancellationToken::new());
-        let (client, events) = Client::new(&home.launcher.socket(), Some(home.launcher.clone()));
+        // Not by the client: it would start another one when the test has ended this one.
+        home.launcher.ensure().await.unwrap();
+        let (client, events) = Client::new(&home.launcher.socket(), None);
         let (router, _) = Router::start(client, events, "vl3", shutdown.clone()).await.unwrap();
         let hub = Hub::new(Strictness::Open);
         let network = Arc::new(Network::new(router, 1, netns.namespace(), Arc::clone(&hub)));
