@@ -121,8 +121,13 @@ impl Router {
         tokio::spawn(async move {
             let done = router.mend(&link).await;
             router.lock().dialling.remove(&link.port);
-            if let Err(status) = done {
-                tracing::warn!(port = link.port, %status, "a link stays down");
+            match done {
+                // It may have broken again while nobody else was let in.
+                Ok(()) => match router.client.link(&link.port) {
+                    Some(now) if !now.up => router.broken(&now),
+                    _ => {}
+                },
+                Err(status) => tracing::warn!(port = link.port, %status, "a link stays down"),
             }
         });
     }
