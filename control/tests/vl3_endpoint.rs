@@ -19,16 +19,17 @@ use vwire_dataplane::netns::in_netns;
 /// How long anything may take on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Three addresses for clients, four with the one that has nobody.
+/// The endpoint is granted a /30: three addresses for clients.
 const LAB: &str = r#"
 name: vl3
 domains:
   - name: solo
+    ipam: [172.16.0.0/28, "fd16:1::/64"]
     nodes:
       - name: node-1
         split: true
         vl3:
-          - {name: router, services: [net], env: {VWIRE_VL3_PREFIX: "172.16.1.0/30,fd16:1::/64", VWIRE_VL3_OWN_INTERFACE: "false"}}
+          - {name: router, services: [net], env: {VWIRE_VL3_OWN_INTERFACE: "false"}}
         clients:
           - {name: one, services: ["kernel://net/nsm-1"]}
           - {name: memif, services: ["memif://net"]}
@@ -103,9 +104,9 @@ async fn clients_reach_each_other_whatever_dies_of_their_endpoint() {
         (addresses(&lab, "one").await, addresses(&lab, "two").await, addresses(&lab, "memif").await);
     let mut all = [one, two, memif].concat();
     all.sort();
-    let expected = ["172.16.1.1", "172.16.1.2", "172.16.1.3", "fd16:1::1", "fd16:1::2", "fd16:1::3"];
+    let expected = ["172.16.0.1", "172.16.0.2", "172.16.0.3", "fd16:1::1", "fd16:1::2", "fd16:1::3"];
     assert_eq!(all, expected.map(|text| text.parse::<IpAddr>().unwrap()));
-    let gateways = ["172.16.1.0".parse::<IpAddr>().unwrap(), "fd16:1::".parse().unwrap()];
+    let gateways = ["172.16.0.0".parse::<IpAddr>().unwrap(), "fd16:1::".parse().unwrap()];
     for (client, targets) in [("one", [two, memif, gateways]), ("two", [one, memif, gateways])] {
         for target in targets.concat() {
             Pings::count(&lab, client, &target.to_string(), 5).end().await;
@@ -170,7 +171,7 @@ async fn exhausted(lab: &Lab) {
     let mut child = client.spawn().unwrap();
     let told = || std::fs::read_to_string(&log).unwrap_or_default();
     let end = Instant::now() + PATIENCE;
-    while !told().contains("prefix 172.16.1.0/30 of this endpoint has no free address") {
+    while !told().contains("prefix 172.16.0.0/30 of this endpoint has no free address") {
         assert!(Instant::now() < end, "{}", told());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -242,7 +243,7 @@ async fn a_dpdk_client_and_a_kernel_client_are_in_one_network() {
     drop(pings);
     let counted = Pings::count(&lab, "one", &dpdk[0].to_string(), 20).end().await;
     assert_eq!(vwire_control::lab::pings::lost(&counted, 20), [0; 0], "{counted}");
-    let gateway = Pings::count(&lab, "one", "172.16.1.0", 5).end().await;
+    let gateway = Pings::count(&lab, "one", "172.16.0.0", 5).end().await;
     assert_eq!(vwire_control::lab::pings::lost(&gateway, 5), [0; 0], "{gateway}");
     lab.down(&Silent).await.unwrap();
 }

@@ -61,6 +61,7 @@ impl Endpoint {
         };
         beside(Box::pin(Arc::clone(&network).follow_prefix(0, told)));
         beside(Box::pin(Arc::clone(&network).follow_mtu()));
+        beside(Box::pin(Arc::clone(&network).ask_the_late()));
         Self { home, netns, network, chain, prefix, shutdown }
     }
 
@@ -105,7 +106,8 @@ impl Endpoint {
     fn host(&self, connection: &Connection) -> Process {
         let (socket, address) = (socket(connection), ip(connection).src_ip_addrs[0].clone());
         let args = ["--role", "client", "--socket", &socket, "--mode", "ip", "--address", &address];
-        let args = [&args[..], &["--gateway", &gateway(connection)]].concat();
+        let gateway = gateway(connection);
+        let args = [&args[..], &["--gateway", &gateway]].concat();
         Process::inside(&self.netns, &program("examples/icmp_responder"), &args)
     }
 

@@ -384,6 +384,7 @@ fn follow(
         beside(Box::pin(Arc::clone(network).follow_prefix(slot, grants)));
     }
     beside(Box::pin(Arc::clone(network).follow_mtu()));
+    beside(Box::pin(Arc::clone(network).ask_the_late()));
     beside(Box::pin(Arc::clone(network).expire(Arc::downgrade(chain))));
 }
 
