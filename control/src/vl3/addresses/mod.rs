@@ -35,6 +35,9 @@ pub use announced::check as check_announced;
 pub use element::{AssignAddresses, Behind};
 use unwanted::Unwanted;
 
+/// Addresses that the engine answers at. Who has one of a prefix that was ours so many prefixes ago has not asked for very long.
+const MAX_GATEWAYS: usize = 16;
+
 /// All addresses of this endpoint. One *slot* for each prefix server, or fixed prefix: two for dual stack.
 pub struct Addresses(Mutex<Inner>);
 
@@ -231,6 +234,7 @@ impl Addresses {
                 all.push(gateway);
             }
         }
+        all.truncate(MAX_GATEWAYS);
         all
     }
 
