@@ -3,8 +3,8 @@
 
 mod lab_support;
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lab_support::{Pings, Run};

@@ -58,6 +58,8 @@ fn tools_find_the_services_of_each_role_and_that_they_are_well() {
     let forwarder = of_forwarder(&mesh.nodes[0].forwarders[0].process, &socket);
     let manager: Vec<&str> = NETWORK_SERVICE.into_iter().chain(REGISTRY).collect();
     let ca = start_issuer(&mut mesh);
+    let between_domains = start_between_domains(&mut mesh);
+    let between = |role: &str| format!("unix://{}/{role}.sock", mesh.directory().display());
     for (role, url, methods) in [
         ("ca", format!("unix://{}/ca.sock", mesh.directory().display()), WORKLOAD.to_vec()),
         ("registry", mesh.registry_url().to_owned(), REGISTRY.to_vec()),
@@ -65,6 +67,10 @@ fn tools_find_the_services_of_each_role_and_that_they_are_well() {
         ("forwarder", forwarder, NETWORK_SERVICE.to_vec()),
         ("nse", endpoint.url(), NETWORK_SERVICE.to_vec()),
         ("node", format!("unix://{}/node.sock", mesh.directory().display()), manager),
+        ("nsmgr-proxy", between("nsmgr-proxy"), NETWORK_SERVICE.into_iter().chain(REGISTRY).collect()),
+        ("registry-proxy-dns", between("registry-proxy-dns"), REGISTRY.to_vec()),
+        ("proxy", between("proxy"), NETWORK_SERVICE.into_iter().chain(REGISTRY).collect()),
+        ("nsmrs", between("nsmrs"), REGISTRY.to_vec()),
         ("node's forwarder", format!("unix://{}", node_forwarder(&mesh).display()), NETWORK_SERVICE.to_vec()),
     ] {
         let services: BTreeSet<&str> =
@@ -85,7 +91,7 @@ fn tools_find_the_services_of_each_role_and_that_they_are_well() {
             assert_eq!(probed["health"][service], "SERVING", "{role} {service}: {probed}");
         }
     }
-    drop((node, ca));
+    drop((node, ca, between_domains));
 }
 
 /// `vwire ca` beside the mesh's own issuer.
@@ -98,6 +104,31 @@ fn start_issuer(mesh: &mut Mesh) -> Process {
     let issuer = mesh.role_on(Kind::Vwire, "ca", "ca", 0, settings);
     until("the issuer's socket", || socket.exists().then_some(()));
     issuer
+}
+
+/// What stands between domains, beside the mesh: each listens at a socket of its name.
+fn start_between_domains(mesh: &mut Mesh) -> Vec<Process> {
+    let directory = mesh.directory().to_owned();
+    let at = |role: &str| format!("unix://{}/{role}.sock", directory.display());
+    let registry = mesh.registry_url().to_owned();
+    let roles = ["registry-proxy-dns", "nsmgr-proxy", "proxy", "nsmrs"].map(|role| {
+        let listen = if role == "nsmrs" { "NSMRS_API_ADDRESS" } else { "NSM_LISTEN_ON" };
+        let mut settings = vec![set(listen, at(role))];
+        match role {
+            "nsmgr-proxy" => settings.push(set("NSM_REGISTRY_PROXY_URL", at("registry-proxy-dns"))),
+            "nsmrs" => {}
+            _ => settings.push(set("NSM_DNS_SERVER", "127.0.0.1:53")),
+        }
+        if matches!(role, "nsmgr-proxy" | "proxy") {
+            settings.push(set("NSM_NAME", role));
+            settings.push(set("NSM_REGISTRY_URL", registry.as_str()));
+        }
+        mesh.role_on(Kind::Vwire, role, role, 0, settings)
+    });
+    for role in ["registry-proxy-dns", "nsmgr-proxy", "proxy", "nsmrs"] {
+        until(role, || directory.join(format!("{role}.sock")).exists().then_some(()));
+    }
+    roles.into()
 }
 
 /// `vwire node` on the mesh's first node, beside what is there.

@@ -17,6 +17,7 @@
 //! | [`config`] | the file that says so at the start |
 //! | [`agent`] | from what is wanted to what is: plan and apply, links, the API, metrics |
 //! | [`fdpass`] | file descriptors beside a byte stream |
+//! | [`footprint`] | what a program was needed for at its start only, given back |
 //! | [`stats`] | the shared-memory segment of counters |
 
 #[cfg(not(loom))]
@@ -28,6 +29,8 @@ pub mod doorbell;
 pub mod engine;
 #[cfg(not(loom))]
 pub mod fdpass;
+#[cfg(not(loom))]
+pub mod footprint;
 #[cfg(not(loom))]
 pub mod model;
 pub mod netns;

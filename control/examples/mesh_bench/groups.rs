@@ -54,6 +54,10 @@ pub struct Settings {
     /// Connections at which memory is read.
     #[arg(long, value_delimiter = ',', default_value = "100,1000")]
     held: Vec<usize>,
+    /// Seconds of rest before memory is read. Ours give back every thirty what they no longer use, as Go's
+    /// garbage collector does.
+    #[arg(long, default_value_t = 45.0)]
+    rest: f64,
     /// Endpoints in a registry.
     #[arg(long, value_delimiter = ',', default_value = "1000,10000")]
     endpoints: Vec<usize>,
@@ -212,6 +216,7 @@ impl Run<'_> {
     }
 
     fn note_memory(&mut self, mesh: &Mesh, held: usize) {
+        std::thread::sleep(Duration::from_secs_f64(self.settings.rest));
         for role in ROLES {
             self.note_memory_of(mesh, role, &format!("{held} connections: {role}"));
         }

@@ -41,7 +41,10 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(domain::of_endpoint(&there).unwrap(), None);
     // An endpoint that names its domain everywhere, and no name twice, is back as it was.
     let everywhere = |name: &String| domain::domain(name) == Some(&of);
-    if everywhere(&endpoint.name) && endpoint.name != format!("@{of}") && endpoint.network_service_names.iter().all(everywhere) {
+    if everywhere(&endpoint.name)
+        && endpoint.name != format!("@{of}")
+        && endpoint.network_service_names.iter().all(everywhere)
+    {
         domain::join_endpoint(&mut there, &of);
         assert_eq!(there, endpoint);
     }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::composite;
+
 /// Longest file that is read. Alias bombs and mistaken paths end here.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -18,11 +20,11 @@ pub struct BadFile {
     pub reason: String,
 }
 
-/// Reads `path` into one text for each key, as an environment variable would hold it.
+/// Reads `path` into one text for each key, as an environment variable of this role would hold it.
 ///
 /// # Errors
 /// [`BadFile`].
-pub fn read(path: &Path) -> Result<BTreeMap<String, String>, BadFile> {
+pub fn read(path: &Path, role: &str) -> Result<BTreeMap<String, String>, BadFile> {
     let bad = |reason: String| BadFile { path: path.to_owned(), reason };
     let meta = std::fs::metadata(path).map_err(|error| bad(error.to_string()))?;
     if !meta.is_file() {
@@ -33,7 +35,13 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, String>, BadFile> {
     }
     let text = std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
     let text = text.trim_start_matches('\u{feff}');
-    let document: Value = match path.extension().and_then(|extension| extension.to_str()) {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    if matches!(extension, Some("yaml" | "yml"))
+        && let Some(composite) = composite::read(text).map_err(&bad)?
+    {
+        return composite.settings(role).map_err(bad);
+    }
+    let document: Value = match extension {
         Some("toml") => toml::from_str(text).map_err(|error| bad(error.to_string()))?,
         Some("yaml" | "yml") => serde_yaml_ng::from_str(text).map_err(|error| bad(error.to_string()))?,
         _ => return Err(bad("is it TOML or YAML? Name it *.toml, *.yaml or *.yml".to_owned())),
@@ -79,7 +87,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::write(&path, text).unwrap();
-        read(&path).map_err(|error| error.to_string().replace(dir.path().to_str().unwrap(), ""))
+        read(&path, "role").map_err(|error| error.to_string().replace(dir.path().to_str().unwrap(), ""))
     }
 
     #[test]
@@ -115,8 +123,10 @@ mod tests {
             let error = file(name, text).unwrap_err();
             assert!(error.contains(name) && error.contains(reason), "{name} {text}: {error}");
         }
-        assert!(read(Path::new("/")).unwrap_err().to_string().contains("not a file"));
-        assert!(read(Path::new("/nonexistent.yaml")).unwrap_err().to_string().contains("No such file"));
+        assert!(read(Path::new("/"), "role").unwrap_err().to_string().contains("not a file"));
+        assert!(
+            read(Path::new("/nonexistent.yaml"), "role").unwrap_err().to_string().contains("No such file")
+        );
     }
 
     #[test]

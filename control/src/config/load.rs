@@ -16,12 +16,18 @@ const PREFIXES: [&str; 2] = ["NSM_", "VWIRE_"];
 /// The Go registries have prefixes of their own: used where the variable itself is not set.
 const ALIASES: [(&str, [&str; 2]); 1] = [("registry", ["REGISTRY_MEMORY_", "REGISTRY_K8S_"])];
 /// Variables of NSM before v1, in the words of a role's variables of today: used where these are not set.
-const OLD: [(&str, &str, &str); 7] = [
+const OLD: [(&str, &str, &str); 13] = [
     ("registry", "PROXY_NSMD_K8S_ADDRESS", "NSM_PROXY_REGISTRY_URL"),
     ("nsmgr-proxy", "PROXY_NSMD_K8S_ADDRESS", "NSM_REGISTRY_PROXY_URL"),
     ("nsmgr-proxy", "PROXY_NSMD_API_ADDRESS", "NSM_LISTEN_ON"),
     ("nsmgr-proxy", "PROXY_NSMD_ADDRESS", "VWIRE_PROXY_URL"),
     ("proxy", "PROXY_NSMD_ADDRESS", "VWIRE_PROXY_URL"),
+    ("nse", "ENDPOINT_NETWORK_SERVICE", "NSM_SERVICE_NAMES"),
+    ("nse", "ENDPOINT_LABELS", "NSM_LABELS"),
+    ("vl3", "ENDPOINT_NETWORK_SERVICE", "NSM_SERVICE_NAMES"),
+    ("vl3", "ENDPOINT_LABELS", "NSM_LABELS"),
+    ("vl3", "ADVERTISE_NSE_NAME", "NSM_SERVICE_NAMES"),
+    ("vl3", "ADVERTISE_NSE_LABELS", "NSM_LABELS"),
     ("vl3", "REMOTE_IP", "NSM_REMOTE_NS_IP_LIST"),
     ("vl3", "REMOTE_CLUSTERIP", "NSM_REMOTE_NS_IP_LIST"),
 ];
@@ -161,7 +167,7 @@ fn low(role: &Command, path: Option<PathBuf>) -> Result<Vec<Low>, StartError> {
     };
     let mut all = Vec::new();
     if let Some(path) = path {
-        for (key, value) in file::read(&path)? {
+        for (key, value) in file::read(&path, role.get_name())? {
             let Some(id) = id_of(&key) else {
                 let reason = format!(
                     "{key}: not a setting of `vwire {0}`; `vwire {0} --help` lists the variables, of which the keys are the \

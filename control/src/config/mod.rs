@@ -37,6 +37,7 @@
 //! ```
 
 mod common;
+pub mod composite;
 mod file;
 mod load;
 mod values;

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use ipnet::IpNet;
 use serde::Deserialize;
 use tonic::Status;
 use vwire_proto::nsm::connection::Connection;
-use vwire_proto::nsm::connectioncontext::{DnsConfig, PolicyRoute, Route};
+use vwire_proto::nsm::connectioncontext::{DnsConfig, IpContext, PolicyRoute, Route};
 use vwire_proto::nsm::networkservice::NetworkServiceRequest;
 
 use crate::chain::{Call, Element, Next};
@@ -45,6 +46,51 @@ impl Element for DnsContext {
             }
         }
         next.request(call, request).await
+    }
+}
+
+/// Adds routes to networks behind the endpoint to each connection: by way of the endpoint's address of the same family. Comes after the
+/// addresses.
+pub struct ClientRoutes {
+    prefixes: Vec<IpNet>,
+}
+
+impl ClientRoutes {
+    /// To these.
+    pub fn new(prefixes: Vec<IpNet>) -> Self {
+        Self { prefixes }
+    }
+}
+
+#[async_trait]
+impl Element for ClientRoutes {
+    async fn request(
+        &self,
+        call: &mut Call,
+        mut request: NetworkServiceRequest,
+        next: Next<'_>,
+    ) -> Result<Connection, Status> {
+        if let Some(connection) = request.connection.as_mut()
+            && !self.prefixes.is_empty()
+        {
+            add_routes(
+                connection.context.get_or_insert_default().ip_context.get_or_insert_default(),
+                &self.prefixes,
+            );
+        }
+        next.request(call, request).await
+    }
+}
+
+fn add_routes(context: &mut IpContext, prefixes: &[IpNet]) {
+    let ours: Vec<IpNet> = context.dst_ip_addrs.iter().filter_map(|address| address.parse().ok()).collect();
+    for prefix in prefixes {
+        let of_family = |address: &&IpNet| address.addr().is_ipv4() == prefix.addr().is_ipv4();
+        let Some(hop) = ours.iter().find(of_family) else { continue };
+        let prefix = prefix.to_string();
+        // The address may be another one than at the last Request.
+        context.src_routes.retain(|route| route.prefix != prefix);
+        context.src_routes.push(Route { prefix, next_hop: hop.addr().to_string() });
     }
 }
 
@@ -239,6 +285,29 @@ mod tests {
         assert_eq!((dns_configs("[]"), dns_configs(" ")), (Ok(vec![]), Ok(vec![])));
         for bad in ["{", "[1]", r#"[{"dns_server_ips": ["no address"]}]"#, r#"[{"servers": []}]"#] {
             assert!(dns_configs(bad).unwrap_err().contains("dns_server_ips"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn clients_reach_networks_by_way_of_the_endpoint() {
+        let mut context = IpContext {
+            dst_ip_addrs: vec!["10.60.1.0/32".into()],
+            src_routes: vec![
+                Route { prefix: "10.60.1.0/32".into(), next_hop: String::new() },
+                Route { prefix: "10.0.0.0/8".into(), next_hop: "10.60.1.7".into() },
+            ],
+            ..Default::default()
+        };
+        let prefixes = ["10.0.0.0/8", "fd00::/8"].map(|text| text.parse().unwrap());
+        for _ in 0..2 {
+            add_routes(&mut context, &prefixes);
+            let routes: Vec<_> =
+                context.src_routes.iter().map(|r| (r.prefix.as_str(), r.next_hop.as_str())).collect();
+            assert_eq!(
+                routes,
+                [("10.60.1.0/32", ""), ("10.0.0.0/8", "10.60.1.0")],
+                "of the other family nothing leads there"
+            );
         }
     }
 

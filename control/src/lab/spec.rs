@@ -689,7 +689,10 @@ checks:
                 "one-node",
                 "replicas",
                 "two-domains",
-                "two-nodes"
+                "two-nodes",
+                "vl3",
+                "vl3-domains",
+                "vl3-three-domains"
             ]
         );
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use ipnet::IpNet;
 use serde_json::{Map, Value};
 use vwire_proto::nsm::connection::Mechanism;
 use vwire_proto::nsm::connectioncontext::DnsConfig;
@@ -24,7 +25,7 @@ use crate::config::{self, Labels, List, Maybe};
 use crate::elements::authorize::PathPolicy;
 use crate::elements::monitor::Follow;
 use crate::elements::{Authorize, Connect, Hub, Monitor, SendFd, Timeout, TrimPath, UpdatePath, UpdateToken};
-use crate::endpoint::context::{DnsContext, PolicyRoutes, dns_configs};
+use crate::endpoint::context::{ClientRoutes, DnsContext, PolicyRoutes, dns_configs};
 use crate::endpoint::ipam::{Groups, Ipam, Policy};
 use crate::endpoint::responder::Responder;
 use crate::endpoint::{EndpointMechanism, Idle, Kernel, Mechanisms, Memif, Noop, PassThrough};
@@ -80,6 +81,10 @@ pub struct Settings {
     /// What happens to addresses of other endpoints that a connection brings: `polite` leaves them, `strict` removes them.
     #[arg(long, env = "NSM_IPAM_POLICY", value_enum, default_value_t = Policy::Polite)]
     pub ipam_policy: Policy,
+
+    /// Networks that clients reach by way of us, separated by commas; they get routes to them.
+    #[arg(long, env = "VWIRE_ROUTES", value_name = "PREFIXES", default_value = "")]
+    pub routes: List<IpNet>,
 
     /// Name servers for clients, JSON: [{"dns_server_ips": ["10.0.0.1"], "search_domains": ["my.domain"]}].
     #[arg(long, env = "NSM_DNS_CONFIGS", value_name = "JSON", default_value = "[]")]
@@ -282,6 +287,7 @@ fn answering(settings: &Settings, namespace: &Namespace) -> Result<Vec<Arc<dyn E
     let mechanisms = Mechanisms::new(settings.mechanisms.iter().map(make).collect());
     Ok(vec![
         Arc::new(Ipam::new(&settings.cidr_prefix, settings.ipam_policy)),
+        Arc::new(ClientRoutes::new(settings.routes.iter().map(IpNet::trunc).collect())),
         Arc::new(DnsContext::new(settings.dns_configs.0.clone())),
         Arc::new(routes),
         Arc::new(mechanisms),

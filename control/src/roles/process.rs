@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+use vwire_dataplane::footprint;
 
 use crate::config::{Common, Effective};
 use crate::identity::policy::{BadPolicies, Policies};
@@ -16,6 +18,10 @@ use crate::transport::{Dialling, Health, Pool, ServeError, Server};
 
 /// A process that was asked to end has 5 s. This leaves the kernel a little of them.
 const TIME_TO_END: Duration = Duration::from_millis(4_800);
+
+/// When what only the start needed is given back to the kernel, and how often what was seldom used since.
+const FIRST_GIVEN_BACK: Duration = Duration::from_secs(10);
+const GIVEN_BACK_EVERY: Duration = Duration::from_secs(30);
 
 /// What each role of a process is given.
 #[derive(Clone)]
@@ -133,6 +139,7 @@ pub async fn begin(
     let logs = Logs::start(&common.log_level, common.log_format);
     let shutdown = CancellationToken::new();
     tokio::spawn(Signals::new().map_err(ProcessError::Signals)?.watch(logs, shutdown.clone()));
+    tokio::spawn(keep_small());
     let admin = Admin::new(role, name);
     admin.settings(settings);
     start_admin(common, role, name, &admin, &shutdown).await?;
@@ -159,6 +166,20 @@ async fn start_admin(
         Err(error) => {
             tracing::warn!("no admin port: {error}; VWIRE_ADMIN says where else it can be");
             Ok(())
+        }
+    }
+}
+
+/// Many roles share a host, and the text of all roles is in the one program: what a role does not run is not counted as its own.
+async fn keep_small() {
+    let mut when = tokio::time::interval_at(Instant::now() + FIRST_GIVEN_BACK, GIVEN_BACK_EVERY);
+    loop {
+        when.tick().await;
+        match footprint::give_back_text() {
+            Ok(bytes) => {
+                tracing::trace!("{bytes} bytes of text are mapped anew as they are used")
+            }
+            Err(error) => return tracing::debug!("text that is not used stays mapped: {error}"),
         }
     }
 }

@@ -5,11 +5,11 @@
 //! |---|---|
 //! | what the parts share; what is told to clients, and when | [`Network`] |
 //! | the routing domain at the packet engine: gateways, ports, routes, MTU, restarts | [`router`] |
-//! | links between the endpoints of a service | [`peers`] |
 //! | who has which address | [`addresses`] |
 //! | a client's memif, and what of it survives us | [`server`], [`record`] |
 //! | the MTU of all | [`mtu`] |
 //! | figures for Prometheus | [`metrics`] |
+//! | links between the endpoints of a service | [`peers`] |
 //! | names for clients, in DNS | [`dns`] |
 //! | other domains that shall be peers | [`remotes`] |
 //!
