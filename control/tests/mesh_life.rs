@@ -59,6 +59,9 @@ fn tools_find_the_services_of_each_role_and_that_they_are_well() {
     let manager: Vec<&str> = NETWORK_SERVICE.into_iter().chain(REGISTRY).collect();
     let ca = start_issuer(&mut mesh);
     let between_domains = start_between_domains(&mut mesh);
+    // v0.2's other calls are in a service whose name is v1's, too: it is described as v1's.
+    let discovery = "registry.NetworkServiceDiscovery/FindNetworkService";
+    let with_discovery: Vec<&str> = std::iter::once(discovery).chain(REGISTRY).collect();
     let between = |role: &str| format!("unix://{}/{role}.sock", mesh.directory().display());
     for (role, url, methods) in [
         ("ca", format!("unix://{}/ca.sock", mesh.directory().display()), WORKLOAD.to_vec()),
@@ -70,7 +73,7 @@ fn tools_find_the_services_of_each_role_and_that_they_are_well() {
         ("nsmgr-proxy", between("nsmgr-proxy"), NETWORK_SERVICE.into_iter().chain(REGISTRY).collect()),
         ("registry-proxy-dns", between("registry-proxy-dns"), REGISTRY.to_vec()),
         ("proxy", between("proxy"), NETWORK_SERVICE.into_iter().chain(REGISTRY).collect()),
-        ("nsmrs", between("nsmrs"), REGISTRY.to_vec()),
+        ("nsmrs", between("nsmrs"), with_discovery),
         ("node's forwarder", format!("unix://{}", node_forwarder(&mesh).display()), NETWORK_SERVICE.to_vec()),
     ] {
         let services: BTreeSet<&str> =

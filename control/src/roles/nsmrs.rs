@@ -102,6 +102,7 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NsmrsError>
         .named("registry.NetworkServiceRegistry")
         .named("registry.NetworkServiceEndpointRegistry")
         .named("registry.NetworkServiceDiscovery")
+        .described_by(vwire_proto::nsm02::FILE_DESCRIPTOR_SET)
         .routes()
         .await;
     process.admin.report(Arc::new(Figures(Arc::clone(&store))));

@@ -59,10 +59,11 @@ impl Services {
         self
     }
 
-    /// Lets reflection know more than NSM's API: an encoded `FileDescriptorSet`.
+    /// Lets reflection know more than NSM's API: an encoded `FileDescriptorSet`. A name that is also of NSM's API, as v0.2's are,
+    /// is described by that: reflection keeps what it was told last.
     #[must_use]
     pub fn described_by(mut self, descriptors: &'static [u8]) -> Self {
-        self.descriptors.push(descriptors);
+        self.descriptors.insert(0, descriptors);
         self
     }
 
