@@ -26,7 +26,7 @@ use crate::config::{self, Labels, List, Maybe};
 use crate::dataplane::netns;
 use crate::elements::authorize::PathPolicy;
 use crate::elements::{Authorize, Begin, Monitor, SendFd, Timeout, TrimPath, UpdatePath, UpdateToken};
-use crate::endpoint::{Idle, Mechanisms};
+use crate::endpoint::Idle;
 use crate::identity::policy::Policies;
 use crate::ipam::{Grant, client as prefixes};
 use crate::obs::{ConnectionView, Reporter};
@@ -34,14 +34,12 @@ use crate::registry::Registry;
 use crate::registry::keeper::Keeper;
 use crate::registry::remote::Remote;
 use crate::transport::{Limits, ServeError, Server, Services, Target};
-use crate::vl3::addresses::AssignAddresses;
 use crate::vl3::dns::{self, Directory, Naming, Template, Vl3Dns};
-use crate::vl3::mtu::KeepMtu;
 use crate::vl3::peers::{NOTE, Own, Peers, RouterPorts, Setup};
 use crate::vl3::remotes::Remotes;
 use crate::vl3::router::{Restored, Router};
-use crate::vl3::server::{Attach, Memif, payload_of, port_name};
-use crate::vl3::{Network, metrics};
+use crate::vl3::server::{payload_of, port_name};
+use crate::vl3::{Network, metrics, server};
 
 /// How long unregistering may take.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -120,7 +118,7 @@ pub struct Settings {
     pub dns_ttl: Duration,
 
     /// Ends when there was no connection for this long; 0: never.
-    #[arg(long, env = "NSM_IDLE_TIMEOUT", value_name = "DURATION", default_value = "0", value_parser = config::duration)]
+    #[arg(long, env = "NSM_IDLE_TIMEOUT", value_name = "DURATION", default_value = "0s", value_parser = config::duration)]
     pub idle_timeout: Duration,
 
     /// Registers the services, too.
@@ -150,6 +148,12 @@ pub struct Settings {
     /// The network namespace of our sockets; our own if left out.
     #[arg(long, env = "VWIRE_NETNS", value_name = "FILE", default_value = "")]
     pub netns: Maybe<PathBuf>,
+
+    /// Asks for our own service, too: an interface in our own namespace, at whose address our name server is, and from which it is asked
+    /// whether other endpoints answer. It takes one of our addresses.
+    #[arg(long, env = "VWIRE_VL3_OWN_INTERFACE", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
+          action = clap::ArgAction::Set)]
+    pub own_interface: bool,
 
     /// The socket of the packet engine. If left out, one is started that outlives us, and found again at the next start.
     #[arg(long, env = "VWIRE_DATAPLANE", value_name = "SOCKET", default_value = "")]
@@ -193,16 +197,13 @@ fn wrong(name: &'static str) -> impl Fn(String) -> Vl3Error {
 /// [`Vl3Error`].
 pub async fn run(settings: Settings, process: Process) -> Result<(), Vl3Error> {
     let place = Place::choose("vwire-vl3", &settings.listen_on).map_err(wrong("NSM_LISTEN_ON"))?;
-    let server = Server::bind(std::slice::from_ref(&place.target), settings.limits.clone()).await?;
+    let listening = Server::bind(std::slice::from_ref(&place.target), settings.limits.clone()).await?;
     let policies = if settings.common.insecure { Policies::off() } else { Policies::standard() };
     let policies =
         Arc::new(policies.with_transit(&settings.common.transit).counted_by(process.admin.metrics()));
     let namespace = namespace(&settings)?;
-    let slots = settings.prefix.len().max(if settings.prefix.is_empty() {
-        settings.prefix_server_url.len()
-    } else {
-        0
-    });
+    let slots =
+        if settings.prefix.is_empty() { settings.prefix_server_url.len() } else { settings.prefix.len() };
     if slots == 0 {
         return Err(wrong("NSM_PREFIX_SERVER_URL")(
             "empty, and so is VWIRE_VL3_PREFIX; one of them has to say where prefixes come from".into(),
@@ -239,12 +240,12 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), Vl3Error> {
         .named("connection.MonitorConnection")
         .routes()
         .await;
-    let url = server.targets().first().map(ToString::to_string).unwrap_or_default();
+    let url = listening.targets().first().map(ToString::to_string).unwrap_or_default();
     let registered = register(&settings, Arc::clone(&registry), url);
     tokio::spawn(Arc::clone(&peers).run(registered.state(), process.shutdown.clone()));
     let announced = announce(&registered, &process);
     let served = tokio::select! {
-        served = process.serve(server, routes) => served,
+        served = process.serve(listening, routes) => served,
         () = announced => Ok(()),
     };
     if settings.unregister_itself {
@@ -298,6 +299,7 @@ fn links(
         ports: Box::new(ports),
         port_name,
         mtu: Arc::clone(&network.mtu),
+        own_interface: settings.own_interface,
         client,
     })
 }
@@ -327,7 +329,9 @@ fn chain(
     begin: Arc<Begin>,
 ) -> Arc<Chain> {
     let idle = (!settings.idle_timeout.is_zero())
-        .then(|| Arc::new(Idle::new(settings.idle_timeout, process.shutdown.clone())) as Arc<dyn Element>);
+        .then(|| Idle::new(settings.idle_timeout, process.shutdown.clone()))
+        .inspect(|idle| network.hub.connections().iter().for_each(|known| idle.used_by(&known.id)))
+        .map(|idle| Arc::new(idle) as Arc<dyn Element>);
     Chain::new(settings.name.clone(), |handle| {
         let mut elements: Vec<Arc<dyn Element>> = vec![
             Arc::new(UpdatePath::new(settings.name.clone())),
@@ -339,16 +343,9 @@ fn chain(
             Arc::new(TrimPath),
         ];
         elements.extend(idle);
-        let own: [Arc<dyn Element>; 7] = [
-            Arc::new(SendFd),
-            gate,
-            names,
-            Arc::new(Attach::new(Arc::clone(network))),
-            Arc::new(KeepMtu::new(Arc::clone(&network.mtu))),
-            Arc::new(AssignAddresses::new(Arc::clone(&network.addresses), Arc::clone(&network.router))),
-            Arc::new(Mechanisms::new(vec![Arc::new(Memif::new(namespace.clone()))])),
-        ];
-        elements.extend(own);
+        elements.push(Arc::new(SendFd));
+        elements.extend([gate, names]);
+        elements.extend(server::elements(network, namespace));
         elements
     })
 }
@@ -397,10 +394,7 @@ fn namespace(settings: &Settings) -> Result<Namespace, Vl3Error> {
     opened.map_err(|error| wrong("VWIRE_NETNS")(error.to_string()))
 }
 
-async fn router(
-    settings: &Settings,
-    process: &Process,
-) -> Result<(Arc<Router>, Vec<crate::vl3::router::Restored>), Vl3Error> {
+async fn router(settings: &Settings, process: &Process) -> Result<(Arc<Router>, Vec<Restored>), Vl3Error> {
     let found = engine::find(&settings.dataplane, &settings.run, &settings.name);
     let (client, events) = found.map_err(|error| match error {
         NoEngine::Setting(reason) => wrong("VWIRE_DATAPLANE")(reason),
@@ -433,6 +427,7 @@ fn follow(
         beside(Box::pin(Arc::clone(network).follow_prefix(slot, grants)));
     }
     beside(Box::pin(Arc::clone(network).follow_mtu()));
+    beside(Box::pin(Arc::clone(network).ask_the_late()));
     beside(Box::pin(Arc::clone(network).expire(Arc::downgrade(chain))));
 }
 

@@ -32,6 +32,9 @@ mod element;
 pub use announced::check as check_announced;
 pub use element::{AssignAddresses, Behind};
 
+/// Addresses that the engine answers at. Who has one of a prefix that was ours so many prefixes ago has not asked for very long.
+const MAX_GATEWAYS: usize = 16;
+
 /// All addresses of this endpoint. One *slot* for each prefix server, or fixed prefix: two for dual stack.
 pub struct Addresses(Mutex<Inner>);
 
@@ -212,6 +215,7 @@ impl Addresses {
                 all.push(gateway);
             }
         }
+        all.truncate(MAX_GATEWAYS);
         all
     }
 

@@ -118,6 +118,8 @@ pub struct Setup {
     pub port_name: fn(&str) -> String,
     /// The network's MTU, of which links are a part.
     pub mtu: Arc<NetworkMtu>,
+    /// Whether we have an interface of our own.
+    pub own_interface: bool,
     /// How links are kept.
     pub client: ClientSettings,
 }
@@ -141,6 +143,7 @@ struct Parts {
     client: ClientSettings,
     port_name: fn(&str) -> String,
     mtu: Arc<NetworkMtu>,
+    own_interface: bool,
     asking: Asking,
 }
 
@@ -166,6 +169,7 @@ impl Peers {
             client: ClientSettings { last_retry: LAST_RETRY, ..setup.client },
             port_name: setup.port_name,
             mtu: setup.mtu,
+            own_interface: setup.own_interface,
             asking,
         };
         let (address, _) = tokio_watch::channel(None);
@@ -249,7 +253,7 @@ impl Peers {
         let endpoint = next_registration(&mut registered, None).await;
         let registered_as = endpoint.name.clone();
         self.links.registered_as(age(&endpoint));
-        let own = self.open_own(&registered_as);
+        let own = self.setup.own_interface.then(|| self.open_own(&registered_as));
         let client = Arc::new(self.client());
         let (tell, told) = mpsc::channel(WAITING);
         let watches =
@@ -344,7 +348,7 @@ impl Peers {
 
     /// Does what is decided.
     async fn keep(&self, client: &Client) {
-        let begin = Instant::now() + OWN_FIRST;
+        let begin = Instant::now() + if self.setup.own_interface { OWN_FIRST } else { Duration::ZERO };
         let mut address = self.address.subscribe();
         let _ = tokio::time::timeout_at(begin, address.wait_for(Option::is_some)).await;
         loop {

@@ -204,6 +204,7 @@ impl World {
             ports: Box::new(fib.clone()),
             port_name: str::to_owned,
             mtu: Arc::default(),
+            own_interface: false,
             client: ClientSettings { liveness: None, ..Default::default() },
         });
         let (gate, served) = (peers.gate(), Arc::clone(&rest) as Arc<dyn Element>);
