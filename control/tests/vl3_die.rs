@@ -168,6 +168,9 @@ async fn a_client_of_an_endpoint_that_is_gone_for_good_goes_on_with_another() {
         lab.restart(&role).await.unwrap_or_else(|error| panic!("{error}"));
         let back = until("it is linked again", async || linked(&lab, &gone).await == 2).await;
         times.add("endpoint comes back: linked with both others after its start", back);
+        // The client that will have no other endpoint has its own again.
+        let faithful = gone.replace("vl3-", "at-");
+        until("it has its client again", async || connection(&lab, &faithful).await.is_some()).await;
     }
     all_checks(&lab).await;
     times.print();
