@@ -203,3 +203,22 @@ fn a_go_endpoint_asks_ours() {
     pinged(&client.space, "172.16.2.0");
     pinged(&client.space, "172.16.1.0");
 }
+
+/// Our endpoint asks Go's, which was there before, as Go's endpoints ask each other: with an address of its own, what is behind it, and its
+/// name server; Go's server gives it no address, and the way back.
+#[test]
+fn our_endpoint_asks_gos() {
+    let mut mesh = mesh("vl3g-o");
+    let settings = [set("NSM_PREFIX", "172.16.2.0/24"), set("NSM_REGISTER_SERVICE", "true")];
+    let mut theirs = GoEndpoint::start(&mut mesh, "go-vl3", &settings);
+    let mark = theirs.process.mark();
+    let ours = [set("VWIRE_VL3_PREFIX", "172.16.1.0/24"), set("NSM_REGISTER_SERVICE", "false")];
+    let _ours = Endpoint::start(&mut mesh, "vl3-1", &ours);
+    let told = theirs.process.told("request", mark);
+    let context = &told["connection"]["context"]["ipContext"];
+    assert_eq!(texts(&context["srcIpAddrs"]), ["172.16.1.0/32"], "it gets none of theirs: {told}");
+    assert_eq!(texts(&context["dstIpAddrs"]), ["172.16.2.0/32"], "{told}");
+    assert!(routes(&context["dstRoutes"]).contains(&("172.16.1.0/24", "172.16.1.0")), "{told}");
+    assert!(routes(&context["srcRoutes"]).contains(&("172.16.2.0/24", "172.16.2.0")), "{told}");
+    pinged(&theirs.space, "172.16.1.0");
+}
