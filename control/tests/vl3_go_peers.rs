@@ -140,9 +140,9 @@ fn go_clients_of_our_endpoint_with_gos_prefix_service() {
         assert_eq!(routes(&context["dstRoutes"]), [(address, "")], "{told}");
         addresses.push(address.split('/').next().unwrap().to_owned());
     }
-    let mut sorted = addresses.clone();
-    sorted.sort();
-    assert_eq!(sorted, ["172.16.0.1", "172.16.0.2"]);
+    // The endpoint has one for itself, too: its name server's.
+    assert!(addresses.iter().all(|address| address.starts_with("172.16.0.") && address != "172.16.0.0"));
+    assert_ne!(addresses[0], addresses[1]);
     for (client, other) in [(&clients[0], &addresses[1]), (&clients[1], &addresses[0])] {
         pinged(&client.space, "172.16.0.0");
         pinged(&client.space, other);
@@ -179,7 +179,8 @@ fn a_go_endpoint_asks_ours() {
     let mut mesh = mesh("vl3g-p");
     let _ours = Endpoint::start(&mut mesh, "vl3-1", &[set("VWIRE_VL3_PREFIX", "172.16.1.0/24")]);
     let mut client = mesh.client(0, "one", "kernel://net/nsm-1", &[]);
-    client.process.told("connected", 0);
+    let told = client.process.told("connected", 0);
+    let address = texts(&told["connection"]["context"]["ipContext"]["srcIpAddrs"]).concat();
     pinged(&client.space, "172.16.1.0");
     let mut theirs = GoEndpoint::start(&mut mesh, "go-vl3", &[set("NSM_PREFIX", "172.16.2.0/24")]);
     let answer = theirs.process.ask("peer vl3-1 net", &["answered", "peer-failed"]);
@@ -193,12 +194,31 @@ fn a_go_endpoint_asks_ours() {
     let behind = routes(&context["dstRoutes"]);
     assert!(behind.contains(&("172.16.2.0/24", "172.16.2.0")), "{answer}");
     pinged(&client.space, "172.16.2.0");
-    pinged(&theirs.space, "172.16.1.1");
+    pinged(&theirs.space, address.split('/').next().unwrap());
     // Another domain's endpoint that was given what is ours already.
     let mut thief = GoEndpoint::start(&mut mesh, "go-other", &[set("NSM_PREFIX", "172.16.1.128/25")]);
     let refused = thief.process.ask("peer vl3-1 net", &["answered", "not-answered", "peer-failed"]);
     let told = refused["error"].as_str().unwrap_or_default();
-    assert!(told.contains("prefix 172.16.1.128/32 overlaps 172.16.1.0/24"), "{refused}");
+    assert!(told.contains("172.16.1.128/25") && told.contains("overlaps 172.16.1.0/24"), "{refused}");
     pinged(&client.space, "172.16.2.0");
     pinged(&client.space, "172.16.1.0");
+}
+
+/// Our endpoint asks Go's, which was there before, as Go's endpoints ask each other: with an address of its own, what is behind it, and its
+/// name server; Go's server gives it no address, and the way back.
+#[test]
+fn our_endpoint_asks_gos() {
+    let mut mesh = mesh("vl3g-o");
+    let settings = [set("NSM_PREFIX", "172.16.2.0/24"), set("NSM_REGISTER_SERVICE", "true")];
+    let mut theirs = GoEndpoint::start(&mut mesh, "go-vl3", &settings);
+    let mark = theirs.process.mark();
+    let ours = [set("VWIRE_VL3_PREFIX", "172.16.1.0/24"), set("NSM_REGISTER_SERVICE", "false")];
+    let _ours = Endpoint::start(&mut mesh, "vl3-1", &ours);
+    let told = theirs.process.told("request", mark);
+    let context = &told["connection"]["context"]["ipContext"];
+    assert_eq!(texts(&context["srcIpAddrs"]), ["172.16.1.0/32"], "it gets none of theirs: {told}");
+    assert_eq!(texts(&context["dstIpAddrs"]), ["172.16.2.0/32"], "{told}");
+    assert!(routes(&context["dstRoutes"]).contains(&("172.16.1.0/24", "172.16.1.0")), "{told}");
+    assert!(routes(&context["srcRoutes"]).contains(&("172.16.2.0/24", "172.16.2.0")), "{told}");
+    pinged(&theirs.space, "172.16.1.0");
 }

@@ -150,7 +150,7 @@ pub struct Settings {
     pub netns: Maybe<PathBuf>,
 
     /// Asks for our own service, too: an interface in our own namespace, at whose address our name server is, and from which it is asked
-    /// whether other endpoints answer. It takes one of our addresses.
+    /// whether other endpoints answer. It takes one of our addresses. Without it clients have no names.
     #[arg(long, env = "VWIRE_VL3_OWN_INTERFACE", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
           action = clap::ArgAction::Set)]
     pub own_interface: bool,
@@ -350,10 +350,11 @@ fn chain(
     })
 }
 
-/// The names of clients, those that are there already among them.
+/// The names of clients, those that are there already among them. There are none without an address to ask for them at.
 fn directory(settings: &Settings, network: &Network) -> Arc<Directory> {
+    let templates = if settings.own_interface { settings.dns_templates.0.clone() } else { Vec::new() };
     let directory = Directory::new(Naming {
-        templates: settings.dns_templates.0.clone(),
+        templates,
         services: settings.service_names.0.clone(),
         ttl: settings.dns_ttl,
     });
