@@ -141,40 +141,6 @@ async fn the_parts_of_a_virtual_network_die_while_packets_cross_it() {
 }
 
 #[tokio::test]
-async fn a_client_of_an_endpoint_that_is_gone_for_good_goes_on_with_another() {
-    let mut spec = shipped("vl3.yaml");
-    let run = Run::of(&mut spec, "vl3gone");
-    let mut lab = run.up(&spec).await;
-    all_checks(&lab).await;
-    let mut times = Times::default();
-    for _ in 0..RUNS {
-        let before = connection(&lab, "anywhere").await.expect("a connection");
-        let gone = before.endpoint.clone();
-        let stays = ["a", "b", "c"].into_iter().find(|one| gone != format!("vl3-{one}")).unwrap();
-        let to = address(&lab, &format!("at-{stays}")).await;
-        answers(&lab, "anywhere", &to).await;
-        let role = format!("vl3-{gone}");
-        let engine = format!("{gone}.engine");
-        lab.kill(&role).await.unwrap();
-        lab.kill(&engine).await.unwrap();
-        let moved = until("the client has another endpoint", async || {
-            connection(&lab, "anywhere").await.is_some_and(|view| view.endpoint != gone)
-        })
-        .await;
-        let reached = moved + answers(&lab, "anywhere", &to).await;
-        times.add("endpoint gone for good: its client's packets go by another", reached);
-        // It comes back, and is a peer again.
-        lab.restart(&engine).await.unwrap_or_else(|error| panic!("{error}"));
-        lab.restart(&role).await.unwrap_or_else(|error| panic!("{error}"));
-        let back = until("it is linked again", async || linked(&lab, &gone).await == 2).await;
-        times.add("endpoint comes back: linked with both others after its start", back);
-    }
-    all_checks(&lab).await;
-    times.print();
-    lab.down(&Silent).await.unwrap();
-}
-
-#[tokio::test]
 async fn a_peer_in_the_other_domain_dies_and_is_linked_again() {
     let mut spec = shipped("vl3-domains.yaml");
     let run = Run::of(&mut spec, "vl3far");

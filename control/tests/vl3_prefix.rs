@@ -214,7 +214,7 @@ async fn another_prefix_comes_to_each_client_with_its_next_request() {
     let state = endpoint.network.router.client().snapshot().await.unwrap().state.unwrap();
     assert_eq!((state.ports.len(), state.domains[0].routes.len(), state.domains[0].ports.len()), (0, 0, 0));
     assert_eq!(endpoint.network.addresses.figures(), [("172.17.0.0/24".parse().unwrap(), 0, 255)]);
-    assert_eq!(endpoint.home.dir.path().join("fwd/dataplane.sock").exists(), true);
+    assert!(endpoint.home.dir.path().join("fwd/dataplane.sock").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

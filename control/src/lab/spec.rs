@@ -695,6 +695,7 @@ checks:
                 "two-nodes",
                 "vl3",
                 "vl3-domains",
+                "vl3-single",
                 "vl3-three-domains"
             ]
         );

@@ -34,6 +34,7 @@ use crate::registry::Registry;
 use crate::registry::keeper::Keeper;
 use crate::registry::remote::Remote;
 use crate::transport::{Limits, ServeError, Server, Services, Target};
+use crate::vl3::dns::{self, Directory, Naming, Template, Vl3Dns};
 use crate::vl3::peers::{NOTE, Own, Peers, RouterPorts, Setup};
 use crate::vl3::remotes::Remotes;
 use crate::vl3::router::{Restored, Router};
@@ -110,7 +111,11 @@ pub struct Settings {
         value_name = "TEMPLATES",
         default_value = "{{ index .Labels \"podName\" }}.{{ .NetworkService }}."
     )]
-    pub dns_templates: List<String>,
+    pub dns_templates: List<Template>,
+
+    /// How long those who ask may remember a name's address, and how long one may be wrong: it goes when its client goes.
+    #[arg(long, env = "VWIRE_VL3_DNS_TTL", value_name = "DURATION", default_value = "1m", value_parser = config::duration)]
+    pub dns_ttl: Duration,
 
     /// Ends when there was no connection for this long; 0: never.
     #[arg(long, env = "NSM_IDLE_TIMEOUT", value_name = "DURATION", default_value = "0s", value_parser = config::duration)]
@@ -145,7 +150,7 @@ pub struct Settings {
     pub netns: Maybe<PathBuf>,
 
     /// Asks for our own service, too: an interface in our own namespace, at whose address our name server is, and from which it is asked
-    /// whether other endpoints answer. It takes one of our addresses.
+    /// whether other endpoints answer. It takes one of our addresses. Without it clients have no names.
     #[arg(long, env = "VWIRE_VL3_OWN_INTERFACE", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
           action = clap::ArgAction::Set)]
     pub own_interface: bool,
@@ -218,8 +223,12 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), Vl3Error> {
     );
     let peers = links(&settings, &process, &network, &namespace, policies.clone(), Arc::clone(&registry));
     take_over(&network, &peers, restored, &begin).await;
-    let chain = chain(&settings, &process, policies, &network, &peers, &namespace, begin);
+    let directory = directory(&settings, &network);
+    let names = Vl3Dns::new(Arc::clone(&directory), peers.address(), settings.name.clone());
+    let chain =
+        chain(&settings, &process, policies, &network, [peers.gate(), Arc::new(names)], &namespace, begin);
     follow(&settings, &process, &network, &peers, &chain);
+    let _names = name_server(&process, &network, &peers, &namespace, directory);
     process.admin.register(|registry| registry.register_collector(metrics::collector(&network)));
     process.admin.report(Arc::new(Report(Arc::clone(&network), Arc::clone(&peers))));
 
@@ -315,7 +324,7 @@ fn chain(
     process: &Process,
     policies: Arc<dyn PathPolicy>,
     network: &Arc<Network>,
-    peers: &Peers,
+    [gate, names]: [Arc<dyn Element>; 2],
     namespace: &Namespace,
     begin: Arc<Begin>,
 ) -> Arc<Chain> {
@@ -334,13 +343,48 @@ fn chain(
             Arc::new(TrimPath),
         ];
         elements.extend(idle);
-        // The element of DNS for clients belongs here: it adds our name server on the way in, and knows the client's addresses on the
-        // way out.
         elements.push(Arc::new(SendFd));
-        elements.push(peers.gate());
+        elements.extend([gate, names]);
         elements.extend(server::elements(network, namespace));
         elements
     })
+}
+
+/// The names of clients, those that are there already among them. There are none without an address to ask for them at.
+fn directory(settings: &Settings, network: &Network) -> Arc<Directory> {
+    let templates = if settings.own_interface { settings.dns_templates.0.clone() } else { Vec::new() };
+    let directory = Directory::new(Naming {
+        templates,
+        services: settings.service_names.0.clone(),
+        ttl: settings.dns_ttl,
+    });
+    network.hub.connections().iter().for_each(|connection| directory.take_over(connection));
+    Arc::new(directory)
+}
+
+/// Our name server, and what it has to hear; none if there are no names.
+fn name_server(
+    process: &Process,
+    network: &Network,
+    peers: &Peers,
+    namespace: &Namespace,
+    directory: Arc<Directory>,
+) -> Option<dns::Server> {
+    if !directory.has_templates() {
+        return None;
+    }
+    let beside = |work: futures::future::BoxFuture<'static, ()>| {
+        tokio::spawn(process.shutdown.clone().run_until_cancelled_owned(work));
+    };
+    beside(Box::pin(dns::follow_peers(Arc::clone(&directory), peers.peers())));
+    beside(Box::pin(dns::tell_clients(Arc::clone(&network.hub), peers.address())));
+    Some(dns::Server::start(dns::Setup {
+        directory,
+        own: peers.address(),
+        namespace: namespace.clone(),
+        port: dns::PORT,
+        metrics: Arc::clone(process.admin.metrics()),
+    }))
 }
 
 fn namespace(settings: &Settings) -> Result<Namespace, Vl3Error> {

@@ -186,7 +186,10 @@ impl DataPath for PeerPath {
         let Some(own) = own else { return Alive::Unknown };
         let (theirs, ours) = tokio::join!(self.answers(from, peer), self.answers(from, own));
         match (theirs, ours) {
-            (Alive::No, Alive::Yes) => Alive::No,
+            (Alive::No, Alive::Yes) => {
+                self.links.suspect(&self.peer);
+                Alive::No
+            }
             (Alive::Yes, _) => Alive::Yes,
             _ => Alive::Unknown,
         }
