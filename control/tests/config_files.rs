@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clap::{Parser, Subcommand};
 use vwire_control::config;
-use vwire_control::roles::{ca, forwarder, nsc, nse, nsmgr, nsmrs, registry, vl3_ipam};
+use vwire_control::roles::{ca, forwarder, nsc, nse, nsmgr, nsmrs, registry, vl3, vl3_ipam};
 
 #[derive(Parser)]
 struct Cli {
@@ -22,6 +22,7 @@ enum Role {
     Nsmgr(Box<nsmgr::Settings>),
     Nsmrs(Box<nsmrs::Settings>),
     Registry(Box<registry::Settings>),
+    Vl3(Box<vl3::Settings>),
     Vl3Ipam(Box<vl3_ipam::Settings>),
 }
 
@@ -44,7 +45,7 @@ fn every_settings_file_is_one_that_its_role_starts_with() {
             Role::Ca(settings) => {
                 assert_eq!(
                     (settings.workloads.len(), settings.trust_domain.to_string().as_str()),
-                    (6, "host.vwire")
+                    (7, "host.vwire")
                 );
                 assert!(settings.federation.is_some());
             }
@@ -56,6 +57,9 @@ fn every_settings_file_is_one_that_its_role_starts_with() {
                 assert!(settings.state.is_some());
             }
             Role::Forwarder(settings) => assert!(settings.vwires.dataplane.is_some()),
+            Role::Vl3(settings) => {
+                assert_eq!((settings.prefix.len(), settings.prefix_server_url.len()), (0, 1))
+            }
             Role::Vl3Ipam(settings) => {
                 assert_eq!(settings.prefix.to_string(), "172.16.0.0/16");
                 assert!(settings.state.is_some());
@@ -65,12 +69,12 @@ fn every_settings_file_is_one_that_its_role_starts_with() {
         seen.push(role);
     }
     seen.sort();
-    assert_eq!(seen, ["ca", "forwarder", "nsmgr", "nsmrs", "registry", "vl3-ipam"]);
+    assert_eq!(seen, ["ca", "forwarder", "nsmgr", "nsmrs", "registry", "vl3", "vl3-ipam"]);
 }
 
 #[test]
 fn every_role_starts_from_nothing_but_its_defaults() {
-    for role in ["ca", "forwarder", "nsc", "nse", "nsmgr", "nsmrs", "registry", "vl3-ipam"] {
+    for role in ["ca", "forwarder", "nsc", "nse", "nsmgr", "nsmrs", "registry", "vl3", "vl3-ipam"] {
         let args: Vec<OsString> = vec!["vwire".into(), role.into()];
         assert!(config::load::<Cli>(&args).is_ok(), "{role}");
     }

@@ -26,7 +26,9 @@ struct Started {
 
 impl Started {
     async fn at(home: &Home) -> Self {
-        let (client, events) = Client::new(&home.launcher.socket(), Some(home.launcher.clone()));
+        // Not by the client: it would start another one when the test has ended this one.
+        home.launcher.ensure().await.unwrap();
+        let (client, events) = Client::new(&home.launcher.socket(), None);
         let shutdown = CancellationToken::new();
         let (router, restored) = Router::start(client, events, "vl3", shutdown.clone()).await.unwrap();
         Self { router, restored, shutdown }
@@ -139,6 +141,8 @@ async fn what_is_attached_is_routed_and_survives_both_sides() {
     home.kill_engine();
     let deadline = Instant::now() + PATIENCE;
     let holds = async || {
+        // The one that was killed may still accept.
+        home.launcher.ensure().await.unwrap();
         let Ok(now) = router.client().snapshot().await else { return false };
         now.instance != before.instance
             && now.state.is_some_and(|now| now.domains == state.domains && now.ports.len() == 2)

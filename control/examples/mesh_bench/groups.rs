@@ -216,7 +216,7 @@ impl Run<'_> {
     }
 
     fn note_memory(&mut self, mesh: &Mesh, held: usize) {
-        std::thread::sleep(Duration::from_secs_f64(self.settings.rest));
+        std::thread::sleep(std::time::Duration::from_secs_f64(self.settings.rest));
         for role in ROLES {
             self.note_memory_of(mesh, role, &format!("{held} connections: {role}"));
         }

@@ -62,7 +62,8 @@ impl Reply {
         message.metadata.recursion_desired = query.metadata.recursion_desired;
         message.metadata.recursion_available = true;
         message.metadata.checking_disabled = query.metadata.checking_disabled;
-        message.queries.clone_from(&query.queries);
+        // Several are no question that could be answered, and could be more than fits.
+        message.queries.extend(query.queries.first().filter(|_| query.queries.len() == 1).cloned());
         Self::with(query, message)
     }
 

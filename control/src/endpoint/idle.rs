@@ -25,6 +25,11 @@ impl Idle {
         tokio::spawn(expired.clone().run_until_cancelled_owned(expire(time, seen, expired.clone())));
         Self { connections, expired }
     }
+
+    /// Counts a connection of an earlier process, until its Close.
+    pub fn used_by(&self, id: &str) {
+        self.connections.send_if_modified(|connections| connections.insert(id.to_owned()));
+    }
 }
 
 async fn expire(

@@ -128,6 +128,11 @@ impl Layout {
         self.scratch(&format!("map-ip-{}.yaml", domain.name))
     }
 
+    /// The network services that a domain's registry has from its operator.
+    pub fn services(&self, domain: &Domain) -> PathBuf {
+        self.scratch(&format!("services-{}.yaml", domain.name))
+    }
+
     /// Where issuers put their bundles, for each other.
     pub fn bundles(&self) -> PathBuf {
         self.directory.join("bundles")

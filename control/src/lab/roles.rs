@@ -1,5 +1,6 @@
 //! Which processes a lab has, and what each is told: by NSM's variables, as in Kubernetes.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::layout::{PROXY_PORT, REGISTRY_PORT, addresses, at, replica, tunnel};
@@ -105,6 +106,39 @@ pub fn write_engine_configs(layout: &Layout, spec: &Spec) -> Result<(), LabError
     Ok(())
 }
 
+/// The services of endpoints that route, which registry has them, and what they carry. Several endpoints have one service, and none of
+/// them may register it for the others: the operator does.
+fn vl3_services<'a>(spec: &'a Spec, domain: &'a Domain) -> BTreeMap<&'a str, &'a str> {
+    let here = move |own: &Domain, service: &str| match crate::domain::domain(service) {
+        Some(other) => other == domain.dns_name(),
+        None => own.name == domain.name,
+    };
+    let all =
+        spec.vl3().flat_map(|(own, _, vl3)| vl3.services.iter().map(move |service| (own, vl3, service)));
+    let here = all.filter(|(own, _, service)| here(own, service));
+    let payload = |vl3: &'a Vl3| vl3.env.get("NSM_PAYLOAD").map_or("IP", String::as_str);
+    here.map(|(_, vl3, service)| (crate::domain::target(service), payload(vl3))).collect()
+}
+
+/// Writes the services that registries have from the operator.
+pub fn write_services(layout: &Layout, spec: &Spec) -> Result<(), LabError> {
+    for domain in &spec.domains {
+        let document = |(name, payload): (&str, &str)| {
+            format!(
+                "apiVersion: networkservicemesh.io/v1\nkind: NetworkService\nmetadata: {{name: {name:?}}}\nspec: {{payload: {payload}}}\n"
+            )
+        };
+        let documents: Vec<String> = vl3_services(spec, domain).into_iter().map(document).collect();
+        if documents.is_empty() {
+            continue;
+        }
+        let file = layout.services(domain);
+        let written = std::fs::write(&file, documents.join("---\n"));
+        written.map_err(|error| LabError::failed(file.display().to_string(), error))?;
+    }
+    Ok(())
+}
+
 struct Make<'a> {
     layout: &'a Layout,
     spec: &'a Spec,
@@ -191,6 +225,10 @@ impl Make<'_> {
         let mut more = env([("NSM_LISTEN_ON", listens(own, &[REGISTRY_PORT]))]);
         if domain.proxy {
             more.extend(env([("NSM_PROXY_REGISTRY_URL", self.layout.proxy(self.spec, domain).to_string())]));
+        }
+        if !vl3_services(self.spec, domain).is_empty() {
+            let file = self.layout.services(domain).display().to_string();
+            more.extend(env([("VWIRE_REGISTRY_SERVICES", file)]));
         }
         more.extend(domain.env.clone());
         let mut start = self.role("registry", &domain.name, &domain.name, Some(domain), more);
@@ -321,6 +359,7 @@ impl Make<'_> {
         let more = env([
             ("NSM_CONNECT_TO", self.layout.manager(node).to_string()),
             ("NSM_SERVICE_NAMES", vl3.services.join(",")),
+            ("NSM_REGISTER_SERVICE", "false".to_owned()),
             ("NSM_LABELS", labels.join(",")),
             ("NSM_PREFIX_SERVER_URL", ipams.join(",")),
             ("NSM_REMOTE_NS_IP_LIST", vl3.remotes.join(",")),

@@ -524,6 +524,9 @@ impl Spec {
             if vl3.services.is_empty() {
                 return Err((field("services"), "none".to_owned()));
             }
+            if vl3.env.contains_key("VWIRE_VL3_PREFIX") {
+                continue;
+            }
             let from = vl3.ipam.as_ref().unwrap_or(&domain.name);
             let found = self.domains.iter().find(|domain| domain.name == *from);
             if found.is_none_or(|domain| domain.ipam.is_empty()) {
@@ -689,7 +692,11 @@ checks:
                 "one-node",
                 "replicas",
                 "two-domains",
-                "two-nodes"
+                "two-nodes",
+                "vl3",
+                "vl3-domains",
+                "vl3-single",
+                "vl3-three-domains"
             ]
         );
     }

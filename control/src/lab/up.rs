@@ -197,6 +197,7 @@ impl Lab {
         guard::put(&self.layout, &self.record.spec)?;
         guard::write_maps(&self.layout, &self.record.spec)?;
         roles::write_engine_configs(&self.layout, &self.record.spec)?;
+        roles::write_services(&self.layout, &self.record.spec)?;
         dns::write(&self.layout, &self.record.spec)?;
         self.write_hosts()?;
         for (what, starts) in self.starts() {

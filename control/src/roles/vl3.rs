@@ -21,12 +21,12 @@ use super::place::Place;
 use crate::api::mechanism::{PAYLOAD_ETHERNET, PAYLOAD_IP};
 use crate::chain::service::Service;
 use crate::chain::{Chain, Element};
-use crate::client::Namespace;
+use crate::client::{ClientSettings, LivenessSettings, Manager, Namespace};
 use crate::config::{self, Labels, List, Maybe};
 use crate::dataplane::netns;
 use crate::elements::authorize::PathPolicy;
 use crate::elements::{Authorize, Begin, Monitor, SendFd, Timeout, TrimPath, UpdatePath, UpdateToken};
-use crate::endpoint::{Idle, Mechanisms};
+use crate::endpoint::Idle;
 use crate::identity::policy::Policies;
 use crate::ipam::{Grant, client as prefixes};
 use crate::obs::{ConnectionView, Reporter};
@@ -34,11 +34,12 @@ use crate::registry::Registry;
 use crate::registry::keeper::Keeper;
 use crate::registry::remote::Remote;
 use crate::transport::{Limits, ServeError, Server, Services, Target};
-use crate::vl3::addresses::AssignAddresses;
-use crate::vl3::mtu::KeepMtu;
-use crate::vl3::router::Router;
-use crate::vl3::server::{Attach, Memif};
-use crate::vl3::{Network, metrics};
+use crate::vl3::dns::{self, Directory, Naming, Template, Vl3Dns};
+use crate::vl3::peers::{NOTE, Own, Peers, RouterPorts, Setup};
+use crate::vl3::remotes::Remotes;
+use crate::vl3::router::{Restored, Router};
+use crate::vl3::server::{payload_of, port_name};
+use crate::vl3::{Network, metrics, server};
 
 /// How long unregistering may take.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -98,6 +99,11 @@ pub struct Settings {
     #[arg(long, env = "VWIRE_VL3_PREFIX", value_name = "PREFIXES", default_value = "")]
     pub prefix: List<IpNet>,
 
+    /// Other domains whose endpoints of the first service are our peers, too: names or addresses. `REMOTE_IP` and `REMOTE_CLUSTERIP` stand
+    /// for it.
+    #[arg(long, env = "NSM_REMOTE_NS_IP_LIST", value_name = "DOMAINS", default_value = "")]
+    pub remotes: Remotes,
+
     /// The names of clients in DNS: templates over a connection.
     #[arg(
         long,
@@ -105,10 +111,14 @@ pub struct Settings {
         value_name = "TEMPLATES",
         default_value = "{{ index .Labels \"podName\" }}.{{ .NetworkService }}."
     )]
-    pub dns_templates: List<String>,
+    pub dns_templates: List<Template>,
+
+    /// How long those who ask may remember a name's address, and how long one may be wrong: it goes when its client goes.
+    #[arg(long, env = "VWIRE_VL3_DNS_TTL", value_name = "DURATION", default_value = "1m", value_parser = config::duration)]
+    pub dns_ttl: Duration,
 
     /// Ends when there was no connection for this long; 0: never.
-    #[arg(long, env = "NSM_IDLE_TIMEOUT", value_name = "DURATION", default_value = "0", value_parser = config::duration)]
+    #[arg(long, env = "NSM_IDLE_TIMEOUT", value_name = "DURATION", default_value = "0s", value_parser = config::duration)]
     pub idle_timeout: Duration,
 
     /// Registers the services, too.
@@ -138,6 +148,12 @@ pub struct Settings {
     /// The network namespace of our sockets; our own if left out.
     #[arg(long, env = "VWIRE_NETNS", value_name = "FILE", default_value = "")]
     pub netns: Maybe<PathBuf>,
+
+    /// Asks for our own service, too: an interface in our own namespace, at whose address our name server is, and from which it is asked
+    /// whether other endpoints answer. It takes one of our addresses. Without it clients have no names.
+    #[arg(long, env = "VWIRE_VL3_OWN_INTERFACE", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
+          action = clap::ArgAction::Set)]
+    pub own_interface: bool,
 
     /// The socket of the packet engine. If left out, one is started that outlives us, and found again at the next start.
     #[arg(long, env = "VWIRE_DATAPLANE", value_name = "SOCKET", default_value = "")]
@@ -181,16 +197,13 @@ fn wrong(name: &'static str) -> impl Fn(String) -> Vl3Error {
 /// [`Vl3Error`].
 pub async fn run(settings: Settings, process: Process) -> Result<(), Vl3Error> {
     let place = Place::choose("vwire-vl3", &settings.listen_on).map_err(wrong("NSM_LISTEN_ON"))?;
-    let server = Server::bind(std::slice::from_ref(&place.target), settings.limits.clone()).await?;
+    let listening = Server::bind(std::slice::from_ref(&place.target), settings.limits.clone()).await?;
     let policies = if settings.common.insecure { Policies::off() } else { Policies::standard() };
     let policies =
         Arc::new(policies.with_transit(&settings.common.transit).counted_by(process.admin.metrics()));
     let namespace = namespace(&settings)?;
-    let slots = settings.prefix.len().max(if settings.prefix.is_empty() {
-        settings.prefix_server_url.len()
-    } else {
-        0
-    });
+    let slots =
+        if settings.prefix.is_empty() { settings.prefix_server_url.len() } else { settings.prefix.len() };
     if slots == 0 {
         return Err(wrong("NSM_PREFIX_SERVER_URL")(
             "empty, and so is VWIRE_VL3_PREFIX; one of them has to say where prefixes come from".into(),
@@ -204,15 +217,20 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), Vl3Error> {
         .map_err(|status| wrong("VWIRE_NETNS")(status.message().to_owned()))?;
     let network = Arc::new(Network::new(router, slots, sockets, settings.guards.hub()));
     let begin = Arc::new(settings.guards.begin());
-    // What is left are ports to other endpoints; nobody takes them up yet, and nothing may lead to where nobody is.
-    for port in network.take_over(restored, &begin).await {
-        let removed = network.router.detach(&port.port).await;
-        tracing::info!(port = port.port, ok = removed.is_ok(), "removing a port that nobody takes up");
-    }
-    let chain = chain(&settings, &process, policies.clone(), &network, &namespace, begin);
-    follow(&settings, &process, &network, &chain);
+    let registry: Arc<dyn Registry> = Arc::new(
+        Remote::new(Arc::clone(&process.pool), settings.connect_to.clone())
+            .with_rules(Some(policies.clone())),
+    );
+    let peers = links(&settings, &process, &network, &namespace, policies.clone(), Arc::clone(&registry));
+    take_over(&network, &peers, restored, &begin).await;
+    let directory = directory(&settings, &network);
+    let names = Vl3Dns::new(Arc::clone(&directory), peers.address(), settings.name.clone());
+    let chain =
+        chain(&settings, &process, policies, &network, [peers.gate(), Arc::new(names)], &namespace, begin);
+    follow(&settings, &process, &network, &peers, &chain);
+    let _names = name_server(&process, &network, &peers, &namespace, directory);
     process.admin.register(|registry| registry.register_collector(metrics::collector(&network)));
-    process.admin.report(Arc::new(Report(Arc::clone(&network))));
+    process.admin.report(Arc::new(Report(Arc::clone(&network), Arc::clone(&peers))));
 
     let service = Service::new(chain, Arc::clone(&network.hub), process.identity.clone())
         .counted_by(Arc::clone(process.admin.metrics()));
@@ -222,23 +240,82 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), Vl3Error> {
         .named("connection.MonitorConnection")
         .routes()
         .await;
-    let registry: Arc<dyn Registry> = Arc::new(
-        Remote::new(Arc::clone(&process.pool), settings.connect_to.clone()).with_rules(Some(policies)),
-    );
-    let url = server.targets().first().map(ToString::to_string).unwrap_or_default();
+    let url = listening.targets().first().map(ToString::to_string).unwrap_or_default();
     let registered = register(&settings, Arc::clone(&registry), url);
-    // Other endpoints of the service come in here: a task that finds and watches them at `registry`, compares registration times with
-    // that of `registered.registered()`, and attaches them to `network.router`. DNS for clients needs a connection of ours to ourselves,
-    // which a `client::Session` makes, once `registered` is there.
+    tokio::spawn(Arc::clone(&peers).run(registered.state(), process.shutdown.clone()));
     let announced = announce(&registered, &process);
     let served = tokio::select! {
-        served = process.serve(server, routes) => served,
+        served = process.serve(listening, routes) => served,
         () = announced => Ok(()),
     };
     if settings.unregister_itself {
+        peers.close().await;
         farewell(registered, &network).await;
+    } else {
+        peers.leave();
     }
     served.map_err(Vl3Error::from)
+}
+
+/// Our links with the other endpoints of the service, here and in the domains that we are told of.
+fn links(
+    settings: &Settings,
+    process: &Process,
+    network: &Network,
+    namespace: &Namespace,
+    policies: Arc<dyn PathPolicy>,
+    registry: Arc<dyn Registry>,
+) -> Arc<Peers> {
+    let manager = Manager::new(Arc::clone(&process.pool), settings.connect_to.clone(), policies);
+    let svid = process.identity.current();
+    let liveness = settings.liveness_check_enabled.then_some(LivenessSettings {
+        interval: settings.liveness_check_interval.max(Duration::from_millis(10)),
+        timeout: settings.liveness_check_timeout.max(Duration::from_millis(10)),
+    });
+    let client = ClientSettings {
+        request_timeout: settings.request_timeout,
+        token_life: svid.as_ref().map(|_| settings.common.max_token_lifetime),
+        liveness,
+        metrics: Some(Arc::clone(process.admin.metrics())),
+        ..Default::default()
+    };
+    // The first is the one that all endpoints of the network have.
+    let mut services: Vec<String> = settings.service_names.iter().take(1).cloned().collect();
+    services.extend(services.first().map(|name| settings.remotes.targets(name)).unwrap_or_default());
+    let ports = RouterPorts {
+        router: Arc::clone(&network.router),
+        namespace: network.namespace.clone(),
+        payload: payload_of(&settings.payload),
+    };
+    Peers::new(Setup {
+        name: settings.name.clone(),
+        identity: svid.map(|svid| svid.id.to_string()),
+        services,
+        labels: settings.request_labels.0.clone(),
+        payload: settings.payload.clone(),
+        namespace: namespace.clone(),
+        upstream: Arc::new(manager),
+        registry,
+        ports: Box::new(ports),
+        port_name,
+        mtu: Arc::clone(&network.mtu),
+        own_interface: settings.own_interface,
+        client,
+    })
+}
+
+/// What an earlier process of ours left: clients' connections, and links to other endpoints. Nothing may lead to where nobody is.
+async fn take_over(network: &Network, peers: &Arc<Peers>, restored: Vec<Restored>, begin: &Begin) {
+    let mut links = Vec::new();
+    for port in network.take_over(restored, begin).await {
+        if port.note == NOTE {
+            links.push(port.port);
+            continue;
+        }
+        let removed = network.router.detach(&port.port).await;
+        tracing::info!(port = port.port, ok = removed.is_ok(), "removing a port that nobody takes up");
+    }
+    peers.adopt(links);
 }
 
 /// What a Request of a client goes through.
@@ -247,11 +324,14 @@ fn chain(
     process: &Process,
     policies: Arc<dyn PathPolicy>,
     network: &Arc<Network>,
+    [gate, names]: [Arc<dyn Element>; 2],
     namespace: &Namespace,
     begin: Arc<Begin>,
 ) -> Arc<Chain> {
     let idle = (!settings.idle_timeout.is_zero())
-        .then(|| Arc::new(Idle::new(settings.idle_timeout, process.shutdown.clone())) as Arc<dyn Element>);
+        .then(|| Idle::new(settings.idle_timeout, process.shutdown.clone()))
+        .inspect(|idle| network.hub.connections().iter().for_each(|known| idle.used_by(&known.id)))
+        .map(|idle| Arc::new(idle) as Arc<dyn Element>);
     Chain::new(settings.name.clone(), |handle| {
         let mut elements: Vec<Arc<dyn Element>> = vec![
             Arc::new(UpdatePath::new(settings.name.clone())),
@@ -263,18 +343,48 @@ fn chain(
             Arc::new(TrimPath),
         ];
         elements.extend(idle);
-        // The element of DNS for clients belongs here: it adds our name server on the way in, and knows the client's addresses on the
-        // way out.
-        let own: [Arc<dyn Element>; 5] = [
-            Arc::new(SendFd),
-            Arc::new(Attach::new(Arc::clone(network))),
-            Arc::new(KeepMtu::new(Arc::clone(&network.mtu))),
-            Arc::new(AssignAddresses::new(Arc::clone(&network.addresses), Arc::clone(&network.router))),
-            Arc::new(Mechanisms::new(vec![Arc::new(Memif::new(namespace.clone()))])),
-        ];
-        elements.extend(own);
+        elements.push(Arc::new(SendFd));
+        elements.extend([gate, names]);
+        elements.extend(server::elements(network, namespace));
         elements
     })
+}
+
+/// The names of clients, those that are there already among them. There are none without an address to ask for them at.
+fn directory(settings: &Settings, network: &Network) -> Arc<Directory> {
+    let templates = if settings.own_interface { settings.dns_templates.0.clone() } else { Vec::new() };
+    let directory = Directory::new(Naming {
+        templates,
+        services: settings.service_names.0.clone(),
+        ttl: settings.dns_ttl,
+    });
+    network.hub.connections().iter().for_each(|connection| directory.take_over(connection));
+    Arc::new(directory)
+}
+
+/// Our name server, and what it has to hear; none if there are no names.
+fn name_server(
+    process: &Process,
+    network: &Network,
+    peers: &Peers,
+    namespace: &Namespace,
+    directory: Arc<Directory>,
+) -> Option<dns::Server> {
+    if !directory.has_templates() {
+        return None;
+    }
+    let beside = |work: futures::future::BoxFuture<'static, ()>| {
+        tokio::spawn(process.shutdown.clone().run_until_cancelled_owned(work));
+    };
+    beside(Box::pin(dns::follow_peers(Arc::clone(&directory), peers.peers())));
+    beside(Box::pin(dns::tell_clients(Arc::clone(&network.hub), peers.address())));
+    Some(dns::Server::start(dns::Setup {
+        directory,
+        own: peers.address(),
+        namespace: namespace.clone(),
+        port: dns::PORT,
+        metrics: Arc::clone(process.admin.metrics()),
+    }))
 }
 
 fn namespace(settings: &Settings) -> Result<Namespace, Vl3Error> {
@@ -285,10 +395,7 @@ fn namespace(settings: &Settings) -> Result<Namespace, Vl3Error> {
     opened.map_err(|error| wrong("VWIRE_NETNS")(error.to_string()))
 }
 
-async fn router(
-    settings: &Settings,
-    process: &Process,
-) -> Result<(Arc<Router>, Vec<crate::vl3::router::Restored>), Vl3Error> {
+async fn router(settings: &Settings, process: &Process) -> Result<(Arc<Router>, Vec<Restored>), Vl3Error> {
     let found = engine::find(&settings.dataplane, &settings.run, &settings.name);
     let (client, events) = found.map_err(|error| match error {
         NoEngine::Setting(reason) => wrong("VWIRE_DATAPLANE")(reason),
@@ -305,15 +412,36 @@ fn domain(name: &str) -> String {
 }
 
 /// Begins what goes on beside Requests.
-fn follow(settings: &Settings, process: &Process, network: &Arc<Network>, chain: &Arc<Chain>) {
+fn follow(
+    settings: &Settings,
+    process: &Process,
+    network: &Arc<Network>,
+    peers: &Arc<Peers>,
+    chain: &Arc<Chain>,
+) {
     let beside = |work: futures::future::BoxFuture<'static, ()>| {
         tokio::spawn(process.shutdown.clone().run_until_cancelled_owned(work));
     };
-    for (slot, grants) in grants(settings, process, network).into_iter().enumerate() {
+    let grants = grants(settings, process, network);
+    beside(Box::pin(tell_peers(Arc::clone(peers), grants.clone())));
+    for (slot, grants) in grants.into_iter().enumerate() {
         beside(Box::pin(Arc::clone(network).follow_prefix(slot, grants)));
     }
     beside(Box::pin(Arc::clone(network).follow_mtu()));
+    beside(Box::pin(Arc::clone(network).ask_the_late()));
     beside(Box::pin(Arc::clone(network).expire(Arc::downgrade(chain))));
+}
+
+/// Says to the other endpoints what we have, for as long as it is polled.
+async fn tell_peers(peers: Arc<Peers>, mut grants: Vec<watch::Receiver<Option<Grant>>>) {
+    loop {
+        let now = grants.iter_mut().filter_map(|grant| grant.borrow_and_update().clone());
+        peers.set_own(Own::of(now.map(|grant| grant.prefix)));
+        let changes = grants.iter_mut().map(|grant| Box::pin(grant.changed()));
+        if let (Err(_), ..) = futures::future::select_all(changes).await {
+            return;
+        }
+    }
 }
 
 /// Where each slot's prefix comes from.
@@ -371,12 +499,14 @@ async fn farewell(registered: Keeper, network: &Network) {
 }
 
 /// What `vwire status` and `vwire path` show.
-struct Report(Arc<Network>);
+struct Report(Arc<Network>, Arc<Peers>);
 
 #[async_trait]
 impl Reporter for Report {
     async fn connections(&self) -> Vec<ConnectionView> {
-        self.0.hub.connections().iter().map(|connection| ConnectionView::of(connection)).collect()
+        let clients = self.0.hub.connections();
+        let clients = clients.iter().map(|connection| ConnectionView::of(connection));
+        clients.chain(self.1.connections()).collect()
     }
 
     async fn report(&self) -> Map<String, Value> {
@@ -391,6 +521,7 @@ impl Reporter for Report {
             ("ports".to_owned(), self.0.router.ports().len().into()),
             ("routes".to_owned(), self.0.router.routes().len().into()),
             ("watches".to_owned(), self.0.hub.watchers().into()),
+            ("peers".to_owned(), self.1.report()),
         ])
     }
 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::Status;
 use vwire_proto::nsm::connection::Connection;
 use vwire_proto::nsm::networkservice::NetworkServiceRequest;
@@ -18,15 +18,20 @@ use crate::chain::{Call, Element, Next};
 /// What a network without links has.
 pub const JUMBO: u32 = 9000;
 
+/// The least that a link may have, so that nobody can make the network useless for the others: that of IPv6 (RFC 8200 §5).
+pub const LEAST: u32 = 1280;
+
 /// The network's MTU, shared by clients' links and those to other endpoints.
 pub struct NetworkMtu {
     links: Mutex<HashMap<String, u32>>,
     least: watch::Sender<u32>,
+    /// Some link has more than the network.
+    more: Notify,
 }
 
 impl Default for NetworkMtu {
     fn default() -> Self {
-        Self { links: Mutex::default(), least: watch::Sender::new(JUMBO) }
+        Self { links: Mutex::default(), least: watch::Sender::new(JUMBO), more: Notify::new() }
     }
 }
 
@@ -61,6 +66,20 @@ impl NetworkMtu {
         change(&mut links);
         let now = links.values().copied().min().unwrap_or(JUMBO).min(JUMBO);
         self.least.send_if_modified(|least| std::mem::replace(least, now) != now);
+        if links.values().any(|mtu| *mtu > now) {
+            self.more.notify_one();
+        }
+    }
+
+    /// The links that were told more than the network has.
+    pub fn too_large(&self) -> Vec<String> {
+        let (links, now) = (self.links.lock().unwrap_or_else(PoisonError::into_inner), self.get());
+        links.iter().filter(|(_, mtu)| **mtu > now).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Waits until there are some. For one who waits.
+    pub async fn some_too_large(&self) {
+        self.more.notified().await;
     }
 }
 
@@ -83,6 +102,12 @@ impl Element for KeepMtu {
         next: Next<'_>,
     ) -> Result<Connection, Status> {
         let context = request.connection.get_or_insert_default().context.get_or_insert_default();
+        if (1..LEAST).contains(&context.mtu) {
+            return Err(Status::invalid_argument(format!(
+                "context.mtu: {} bytes; every link of this network has to take {LEAST}",
+                context.mtu
+            )));
+        }
         context.mtu = self.0.limit(context.mtu);
         let answer = next.request(call, request).await?;
         self.0.put(&answer.id, answer.context.as_ref().map_or(0, |context| context.mtu));
@@ -109,7 +134,9 @@ mod tests {
         mtu.put("b", 1400);
         assert!(seen.has_changed().unwrap());
         assert_eq!((*seen.borrow_and_update(), mtu.limit(0), mtu.limit(1300)), (1400, 1400, 1300));
+        assert_eq!(mtu.too_large(), ["a"]);
         mtu.put("a", mtu.limit(9000));
+        assert_eq!(mtu.too_large(), [""; 0]);
         mtu.remove("b");
         assert_eq!(mtu.get(), 1400, "what `a` would take is not known");
         mtu.remove("a");

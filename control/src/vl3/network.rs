@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::Status;
 use vwire_proto::nsm::connection::Connection;
 
@@ -22,6 +22,9 @@ use crate::ipam::Grant;
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a Close that an expiry started may take.
 const CLOSE_TIME: Duration = Duration::from_secs(15);
+/// Between two times that a client is asked to refresh: doubled from the first to the last.
+const FIRST_REMINDER: Duration = Duration::from_secs(1);
+const LAST_REMINDER: Duration = Duration::from_secs(60);
 /// Between attempts to give an engine what it could not take.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -45,6 +48,7 @@ pub struct Network {
     /// Connections of an earlier process of ours that nobody has asked for yet.
     pub(super) orphans: Orphans,
     gateways_turn: tokio::sync::Mutex<()>,
+    another_prefix: Notify,
 }
 
 /// When each of them ends, in seconds since 1970.
@@ -77,6 +81,7 @@ impl Network {
             hub,
             orphans: Orphans::default(),
             gateways_turn: tokio::sync::Mutex::default(),
+            another_prefix: Notify::new(),
         }
     }
 
@@ -126,11 +131,52 @@ impl Network {
         begin.adopt(connection.clone(), caller, client, State::default());
     }
 
-    /// Asks a connection's client to refresh; `change` is what it is told of the connection.
-    fn ask_to_refresh(&self, connection: &Connection, why: &str, change: impl FnOnce(&mut Connection)) {
-        use crate::api::path::{self, PathExt};
-        tracing::info!(connection = path::of(connection).root_id(), why, "asked to refresh");
-        self.hub.ask_to_refresh(&connection.id, change);
+    /// Asks those to refresh who have an address of a prefix that is no more, or a greater MTU than the network; again, with growing
+    /// pauses, until they have. (A hop that does not know the connection yet, because its first Request is under way, hears nothing.)
+    pub async fn ask_the_late(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.another_prefix.notified() => {}
+                () = self.mtu.some_too_large() => {}
+            }
+            let mut pause = FIRST_REMINDER;
+            while self.ask_once() {
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => pause = (pause * 2).min(LAST_REMINDER),
+                    () = self.another_prefix.notified() => {}
+                }
+            }
+        }
+    }
+
+    /// False if nobody is late.
+    fn ask_once(&self) -> bool {
+        let prefixes = self.addresses.prefixes();
+        let has_former = |id: &str| {
+            let held = self.addresses.held(id).unwrap_or_default();
+            held.iter().zip(&prefixes).any(|(held, now)| held.is_some_and(|held| Some(held.prefix) != *now))
+        };
+        let (mtu, too_large) = (self.mtu.get(), self.mtu.too_large());
+        let mut late = false;
+        for connection in self.hub.connections() {
+            use crate::api::path::{self, PathExt};
+            let (prefix, size) = (has_former(&connection.id), too_large.contains(&connection.id));
+            if prefix || size {
+                late = true;
+                let root = path::of(&connection).root_id();
+                tracing::info!(
+                    connection = root,
+                    prefix,
+                    mtu = size,
+                    "asked to refresh: the network has changed"
+                );
+                self.hub.ask_to_refresh(&connection.id, |connection| {
+                    let context = connection.context.get_or_insert_default();
+                    context.mtu = if size { mtu } else { context.mtu };
+                });
+            }
+        }
+        late || !too_large.is_empty()
     }
 
     /// Follows one prefix server until it is gone: its first prefix, and each in its place.
@@ -143,13 +189,7 @@ impl Network {
                     tracing::warn!(%status, prefix = %grant.prefix, "the network's address is not answered at yet");
                     tokio::time::sleep(AGAIN).await;
                 }
-                for connection in self.hub.connections() {
-                    let held = self.addresses.held(&connection.id);
-                    let had = held.and_then(|held| held.get(slot).copied().flatten());
-                    if had.is_some_and(|had| had.prefix != grant.prefix) {
-                        self.ask_to_refresh(&connection, "the network has another prefix", |_| {});
-                    }
-                }
+                self.another_prefix.notify_one();
             }
             if grants.changed().await.is_err() {
                 return;
@@ -157,21 +197,13 @@ impl Network {
         }
     }
 
-    /// Follows the network's MTU for as long as it is polled: ports send nothing longer, and clients with more are asked to refresh.
+    /// Follows the network's MTU for as long as it is polled: ports send nothing longer.
     pub async fn follow_mtu(self: Arc<Self>) {
         let mut seen = self.mtu.watch();
         loop {
             let mtu = *seen.borrow_and_update();
             if let Err(status) = self.router.lower_mtu(mtu).await {
                 tracing::warn!(%status, mtu, "not all ports have the network's MTU; they get it when the engine is back");
-            }
-            for connection in self.hub.connections() {
-                let has = connection.context.as_ref().map_or(0, |context| context.mtu);
-                if has > mtu {
-                    self.ask_to_refresh(&connection, "the network has a smaller MTU", |connection| {
-                        connection.context.get_or_insert_default().mtu = mtu;
-                    });
-                }
             }
             if seen.changed().await.is_err() {
                 return;

@@ -8,7 +8,8 @@ use vwire_proto::nsm::connection::{Connection, Mechanism};
 use vwire_proto::nsm::networkservice::NetworkServiceRequest;
 
 use super::Network;
-use super::addresses::Behind;
+use super::addresses::{AssignAddresses, Behind};
+use super::mtu::KeepMtu;
 use super::record::Record;
 use super::router::{Attachment, End, Place, Route};
 use crate::api::mechanism::{MEMIF, PAYLOAD_ETHERNET, SOCKET_FILE};
@@ -16,8 +17,8 @@ use crate::chain::{Call, Element, Next};
 use crate::client::Namespace;
 use crate::dataplane::ends::Payload;
 use crate::dataplane::wanted::short;
-use crate::endpoint::EndpointMechanism;
 use crate::endpoint::mechanisms::place;
+use crate::endpoint::{EndpointMechanism, Mechanisms};
 
 /// The port of a connection.
 pub fn port_name(id: &str) -> String {
@@ -32,6 +33,16 @@ pub fn socket_name(id: &str) -> String {
 /// What the frames of a payload are.
 pub fn payload_of(payload: &str) -> Payload {
     if payload == PAYLOAD_ETHERNET { Payload::Ethernet } else { Payload::Ip }
+}
+
+/// The end of the chain of a client's Request, in the order in which the elements act.
+pub fn elements(network: &Arc<Network>, namespace: &Namespace) -> Vec<Arc<dyn Element>> {
+    vec![
+        Arc::new(Attach::new(Arc::clone(network))),
+        Arc::new(KeepMtu::new(Arc::clone(&network.mtu))),
+        Arc::new(AssignAddresses::new(Arc::clone(&network.addresses), Arc::clone(&network.router))),
+        Arc::new(Mechanisms::new(vec![Arc::new(Memif::new(namespace.clone()))])),
+    ]
 }
 
 /// MEMIF at this endpoint: says where the socket will be.

@@ -164,7 +164,7 @@ mod tests {
         let mut frame = vec![2; 12];
         frame.extend_from_slice(&[8, 0]);
         header.write(&mut frame).unwrap();
-        frame.extend((0..payload).map(|i| (i * 7 >> 2) as u8));
+        frame.extend((0..payload).map(|i| ((i * 7) >> 2) as u8));
         frame
     }
 

@@ -118,8 +118,13 @@ impl Hub {
         self.change_from_below(id, |connection| connection.set_state(ConnectionState::Down));
     }
 
-    /// Asks whoever watches a connection, if it is known, to refresh it; `change` is what they are told of it meanwhile.
+    /// Asks whoever watches a connection, if it is known, to refresh it; `change` is what they are told of it meanwhile. Who was asked
+    /// before is told in between that it is up: a hop that had not known the connection then passes on what is news to it.
     pub fn ask_to_refresh(&self, id: &str, change: impl FnOnce(&mut Connection)) {
+        let asked = |connection: &Arc<Connection>| connection.state() == ConnectionState::RefreshRequested;
+        if self.get(id).as_ref().is_some_and(asked) {
+            self.change_from_below(id, |connection| connection.set_state(ConnectionState::Up));
+        }
         self.change_from_below(id, |connection| {
             connection.set_state(ConnectionState::RefreshRequested);
             change(connection);

@@ -11,6 +11,7 @@
 //! | the addresses themselves | this file |
 //! | what of a connection's context follows from them | `context` |
 //! | the step of the chain | `element` |
+//! | what a client can't use | `unwanted` |
 //! | whether another endpoint may have what it says it has | [`check_announced`] |
 
 use std::collections::HashMap;
@@ -28,9 +29,14 @@ use crate::vl3::router::Route;
 mod announced;
 mod context;
 mod element;
+mod unwanted;
 
 pub use announced::check as check_announced;
 pub use element::{AssignAddresses, Behind};
+use unwanted::Unwanted;
+
+/// Addresses that the engine answers at. Who has one of a prefix that was ours so many prefixes ago has not asked for very long.
+const MAX_GATEWAYS: usize = 16;
 
 /// All addresses of this endpoint. One *slot* for each prefix server, or fixed prefix: two for dual stack.
 pub struct Addresses(Mutex<Inner>);
@@ -102,17 +108,26 @@ impl Slot {
         }
     }
 
-    /// What a connection has of this slot from now on; `context` loses what it had before.
-    fn next(&mut self, had: Option<Held>, context: &mut IpContext) -> Result<Held, Status> {
+    /// What a connection has of this slot from now on; `context` loses what it had before. `unwanted` are the client's own networks.
+    fn next(
+        &mut self,
+        had: Option<Held>,
+        context: &mut IpContext,
+        unwanted: &Unwanted,
+    ) -> Result<Held, Status> {
         let Some(prefix) = self.prefix() else { return Err(initializing()) };
         let is_v4 = prefix.addr().is_ipv4();
-        let is_fine = |address| self.contains(address) && !self.excludes(address);
+        if had.is_none() {
+            unwanted.check(prefix)?;
+        }
+        let is_fine =
+            |address| self.contains(address) && !self.excludes(address) && !unwanted.covers(address);
         let address = match had {
             Some(had) if had.prefix == prefix && had.address.is_none_or(is_fine) => return Ok(had),
             Some(had) => {
                 context::remove(context, &had);
                 match had.address {
-                    Some(address) if !is_fine(address) => Some(self.take_any()?),
+                    Some(address) if !is_fine(address) => Some(self.take_any(unwanted)?),
                     kept => kept,
                 }
             }
@@ -120,9 +135,9 @@ impl Slot {
             None if context::is_peer(context, is_v4) => None,
             None => {
                 let wishes = context::sources(context, is_v4);
-                match wishes.into_iter().find(|wish| self.take(*wish)) {
+                match wishes.into_iter().find(|wish| !unwanted.covers(*wish) && self.take(*wish)) {
                     Some(wish) => Some(wish),
-                    None => Some(self.take_any()?),
+                    None => Some(self.take_any(unwanted)?),
                 }
             }
         };
@@ -134,13 +149,20 @@ impl Slot {
     }
 
     /// Any free one.
-    fn take_any(&mut self) -> Result<IpAddr, Status> {
+    fn take_any(&mut self, unwanted: &Unwanted) -> Result<IpAddr, Status> {
         let Self::Granted { grant, pool, excluded } = self else { return Err(initializing()) };
-        pool.take_one(excluded).ok_or_else(|| {
+        let both;
+        let left_out = if unwanted.is_empty() {
+            &*excluded
+        } else {
+            both = Excluded::new(grant.excluded.iter().chain(unwanted.prefixes()));
+            &both
+        };
+        pool.take_one(left_out).ok_or_else(|| {
             Status::resource_exhausted(format!(
-                "prefix {} of this endpoint has no free address for another client, its own and excluded ones left out; a client \
+                "prefix {} of this endpoint has no free address for another client, its own and excluded ones left out{}; a client \
                  has to leave, or the prefix server to grant larger ones (NSM_CLIENT_PREFIX_LEN)",
-                grant.prefix
+                grant.prefix, unwanted.told()
             ))
         })
     }
@@ -212,6 +234,7 @@ impl Addresses {
                 all.push(gateway);
             }
         }
+        all.truncate(MAX_GATEWAYS);
         all
     }
 
@@ -242,6 +265,7 @@ impl Addresses {
     /// then.
     pub fn assign(&self, id: &str, context: &mut IpContext) -> Result<Assigned, Status> {
         context::check(context)?;
+        let unwanted = Unwanted::of(context)?;
         let mut inner = self.lock();
         let Inner { slots, held } = &mut *inner;
         let before = held.get(id);
@@ -254,7 +278,7 @@ impl Addresses {
         }
         let mut after: Vec<Held> = Vec::new();
         for at in 0..slots.len() {
-            match slots[at].next(had(at), &mut wanted) {
+            match slots[at].next(had(at), &mut wanted, &unwanted) {
                 Ok(next) => after.push(next),
                 Err(status) => {
                     give_back(slots, after.iter().map(|held| Some(*held)), had);

@@ -255,3 +255,40 @@ fn bad_input_is_named_and_changes_nothing() {
     }
     assert_eq!(client(&addresses, "good").src_ip_addrs, ["10.0.0.1/32"]);
 }
+
+#[test]
+fn a_client_gets_nothing_of_the_networks_that_it_has() {
+    let addresses = granted(&["172.16.1.0/29"]);
+    let excluding = |prefixes: &[&str]| IpContext {
+        excluded_prefixes: prefixes.iter().map(|&prefix| prefix.to_owned()).collect(),
+        ..Default::default()
+    };
+    let mut context = excluding(&["172.16.1.1/32", "172.16.1.2/31", "10.0.0.0/8", "fd00::/8"]);
+    addresses.assign("a", &mut context).unwrap();
+    assert_eq!(context.src_ip_addrs, ["172.16.1.4/32"]);
+    // Later it has that network, too: it gets another address, and the old one is free.
+    context.excluded_prefixes.push("172.16.1.4/32".into());
+    addresses.assign("a", &mut context).unwrap();
+    assert_eq!(context.src_ip_addrs, ["172.16.1.5/32"]);
+    // Whoever has the endpoint's own address elsewhere can't be served, and neither can it who has all the rest.
+    let before = addresses.figures();
+    for (prefixes, code, told) in [
+        (&["172.16.0.0/16"][..], tonic::Code::FailedPrecondition, "172.16.0.0/16 overlaps 172.16.1.0/29"),
+        (&["172.16.1.0/32"], tonic::Code::FailedPrecondition, "covers its address 172.16.1.0"),
+        (
+            &["172.16.1.1/32", "172.16.1.2/31", "172.16.1.4/30"],
+            tonic::Code::ResourceExhausted,
+            "excluded_prefixes (3) leave",
+        ),
+        (&["172.16.1"], tonic::Code::InvalidArgument, "excluded_prefixes: \"172.16.1\""),
+        (&["::/0"; 1025], tonic::Code::InvalidArgument, "excluded_prefixes: 1025"),
+    ] {
+        let mut context = excluding(prefixes);
+        let refused = addresses.assign("b", &mut context).unwrap_err();
+        assert_eq!(refused.code(), code, "{refused}");
+        assert!(refused.message().contains(told), "{refused}");
+        assert_eq!(context, excluding(prefixes), "nothing has changed");
+    }
+    assert_eq!(addresses.figures(), before, "nor for others");
+    assert_eq!(client(&addresses, "c").src_ip_addrs, ["172.16.1.1/32"]);
+}

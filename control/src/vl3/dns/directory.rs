@@ -16,6 +16,7 @@ use super::template::Template;
 use crate::dns::PORT;
 use crate::dns::question::Reply;
 use crate::domain;
+use crate::endpoint::hosts;
 
 /// Most name servers of other endpoints that are known.
 pub const MAX_PEERS: usize = 512;
@@ -89,6 +90,20 @@ impl Directory {
             }
         }
         names
+    }
+
+    /// A connection has been answered so: its client's addresses have these names, and its routes are the network.
+    pub(super) fn set(&self, connection: &Connection, names: &[Name]) {
+        let context = connection.context.as_ref().and_then(|context| context.ip_context.as_ref());
+        let addresses = context.map(|context| hosts(&context.src_ip_addrs)).unwrap_or_default();
+        self.records.set(&connection.id, names, &addresses);
+        let routes = context.map(|context| context.src_routes.as_slice()).unwrap_or_default();
+        self.set_prefixes(routes.iter().filter_map(|route| route.prefix.parse().ok()));
+    }
+
+    /// A connection of an earlier process of ours: its client does not ask again soon, and has its names all the same.
+    pub fn take_over(&self, connection: &Connection) {
+        self.set(connection, &self.names(connection));
     }
 
     /// Whether there are names at all.

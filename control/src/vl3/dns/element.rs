@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use ipnet::IpNet;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::Status;
 use vwire_proto::nsm::connection::Connection;
 use vwire_proto::nsm::connectioncontext::DnsConfig;
@@ -14,13 +15,21 @@ use vwire_proto::nsm::networkservice::NetworkServiceRequest;
 use super::directory::{Directory, search_domains};
 use crate::chain::{Call, Element, Next};
 
+/// How long, at the endpoint's start, Requests wait for the name server's address.
+const START: Duration = Duration::from_secs(5);
+
 /// Tells each client where the name server is, and gives it its names. Stands before what assigns addresses.
+///
+/// Requests that come before the address is known wait for it a little; clients that are answered without it are asked to refresh
+/// when it is there ([`tell_clients`](super::tell_clients)). Go's endpoint refuses them until then, and all of them if it never is.
 pub struct Vl3Dns {
     directory: Arc<Directory>,
     own: watch::Receiver<Option<IpAddr>>,
     /// The last that there was: while our interface is made again, no client's refresh shall fail for it.
     last: Mutex<Option<IpAddr>>,
     name: Arc<str>,
+    /// Until then Requests wait.
+    patience: Instant,
 }
 
 /// What we added to a connection.
@@ -33,20 +42,20 @@ impl Vl3Dns {
         own: watch::Receiver<Option<IpAddr>>,
         name: impl Into<Arc<str>>,
     ) -> Self {
-        Self { directory, own, last: Mutex::default(), name: name.into() }
+        Self { directory, own, last: Mutex::default(), name: name.into(), patience: Instant::now() + START }
     }
 
-    /// What a client is told; nothing if it is the endpoint itself, and there is no address yet.
-    fn config(&self, connection: &Connection, domains: Vec<String>) -> Result<Option<DnsConfig>, Status> {
-        match self.address() {
-            Some(own) => {
-                Ok(Some(DnsConfig { dns_server_ips: vec![own.to_string()], search_domains: domains }))
-            }
-            None if self.is_own(connection) => Ok(None),
-            None => Err(Status::unavailable(
-                "dns_context: the address of this endpoint's name server is initializing",
-            )),
+    /// What a client is told; nothing as long as there is no address.
+    async fn config(&self, call: &Call, connection: &Connection, domains: Vec<String>) -> Option<DnsConfig> {
+        let mut address = self.address();
+        if address.is_none() && !self.is_own(connection) {
+            let until = self.patience.min(Instant::now() + call.remaining() / 2);
+            let mut own = self.own.clone();
+            let _ = tokio::time::timeout_at(until, own.wait_for(Option::is_some)).await;
+            address = self.address();
         }
+        let server = address?.to_string();
+        Some(DnsConfig { dns_server_ips: vec![server], search_domains: domains })
     }
 
     fn address(&self) -> Option<IpAddr> {
@@ -73,7 +82,7 @@ impl Element for Vl3Dns {
             return next.request(call, request).await;
         };
         let names = self.directory.names(connection);
-        let config = self.config(connection, search_domains(&names))?;
+        let config = self.config(call, connection, search_domains(&names)).await;
         let configs =
             &mut connection.context.get_or_insert_default().dns_context.get_or_insert_default().configs;
         let before = call.state.remove::<Added>();
@@ -91,8 +100,7 @@ impl Element for Vl3Dns {
             call.state.insert(Added(config));
         }
         if let Ok(connection) = &answer {
-            self.directory.records.set(&connection.id, &names, &addresses(connection));
-            self.directory.set_prefixes(network(connection));
+            self.directory.set(connection, &names);
         }
         answer
     }
@@ -101,21 +109,6 @@ impl Element for Vl3Dns {
         self.directory.records.remove(&connection.id);
         next.close(call, connection).await
     }
-}
-
-/// The client's addresses.
-fn addresses(connection: &Connection) -> Vec<IpAddr> {
-    let context = connection.context.as_ref().and_then(|context| context.ip_context.as_ref());
-    let texts = context.map(|context| context.src_ip_addrs.as_slice()).unwrap_or_default();
-    let bare = |text: &String| text.split('/').next().and_then(|address| address.parse().ok());
-    texts.iter().filter_map(bare).collect()
-}
-
-/// What is behind us, as the client is told.
-fn network(connection: &Connection) -> Vec<IpNet> {
-    let context = connection.context.as_ref().and_then(|context| context.ip_context.as_ref());
-    let routes = context.map(|context| context.src_routes.as_slice()).unwrap_or_default();
-    routes.iter().filter_map(|route| route.prefix.parse().ok()).collect()
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ impl Rig {
 
     async fn request(&mut self, connection: Connection) -> Result<Connection, Status> {
         let request = NetworkServiceRequest { connection: Some(connection), mechanism_preferences: vec![] };
-        let mut call = Call::internal("test", Duration::from_secs(1));
+        let mut call = Call::internal("test", Duration::from_secs(15));
         call.state = std::mem::take(&mut self.state);
         let answer = self.chain.request(&mut call, request).await;
         self.state = call.state;
@@ -136,14 +136,24 @@ async fn what_others_said_stays_and_what_another_endpoint_of_the_network_said_go
     assert_eq!(servers, ["10.96.0.10", "1.1.1.1", "172.16.1.1"]);
 }
 
-#[tokio::test]
-async fn without_an_address_only_the_endpoint_itself_is_served() {
+#[tokio::test(start_paused = true)]
+async fn the_address_is_waited_for_and_then_done_without() {
     let mut rig = Rig::new();
     rig.own.send_replace(None);
-    let error = rig.request(connection("5", "pod-1")).await.unwrap_err();
-    assert_eq!(error.code(), tonic::Code::Unavailable);
-    assert!(error.message().starts_with("dns_context:"), "{error}");
-    assert_eq!(rig.directory.records.connections(), 0);
+    let own = rig.own.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        own.send_replace(Some("172.16.1.1".parse().unwrap()));
+    });
+    let answer = rig.request(connection("4", "pod-0")).await.unwrap();
+    assert_eq!(told(&answer)[0].0, ["172.16.1.1"], "it came while the Request waited");
+
+    let mut rig = Rig::new();
+    rig.own.send_replace(None);
+    let answer = rig.request(connection("5", "pod-1")).await.unwrap();
+    assert!(told(&answer).is_empty(), "the network is there, if names are not");
+    assert_eq!(rig.held("pod-1.vl3."), 1);
+    rig.state = Default::default();
     let answer = rig.request(connection("6", "vl3-nse")).await.unwrap();
     assert!(told(&answer).is_empty());
     assert_eq!(rig.held("vl3-nse.vl3."), 1, "it has a name as others do");

@@ -11,6 +11,7 @@
 //! | `fan_out` | asking peers |
 //! | `server` | UDP and TCP at our address, wherever it moves |
 //! | `element` | what a Request adds to all that, and what it is told |
+//! | `follow` | what goes on beside Requests |
 //!
 //! Where this differs from the Go endpoint: names that are not there are denied (NXDOMAIN, or an empty answer if the name has records of other
 //! types) instead of SERVFAIL, and names that nobody in the network is responsible for are REFUSED, so that stub resolvers go on to
@@ -21,15 +22,19 @@
 mod directory;
 mod element;
 mod fan_out;
+mod follow;
 pub mod records;
 mod server;
 pub mod template;
 
 pub use directory::{Directory, MAX_PEERS, Naming};
 pub use element::Vl3Dns;
+pub use follow::{follow_peers, tell_clients};
 pub use records::Records;
 pub use server::{Server, Setup};
 pub use template::Template;
+
+pub use crate::dns::PORT;
 
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -17,6 +17,7 @@ use super::announced::{self, MARK, SEED_LABEL};
 use super::links::{Links, Own};
 use crate::api::mechanism::{LOCAL, MEMIF, SOCKET_FILE};
 use crate::client::{Alive, DataPath, Namespace, Pinger, Upstream, Wanted};
+use crate::vl3::mtu::NetworkMtu;
 
 /// Echo requests in one check; one answer is enough.
 const COUNT: u32 = 4;
@@ -77,16 +78,19 @@ impl Asking {
 pub(super) struct Judged {
     pub inner: Arc<dyn Upstream>,
     pub links: Arc<Links>,
+    pub mtu: Arc<NetworkMtu>,
 }
 
 #[async_trait]
 impl Upstream for Judged {
     async fn request(
         &self,
-        request: NetworkServiceRequest,
+        mut request: NetworkServiceRequest,
         namespace: Option<&Namespace>,
         time: Duration,
     ) -> Result<Connection, Status> {
+        let context = request.connection.get_or_insert_default().context.get_or_insert_default();
+        context.mtu = self.mtu.limit(context.mtu);
         let connection = self.inner.request(request, namespace, time).await?;
         let peer = self.links.peer_of(&connection.id);
         let Err(refused) = self.links.judge_answer(&peer, &connection) else { return Ok(connection) };
@@ -121,6 +125,8 @@ pub(super) struct PeerPath {
     pub namespace: Namespace,
     /// Our interface's address in our own namespace, from which packets go the way that clients' go.
     pub from: watch::Receiver<Option<IpAddr>>,
+    /// The network's MTU.
+    pub mtu: Arc<NetworkMtu>,
     /// How long a check may take.
     pub time: Duration,
     /// By source and destination.
@@ -159,10 +165,12 @@ impl DataPath for PeerPath {
         let mtu = connection.context.as_ref().map_or(0, |context| context.mtu);
         self.links.answered(&self.peer, connection, socket.clone(), mtu);
         self.links.attach(&self.peer).await;
+        self.mtu.put(&self.links.port_of(&self.peer), mtu);
     }
 
     async fn closed(&self) {
         self.links.detach(&self.peer).await;
+        self.mtu.remove(&self.links.port_of(&self.peer));
         self.pingers.lock().await.clear();
     }
 
@@ -178,7 +186,10 @@ impl DataPath for PeerPath {
         let Some(own) = own else { return Alive::Unknown };
         let (theirs, ours) = tokio::join!(self.answers(from, peer), self.answers(from, own));
         match (theirs, ours) {
-            (Alive::No, Alive::Yes) => Alive::No,
+            (Alive::No, Alive::Yes) => {
+                self.links.suspect(&self.peer);
+                Alive::No
+            }
             (Alive::Yes, _) => Alive::Yes,
             _ => Alive::Unknown,
         }

@@ -72,6 +72,8 @@ struct Ours {
     /// What was last announced and admitted, and the leg that leads there.
     leg: Option<(Announced, Leg)>,
     attached: bool,
+    /// Packets were not answered.
+    suspect: bool,
     error: Option<String>,
 }
 
@@ -166,7 +168,8 @@ impl Links {
 
     pub fn opened(&self, peer: &str, session: Session) {
         let status = session.status();
-        let ours = Ours { session: Some(session), status, leg: None, attached: false, error: None };
+        let ours =
+            Ours { session: Some(session), status, leg: None, attached: false, suspect: false, error: None };
         self.lock().ours.insert(peer.to_owned(), ours);
     }
 
@@ -237,21 +240,33 @@ impl Links {
         let Ok(routes) = self.judge(&state, peer, None, &said) else { return };
         let leg = Leg { socket, mtu, routes, via: said.addresses.clone() };
         if let Some(ours) = state.ours.get_mut(peer) {
-            ours.attached &= ours.leg.as_ref().is_some_and(|(_, before)| *before == leg);
+            // Also what was attached like this is looked at again: its link may be down.
+            ours.attached = false;
             ours.leg = Some((said, leg));
+        }
+    }
+
+    /// The packets of our link to a peer are not answered: whatever its port looks like, it is made anew with the next answer.
+    pub fn suspect(&self, peer: &str) {
+        if let Some(ours) = self.lock().ours.get_mut(peer) {
+            ours.suspect = true;
         }
     }
 
     /// Puts our link to a peer into the network, unless it is there, or theirs is.
     pub async fn attach(&self, peer: &str) {
         let Some(leg) = self.leg_to_attach(peer) else { return };
+        let suspect = self.lock().ours.get_mut(peer).is_some_and(|ours| std::mem::take(&mut ours.suspect));
+        if suspect && let Err(status) = self.ports.detach(&self.port_of(peer)).await {
+            tracing::warn!(peer, error = %status.message(), "removing a peer's port");
+        }
         let attached = self.ports.attach(&self.port_of(peer), &leg).await;
         let mut state = self.lock();
         let Some(ours) = state.ours.get_mut(peer) else { return };
         match attached {
             Ok(()) if ours.leg.as_ref().is_some_and(|(_, wanted)| *wanted == leg) => {
                 (ours.attached, ours.error) = (true, None);
-                tracing::info!(peer, routes = ?leg.routes, "a link of ours to a peer");
+                tracing::debug!(peer, routes = ?leg.routes, "a link of ours to a peer");
             }
             Ok(()) => {}
             Err(status) => {

@@ -35,6 +35,7 @@ use crate::client::{Client, ClientSettings, LivenessSettings, Namespace, Session
 use crate::obs::{ConnectionView, Metrics};
 use crate::registry::Registry;
 use crate::registry::keeper::Kept;
+use crate::vl3::mtu::NetworkMtu;
 
 pub mod announced;
 mod dial;
@@ -115,6 +116,10 @@ pub struct Setup {
     pub ports: Box<dyn Ports>,
     /// What the endpoint calls the port of a connection with this id.
     pub port_name: fn(&str) -> String,
+    /// The network's MTU, of which links are a part.
+    pub mtu: Arc<NetworkMtu>,
+    /// Whether we have an interface of our own.
+    pub own_interface: bool,
     /// How links are kept.
     pub client: ClientSettings,
 }
@@ -137,6 +142,8 @@ struct Parts {
     registry: Arc<dyn Registry>,
     client: ClientSettings,
     port_name: fn(&str) -> String,
+    mtu: Arc<NetworkMtu>,
+    own_interface: bool,
     asking: Asking,
 }
 
@@ -161,6 +168,8 @@ impl Peers {
             registry: setup.registry,
             client: ClientSettings { last_retry: LAST_RETRY, ..setup.client },
             port_name: setup.port_name,
+            mtu: setup.mtu,
+            own_interface: setup.own_interface,
             asking,
         };
         let (address, _) = tokio_watch::channel(None);
@@ -244,7 +253,7 @@ impl Peers {
         let endpoint = next_registration(&mut registered, None).await;
         let registered_as = endpoint.name.clone();
         self.links.registered_as(age(&endpoint));
-        let own = self.open_own(&registered_as);
+        let own = self.setup.own_interface.then(|| self.open_own(&registered_as));
         let client = Arc::new(self.client());
         let (tell, told) = mpsc::channel(WAITING);
         let watches =
@@ -257,6 +266,7 @@ impl Peers {
             self.hear(told, registered_as),
             self.follow_registration(registered, endpoint),
             self.follow_address(),
+            self.follow_mtu(),
             self.keep(&client),
         );
         drop(own);
@@ -264,7 +274,11 @@ impl Peers {
 
     /// A client for links: each answer is judged.
     fn client(&self) -> Client {
-        let upstream = Judged { inner: Arc::clone(&self.setup.upstream), links: Arc::clone(&self.links) };
+        let upstream = Judged {
+            inner: Arc::clone(&self.setup.upstream),
+            links: Arc::clone(&self.links),
+            mtu: Arc::clone(&self.setup.mtu),
+        };
         Client::new(self.setup.name.clone(), Arc::new(upstream), self.setup.client.clone())
     }
 
@@ -312,9 +326,29 @@ impl Peers {
         }
     }
 
+    /// Asks for links anew that could send more than the network takes now.
+    async fn follow_mtu(&self) {
+        let mut least = self.setup.mtu.watch();
+        let mut before = *least.borrow_and_update();
+        while least.changed().await.is_ok() {
+            let now = *least.borrow_and_update();
+            if now < before {
+                self.links.each_session(|session| {
+                    let status = session.status();
+                    let has =
+                        status.borrow().connection.as_ref().and_then(|one| one.context.as_ref()?.mtu.into());
+                    if has.is_some_and(|mtu: u32| mtu > now) {
+                        session.refresh();
+                    }
+                });
+            }
+            before = now;
+        }
+    }
+
     /// Does what is decided.
     async fn keep(&self, client: &Client) {
-        let begin = Instant::now() + OWN_FIRST;
+        let begin = Instant::now() + if self.setup.own_interface { OWN_FIRST } else { Duration::ZERO };
         let mut address = self.address.subscribe();
         let _ = tokio::time::timeout_at(begin, address.wait_for(Option::is_some)).await;
         loop {
@@ -350,6 +384,7 @@ impl Peers {
             links: Arc::clone(&self.links),
             namespace: self.setup.namespace.clone(),
             from: self.address.subscribe(),
+            mtu: Arc::clone(&self.setup.mtu),
             time: self.setup.client.liveness.map_or(CLOSE, |liveness| liveness.timeout),
             pingers: Default::default(),
         };

@@ -203,6 +203,8 @@ impl World {
             registry: self.store.clone(),
             ports: Box::new(fib.clone()),
             port_name: str::to_owned,
+            mtu: Arc::default(),
+            own_interface: false,
             client: ClientSettings { liveness: None, ..Default::default() },
         });
         let (gate, served) = (peers.gate(), Arc::clone(&rest) as Arc<dyn Element>);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tonic::{Code, Status};
+use tonic::Status;
 use vwire_proto::dataplane::v1 as pb;
 
 use super::Router;
@@ -12,8 +12,13 @@ use super::port::{End, Port};
 use crate::dataplane::client::{Change, Event, Events};
 use crate::dataplane::ends::DIAL_TIME;
 
-/// Between attempts to dial again.
+/// Between attempts to dial again: doubled from the first to the last.
 const PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long a handshake may take after the port was made.
+const HANDSHAKE: Duration = Duration::from_secs(2);
+/// What the engine says of a port that was just made.
+const NO_PEER_YET: &str = "no peer yet";
 /// Rounds after which nothing more is expected of another one: each is needed only if somebody changed something meanwhile.
 const ROUNDS: usize = 5;
 
@@ -102,40 +107,58 @@ impl Router {
         self.client.apply(port.change(&self.domain, name, found, (fresh, until))).await
     }
 
-    /// Dials again, beside the rest of the work, for as long as a listener may take to come back.
+    /// Dials again, beside the rest of the work, until the link is up or the port is another's.
     fn broken(self: &Arc<Self>, link: &pb::Link) {
-        let dialled =
-            self.lock().ports.get(&link.port).is_some_and(|port| matches!(port.end, Some(End::Dial(_))));
-        if !dialled {
+        let mut table = self.lock();
+        let dialled = |port: &Port| matches!(port.end, Some(End::Dial(_)));
+        // Each attempt makes the port anew, which is down at first, too: whoever sees to it already is enough.
+        if !table.ports.get(&link.port).is_some_and(dialled) || !table.dialling.insert(link.port.clone()) {
             return;
         }
-        tracing::info!(port = link.port, reason = link.reason, "a link is down; dialling again");
-        let (router, name) = (Arc::clone(self), link.port.clone());
+        drop(table);
+        let (router, link) = (Arc::clone(self), link.clone());
         tokio::spawn(async move {
-            if let Err(status) = router.dial_again(&name).await {
-                tracing::warn!(port = name, %status, "a link stays down");
+            router.mend(&link).await;
+            router.lock().dialling.remove(&link.port);
+            // It may have broken again before we had said that we are done.
+            if let Some(link) = router.link(&link.port).filter(|link| !link.up) {
+                router.broken(&link);
             }
         });
     }
 
-    async fn dial_again(&self, name: &str) -> Result<(), Status> {
-        let until = Instant::now() + DIAL_TIME;
+    /// A port that was just made has its handshake still before it; one that was up is dialled at once.
+    async fn mend(&self, link: &pb::Link) {
+        let fresh = link.reason == NO_PEER_YET;
+        if fresh && self.client.wait_up(&link.port, Instant::now() + HANDSHAKE).await.is_ok() {
+            return;
+        }
+        tracing::info!(port = link.port, reason = link.reason, "a link is down; dialling again");
+        self.dial_again(&link.port).await;
+    }
+
+    async fn dial_again(&self, name: &str) {
+        let mut pause = PAUSE;
         loop {
             let turn = self.turn(name).await;
             let port = self.lock().ports.get(name).cloned();
-            let Some(port) = port.filter(|_| !self.client.link(name).is_some_and(|link| link.up)) else {
-                return Ok(());
+            let is_up = || self.client.link(name).is_some_and(|link| link.up);
+            let Some(port) = port.filter(|port| matches!(port.end, Some(End::Dial(_))) && !is_up()) else {
+                return;
             };
-            let made =
-                self.client.apply(port.change(&self.domain, name, Some(&port), (true, Instant::now()))).await;
+            let change = port.change(&self.domain, name, Some(&port), (true, Instant::now()));
+            let made = self.client.apply(change).await;
             drop(turn);
-            match made {
-                Ok(()) => return self.client.wait_up(name, until).await,
-                Err(status) if status.code() == Code::Unavailable && Instant::now() + PAUSE < until => {
-                    tokio::time::sleep(PAUSE).await;
-                }
-                Err(status) => return Err(status),
+            let up = match made {
+                Ok(()) => self.client.wait_up(name, Instant::now() + DIAL_TIME).await,
+                refused => refused,
+            };
+            match up {
+                Ok(()) => return,
+                Err(status) => tracing::debug!(port = name, %status, "dialling again"),
             }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 }

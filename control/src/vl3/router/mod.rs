@@ -37,6 +37,8 @@ use table::Table;
 
 /// How long a start waits for the engine.
 const ENGINE_TIME: Duration = Duration::from_secs(30);
+/// What a memif has that was told nothing.
+const DEFAULT_MTU: u32 = 1500;
 /// Changes of one port wait for each other, and share a turn with few others.
 const TURNS: usize = 256;
 
@@ -241,7 +243,8 @@ impl Router {
     /// The engine's. What an engine that is away misses, it gets when it is back.
     pub async fn lower_mtu(&self, mtu: u32) -> Result<(), Status> {
         let mut change = Change::default();
-        for (name, port) in self.lock().ports.iter_mut().filter(|(_, port)| port.mtu == 0 || port.mtu > mtu) {
+        let has = |port: &Port| if port.mtu == 0 { DEFAULT_MTU } else { port.mtu };
+        for (name, port) in self.lock().ports.iter_mut().filter(|(_, port)| has(port) > mtu) {
             port.mtu = mtu;
             change.push(port.set_member(&self.domain, name));
         }

@@ -20,6 +20,8 @@ pub(super) struct Table {
     owners: BTreeMap<IpNet, String>,
     /// Ports that are being made, or changed.
     making: BTreeSet<String>,
+    /// Ports whose broken links somebody sees to.
+    pub(super) dialling: BTreeSet<String>,
 }
 
 /// What it takes for the engine to hold what the table says.
