@@ -29,7 +29,6 @@ struct World {
     worker: Worker,
     ends: Vec<PipeEnd>,
     domain: Arc<Domain>,
-    counters: Counters,
     tables: Tables,
     publisher: Publisher<Tables>,
     injected: u64,
@@ -83,10 +82,10 @@ fn world() -> World {
         commands,
         events: Events::new().unwrap().0,
         tables: publisher.reader(),
-        counters: counters.clone(),
+        counters,
         handoff: Handoff::none(),
     });
-    World { worker: worker.unwrap(), ends, domain, counters, tables, publisher, injected: 0 }
+    World { worker: worker.unwrap(), ends, domain, tables, publisher, injected: 0 }
 }
 
 thread_local!(static WORLD: RefCell<World> = RefCell::new(world()));
