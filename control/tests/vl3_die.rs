@@ -13,8 +13,12 @@ use vwire_control::cli::AdminClient;
 use vwire_control::lab::{Lab, Silent, Spec, check, pings};
 use vwire_control::obs::{ConnectionView, Status};
 
-/// How often each part dies.
-const RUNS: usize = 6;
+/// How often each part dies: `VWIRE_TEST_ROUNDS`, or twice. More make the times that are printed worth more.
+fn rounds() -> usize {
+    std::env::var("VWIRE_TEST_ROUNDS")
+        .map_or(2, |rounds| rounds.parse().expect("VWIRE_TEST_ROUNDS: a number"))
+}
+
 /// Pings whose loss is counted, 20 ms apart.
 const PINGS: u32 = 150;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -116,7 +120,7 @@ async fn the_parts_of_a_virtual_network_die_while_packets_cross_it() {
     all_checks(&lab).await;
     let mut times = Times::default();
     let to = address(&lab, "at-c").await;
-    for _ in 0..RUNS {
+    for _ in 0..rounds() {
         // The endpoint's role: routing goes on, and the links are taken up again.
         dies_unnoticed(&mut lab, "vl3-vl3-a", "at-a", &to).await;
         let again = until("vl3-a has its links again", async || linked(&lab, "vl3-a").await == 2).await;
@@ -141,6 +145,43 @@ async fn the_parts_of_a_virtual_network_die_while_packets_cross_it() {
 }
 
 #[tokio::test]
+async fn a_client_of_an_endpoint_that_is_gone_for_good_goes_on_with_another() {
+    let mut spec = shipped("vl3.yaml");
+    let run = Run::of(&mut spec, "vl3gone");
+    let mut lab = run.up(&spec).await;
+    all_checks(&lab).await;
+    let mut times = Times::default();
+    for _ in 0..rounds() {
+        let before = connection(&lab, "anywhere").await.expect("a connection");
+        let gone = before.endpoint.clone();
+        let stays = ["a", "b", "c"].into_iter().find(|one| gone != format!("vl3-{one}")).unwrap();
+        let to = address(&lab, &format!("at-{stays}")).await;
+        answers(&lab, "anywhere", &to).await;
+        let role = format!("vl3-{gone}");
+        let engine = format!("{gone}.engine");
+        lab.kill(&role).await.unwrap();
+        lab.kill(&engine).await.unwrap();
+        let moved = until("the client has another endpoint", async || {
+            connection(&lab, "anywhere").await.is_some_and(|view| view.endpoint != gone)
+        })
+        .await;
+        let reached = moved + answers(&lab, "anywhere", &to).await;
+        times.add("endpoint gone for good: its client's packets go by another", reached);
+        // It comes back, and is a peer again.
+        lab.restart(&engine).await.unwrap_or_else(|error| panic!("{error}"));
+        lab.restart(&role).await.unwrap_or_else(|error| panic!("{error}"));
+        let back = until("it is linked again", async || linked(&lab, &gone).await == 2).await;
+        times.add("endpoint comes back: linked with both others after its start", back);
+        // The client that will have no other endpoint has its own again.
+        let faithful = gone.replace("vl3-", "at-");
+        until("it has its client again", async || connection(&lab, &faithful).await.is_some()).await;
+    }
+    all_checks(&lab).await;
+    times.print();
+    lab.down(&Silent).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_peer_in_the_other_domain_dies_and_is_linked_again() {
     let mut spec = shipped("vl3-domains.yaml");
     let run = Run::of(&mut spec, "vl3far");
@@ -148,7 +189,7 @@ async fn a_peer_in_the_other_domain_dies_and_is_linked_again() {
     all_checks(&lab).await;
     let mut times = Times::default();
     let to = address(&lab, "two").await;
-    for _ in 0..RUNS {
+    for _ in 0..rounds() {
         dies_unnoticed(&mut lab, "vl3-vl3-2", "one", &to).await;
         let again = until("vl3-2 has its link again", async || linked(&lab, "vl3-2").await == 1).await;
         times.add(

@@ -74,10 +74,13 @@ impl Element for Gate {
             ));
         }
         let port = (self.port_name)(&connection.id);
-        let in_place_of = self.links.admit(&id, &port, caller, said)?;
+        let in_the_way = self.links.admit(&id, &port, caller, said)?;
         let mut entered = Entered { links: &self.links, id: &id, well: false };
-        if let Some(peer) = in_place_of {
+        if let Some(peer) = in_the_way.ours {
             self.links.detach(&peer).await;
+        }
+        if let Some(port) = in_the_way.former {
+            self.links.forget_port(&port).await;
         }
         let answer = next.request(call, request).await;
         entered.well = answer.is_ok();
@@ -86,9 +89,10 @@ impl Element for Gate {
 
     async fn close(&self, call: &mut Call, connection: Connection, next: Next<'_>) -> Result<(), Status> {
         let id = caller(&connection).map(|(id, _)| id);
+        let port = (self.port_name)(&connection.id);
         let closed = next.close(call, connection).await;
         if let Some(id) = id {
-            self.links.ended(&id);
+            self.links.ended(&id, &port);
         }
         closed
     }

@@ -87,6 +87,15 @@ struct Theirs {
     up: bool,
 }
 
+/// What a peer's call finds in its way.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct InTheWay {
+    /// The peer our link to which gives way.
+    pub ours: Option<String>,
+    /// The port of the same link of the peer's former life: it has died without a Close, and has come back with its name alone.
+    pub former: Option<String>,
+}
+
 impl Links {
     pub fn new(pairing: Pairing, ports: Box<dyn Ports>) -> Self {
         let state = State {
@@ -314,19 +323,21 @@ impl Links {
         ours.map(|(said, _)| said.addresses.clone()).unwrap_or_default()
     }
 
-    /// A peer dials us, or refreshes its link. Returns the peer whose link of ours has to be out of the way first, if there is one.
+    /// A peer dials us, or refreshes its link. Returns what has to be out of the way first.
     ///
     /// # Errors
-    /// FAILED_PRECONDITION if it announces what it must not; ALREADY_EXISTS if our own link to it stays.
-    pub fn admit(
-        &self,
-        id: &str,
-        port: &str,
-        caller: Caller,
-        said: Announced,
-    ) -> Result<Option<String>, Status> {
+    /// FAILED_PRECONDITION if it announces what it must not; ALREADY_EXISTS if our own link to it stays, or if the link of this id is
+    /// another's.
+    pub fn admit(&self, id: &str, port: &str, caller: Caller, said: Announced) -> Result<InTheWay, Status> {
         let mut state = self.lock();
         let name = state.pairing.name_of(&caller).map_or_else(|| caller.name.clone(), str::to_owned);
+        let before = state.theirs.get(id);
+        if before.is_some_and(|before| before.caller.identity != caller.identity) {
+            return Err(Status::already_exists(format!(
+                "connection id {id}: it is the link of another endpoint"
+            )));
+        }
+        let former = before.filter(|before| before.port != port).map(|before| before.port.clone());
         if let Err(refused) = self.judge(&state, &name, Some(port), &said) {
             state.refused += 1;
             return Err(Status::failed_precondition(format!(
@@ -342,9 +353,17 @@ impl Links {
             )));
         }
         let entry = Theirs { caller, port: port.to_owned(), announced: said, up: false };
-        let up = state.theirs.get(id).is_some_and(|before| before.up);
+        let up = former.is_none() && state.theirs.get(id).is_some_and(|before| before.up);
         state.theirs.insert(id.to_owned(), Theirs { up, ..entry });
-        Ok((admission == Admission::InPlaceOfOurs).then_some(name))
+        Ok(InTheWay { ours: (admission == Admission::InPlaceOfOurs).then_some(name), former })
+    }
+
+    /// Removes the port of a link whose dialler has lost it, with its routes: they lead to nobody. What else there is of the connection
+    /// ends with its token.
+    pub async fn forget_port(&self, port: &str) {
+        if let Err(status) = self.ports.detach(port).await {
+            tracing::warn!(port, error = %status.message(), "removing the port of a peer's former link");
+        }
     }
 
     /// The Request that was admitted has come to its end.
@@ -365,10 +384,11 @@ impl Links {
         self.changed.notify_one();
     }
 
-    /// A peer's link to us is closed.
-    pub fn ended(&self, id: &str) {
+    /// A peer's link to us is closed; not a later one of the same id.
+    pub fn ended(&self, id: &str, port: &str) {
         let mut state = self.lock();
-        if state.theirs.remove(id).is_some() {
+        if state.theirs.get(id).is_some_and(|theirs| theirs.port == port) {
+            state.theirs.remove(id);
             state.pairing.incoming_gone(id, Instant::now());
         }
         drop(state);

@@ -16,6 +16,8 @@ use vwire_proto::nsm::connectioncontext::Route;
 use vwire_proto::nsm::networkservice::NetworkServiceRequest;
 
 use super::announced::Announced;
+use super::links::InTheWay;
+use super::pairing::Caller;
 use super::testing::Book;
 use super::*;
 use crate::api::mechanism::{LOCAL, SOCKET_FILE};
@@ -102,6 +104,8 @@ impl Element for Rest {
 struct World {
     store: Arc<Book>,
     chains: Arc<Mutex<BTreeMap<String, Arc<Chain>>>>,
+    /// How often each caller has lost what it knew of its connections: the hops behind it give new ids then.
+    lives: Arc<Mutex<BTreeMap<String, u32>>>,
 }
 
 /// The managers between: a Request goes to the endpoint that it names.
@@ -119,7 +123,9 @@ impl Managers {
     /// In the endpoint's coordinates.
     fn there(&self, mut connection: Connection) -> Connection {
         let path = connection.path.get_or_insert_default();
-        let id = format!("at-{}-{}", connection.network_service_endpoint_name, path.path_segments[0].id);
+        let life = self.world.lives.lock().unwrap().get(&self.caller).copied().unwrap_or_default();
+        let first = &path.path_segments[0].id;
+        let id = format!("at{life}-{}-{first}", connection.network_service_endpoint_name);
         let name = connection.network_service_endpoint_name.clone();
         path.path_segments.truncate(1);
         path.path_segments.push(PathSegment { name, id: id.clone(), ..Default::default() });
@@ -184,7 +190,7 @@ struct Endpoint {
 
 impl World {
     fn new() -> Self {
-        Self { store: Arc::default(), chains: Arc::default() }
+        Self { store: Arc::default(), chains: Arc::default(), lives: Arc::default() }
     }
 
     fn endpoint(&self, name: &str, number: u8) -> Endpoint {
@@ -292,11 +298,57 @@ async fn all_endpoints_are_linked_once_and_one_that_leaves_is_removed() {
     world.leave(&b);
     // Its own links to others end with its managers; here nobody does that for it.
     for endpoint in [&a, &c, &d] {
-        endpoint.peers.links.ended(&format!("b-peer-{}", endpoint.name));
+        let id = format!("b-peer-{}", endpoint.name);
+        endpoint.peers.links.ended(&id, &format!("at0-{}-{id}", endpoint.name));
         endpoint.fib.lock().retain(|_, port| !port.ends_with(&format!("b-peer-{}", endpoint.name)));
     }
     meshed(&[&a, &c, &d]).await;
     assert_eq!(dialled(&[&a, &c, &d]), 3);
+}
+
+/// One that is killed together with its engine closes nothing, and comes back under its name with all it knew forgotten. The others
+/// have its former links until their tokens end, with routes into nowhere; these give way.
+#[tokio::test(start_paused = true)]
+async fn one_that_comes_back_from_the_dead_is_linked_again() {
+    let world = World::new();
+    let [a, b, c] = [("a", 1), ("b", 2), ("c", 3)].map(|(name, n)| world.endpoint(name, n));
+    for (endpoint, age) in [(&a, 1), (&b, 2), (&c, 3)] {
+        world.start(endpoint, age);
+    }
+    meshed(&[&a, &b, &c]).await;
+    for life in 1..4 {
+        c.shutdown.cancel();
+        world.lives.lock().unwrap().insert("c".to_owned(), life);
+        let again = world.endpoint("c", 3);
+        world.start(&again, 10 + i64::from(life));
+        let ports = || -> Vec<String> { a.fib.lock().values().cloned().collect() };
+        meshed(&[&a, &b, &again]).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        meshed(&[&a, &b, &again]).await;
+        let new = format!("at{life}-a-c-peer-a");
+        assert!(ports().iter().all(|port| !port.ends_with("-c-peer-a") || *port == new), "{:?}", ports());
+        // The former connection's end comes late, and is nothing to the link that there is.
+        a.peers.links.ended("c-peer-a", &format!("at{}-a-c-peer-a", life - 1));
+        assert!(linked(&a).contains("c"));
+        again.shutdown.cancel();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_id_of_anothers_link_is_of_no_use() {
+    let world = World::new();
+    let a = world.endpoint("a", 1);
+    a.peers.set_own(Own::of(["172.16.1.0/24".parse().unwrap()]));
+    let of = |identity: &str| Caller { name: "c".into(), identity: Some(identity.into()), yields: true };
+    let said = || Announced { prefixes: vec!["172.16.3.0/24".parse().unwrap()], ..Default::default() };
+    let links = &a.peers.links;
+    assert_eq!(links.admit("c-peer-a", "port-1", of("spiffe://d/c"), said()).unwrap(), InTheWay::default());
+    links.admitted("c-peer-a", true);
+    let refused = links.admit("c-peer-a", "port-2", of("spiffe://d/x"), said()).unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::AlreadyExists);
+    let former = Some("port-1".to_owned());
+    let admitted = links.admit("c-peer-a", "port-2", of("spiffe://d/c"), said()).unwrap();
+    assert_eq!(admitted, InTheWay { ours: None, former });
 }
 
 #[tokio::test(start_paused = true)]
