@@ -20,7 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_ANSWER: usize = 256 << 20;
 
 /// What names of admin sockets begin with.
-const ROLES: [&str; 9] = ["ca", "forwarder", "node", "nsc", "nse", "nsmgr", "nsmrs", "proxy", "registry"];
+const ROLES: [&str; 10] =
+    ["ca", "forwarder", "node", "nsc", "nse", "nsmgr", "nsmrs", "proxy", "registry", "vl3"];
 /// How deep below the directory admin sockets are: lab/NAME/admin.
 const DEPTH: usize = 4;
 
@@ -187,6 +188,7 @@ mod tests {
         let paths = [
             dir.path().join("nsmgr-a.sock"),
             admin.join("nsc-b.sock"),
+            admin.join("vl3-ipam-b.sock"),
             dir.path().join("dataplane.sock"),
             dir.path().join("lab/two/nsmgr-a.sock"),
             admin.join("other.sock"),
@@ -194,7 +196,7 @@ mod tests {
         let _sockets: Vec<_> =
             paths.iter().map(|path| std::os::unix::net::UnixListener::bind(path).unwrap()).collect();
         let found = sockets(dir.path());
-        let expected = [Target::Unix(paths[1].clone()), Target::Unix(paths[0].clone())];
+        let expected = [1, 2, 0].map(|one: usize| Target::Unix(paths[one].clone()));
         assert_eq!(found, expected);
     }
 }
