@@ -158,7 +158,7 @@ mod tests {
         let text = peers(&[(Target::Unix("/x".into()), with(json!([linked, refused])))]);
         let lines: Vec<Vec<&str>> =
             text.lines().skip(2).map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(lines[0], ["vl3-a", "vl3-b", "linked", "us", "10.0.1.0/24", "2"]);
+        assert_eq!(lines[0], ["vl3-a", "vl3-b", "linked", "us", "10.0.1.0/24", "2", "-"]);
         assert!(text.contains("it announces 10.0.0.0/24"), "{text}");
         assert_eq!(peers(&[(Target::Unix("/x".into()), with(json!(3)))]), "");
     }
