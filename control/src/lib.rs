@@ -16,6 +16,7 @@
 //! | what the packet engine shall hold | `dataplane` |
 //! | prefixes for the endpoints of a virtual network | [`ipam`] |
 //! | the virtual network itself | [`vl3`] |
+//! | arithmetic on prefixes | `prefixes` |
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -33,6 +34,7 @@ pub mod identity;
 pub mod ipam;
 pub mod lab;
 pub mod obs;
+mod prefixes;
 pub mod registry;
 pub mod roles;
 pub mod transport;

@@ -4,8 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// Blocks from the first to the last, both included.
-pub(super) type Span = (u128, u128);
+use crate::prefixes::{Span, merged, number, span};
 
 /// How far the length of a block may be behind that of the prefix: blocks are counted.
 pub(super) const MAX_BITS: u8 = 64;
@@ -111,27 +110,8 @@ impl Blocks {
 
     /// The first and the last address of a prefix in ours, counted from our first.
     fn offsets(&self, prefix: &IpNet) -> Span {
-        (number(prefix.network()) - self.first(), number(prefix.broadcast()) - self.first())
-    }
-}
-
-/// Spans that neither overlap nor touch, in order.
-fn merged(mut spans: Vec<Span>) -> Vec<Span> {
-    spans.sort_unstable();
-    let mut merged: Vec<Span> = Vec::with_capacity(spans.len());
-    for (first, last) in spans {
-        match merged.last_mut() {
-            Some(before) if first <= before.1.saturating_add(1) => before.1 = before.1.max(last),
-            _ => merged.push((first, last)),
-        }
-    }
-    merged
-}
-
-fn number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => u128::from(u32::from(v4)),
-        IpAddr::V6(v6) => v6.into(),
+        let (first, last) = span(prefix);
+        (first - self.first(), last - self.first())
     }
 }
 

@@ -3,6 +3,8 @@
 use ipnet::IpNet;
 use vwire_proto::nsm::ipam::PrefixResponse;
 
+use crate::prefixes::overlap;
+
 /// A prefix, and what of it must be left alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
@@ -59,11 +61,6 @@ impl Grant {
     pub fn beside(&self, theirs: IpNet) -> Result<(), Overlap> {
         if overlap(&self.prefix, &theirs) { Err(Overlap { ours: self.prefix, theirs }) } else { Ok(()) }
     }
-}
-
-/// True if two prefixes have an address in common: one contains the other then.
-pub(super) fn overlap(one: &IpNet, other: &IpNet) -> bool {
-    one.contains(other) || other.contains(one)
 }
 
 #[cfg(test)]

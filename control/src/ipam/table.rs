@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 
-use super::blocks::{Blocks, Span};
-use super::grant::overlap;
+use super::blocks::Blocks;
+use crate::prefixes::{Span, overlap};
 
 /// What is handed out, and how.
 #[derive(Debug, Clone)]

@@ -20,7 +20,7 @@ use crate::api::registry::{NetworkServiceEndpoint, NetworkServiceLabels};
 use crate::chain::service::Service;
 use crate::chain::{Chain, Element, State};
 use crate::config::{self, Labels, List, Maybe};
-use crate::dataplane::client::{Event, Events};
+use crate::dataplane::client::Events;
 use crate::dataplane::note::Note;
 use crate::dataplane::prometheus::Vwires;
 use crate::dataplane::reconcile::Keeper as Reconciler;
@@ -41,8 +41,6 @@ use crate::registry::keeper::Keeper;
 use crate::registry::remote::Remote;
 use crate::transport::{Limits, ServeError, Server, Services, Target};
 
-/// How long a start waits for the engine.
-const ENGINE_TIME: Duration = Duration::from_secs(30);
 /// How old counters may be that an operator is shown.
 const FRESH: Duration = Duration::from_millis(200);
 /// Settings of the Go forwarder that mean nothing here: they are about VPP and SR-IOV.
@@ -245,7 +243,10 @@ impl Forwarder {
         process.admin.wait("the packet engine");
         let vwires = &settings.vwires;
         let (client, mut events) = engine(&vwires.dataplane, &vwires.run, &settings.name)?;
-        let snapshot = first_state(&mut events, &client).await?;
+        let snapshot = client
+            .first_state(&mut events)
+            .await
+            .map_err(|status| ForwarderError::Engine(status.message().to_owned()))?;
         process.admin.ready("the packet engine");
         let dataplane = Arc::new(
             Dataplane::new(client, settings.name.clone()).direct_memif(settings.vwires.memif_direct),
@@ -323,29 +324,6 @@ fn engine(dataplane: &Maybe<Target>, run: &Path, name: &str) -> Result<(Client, 
     engine::find(dataplane, run, name).map_err(|error| match error {
         NoEngine::Setting(reason) => ForwarderError::Setting { name: "VWIRE_DATAPLANE", reason },
         NoEngine::Program(reason) => ForwarderError::Engine(reason),
-    })
-}
-
-async fn first_state(
-    events: &mut Events,
-    client: &Client,
-) -> Result<vwire_proto::dataplane::v1::GetSnapshotResponse, ForwarderError> {
-    let first = async {
-        loop {
-            match events.recv().await {
-                Some(Event::Engine(snapshot)) => return Some(*snapshot),
-                Some(_) => {}
-                None => return None,
-            }
-        }
-    };
-    let found = tokio::time::timeout(ENGINE_TIME, first).await.ok().flatten();
-    found.ok_or_else(|| {
-        let socket = client.socket().display();
-        ForwarderError::Engine(format!(
-            "{socket} did not answer within {} s; the log says why",
-            ENGINE_TIME.as_secs()
-        ))
     })
 }
 

@@ -14,6 +14,7 @@ pub mod nsmrs;
 mod place;
 mod process;
 pub mod proxy;
+mod registration;
 pub mod registry;
 pub mod registry_proxy_dns;
 pub mod runtime;

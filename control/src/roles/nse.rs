@@ -12,11 +12,11 @@ use ipnet::IpNet;
 use serde_json::{Map, Value};
 use vwire_proto::nsm::connection::Mechanism;
 use vwire_proto::nsm::connectioncontext::DnsConfig;
-use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint, NetworkServiceLabels};
 
 use super::Process;
 use super::guards::Guards;
 use super::place::Place;
+use super::registration::{self, Registration};
 use crate::api::mechanism::{self, PAYLOAD_ETHERNET, PAYLOAD_IP};
 use crate::chain::service::Service;
 use crate::chain::{Chain, Element};
@@ -32,12 +32,8 @@ use crate::endpoint::{EndpointMechanism, Idle, Kernel, Mechanisms, Memif, Noop, 
 use crate::identity::policy::Policies;
 use crate::obs::{ConnectionView, Reporter};
 use crate::registry::Registry;
-use crate::registry::keeper::Keeper;
 use crate::registry::remote::Remote;
 use crate::transport::{Limits, ServeError, Server, Services, Target};
-
-/// How long unregistering may take.
-const FAREWELL: Duration = Duration::from_secs(3);
 
 /// The endpoint's settings.
 #[derive(Debug, Clone, clap::Args)]
@@ -226,14 +222,14 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), NseError> {
         Remote::new(Arc::clone(&process.pool), settings.connect_to.clone()).with_rules(Some(policies)),
     );
     let url = server.targets().first().map(ToString::to_string).unwrap_or_default();
-    let registered = register(&settings, registry, url);
-    let announced = announce(&registered, &process);
+    let registered = registration(&settings, url).keep(registry);
+    let announced = registration::announce(&registered, &process);
     let served = tokio::select! {
         served = server.serve(process.identity.clone(), routes, process.shutdown.clone()) => served,
         () = announced => Ok(()),
     };
     if settings.unregister_itself {
-        farewell(registered).await;
+        registration::farewell(registered).await;
     }
     served.map_err(NseError::from)
 }
@@ -320,38 +316,15 @@ fn passing_on(
     ]
 }
 
-fn register(settings: &Settings, registry: Arc<dyn Registry>, url: String) -> Keeper {
-    let labels = NetworkServiceLabels { labels: settings.labels.0.clone() };
-    let services = settings.service_names.0.clone();
-    let endpoint = NetworkServiceEndpoint {
+fn registration(settings: &Settings, url: String) -> Registration {
+    Registration {
         name: settings.name.clone(),
-        network_service_labels: services.iter().map(|name| (name.clone(), labels.clone())).collect(),
-        network_service_names: services.clone(),
+        services: settings.service_names.0.clone(),
+        labels: settings.labels.0.clone(),
+        payload: settings.payload.clone(),
         url,
-        ..Default::default()
-    };
-    let service = |name| NetworkService { name, payload: settings.payload.clone(), ..Default::default() };
-    let services =
-        if settings.register_service { services.into_iter().map(service).collect() } else { Vec::new() };
-    Keeper::start_for(settings.common.max_token_lifetime, registry, services, endpoint)
-}
-
-/// Says when we are registered; never ends.
-async fn announce(registered: &Keeper, process: &Process) {
-    process.admin.wait("its registration");
-    let endpoint = registered.registered().await;
-    process.admin.ready("its registration");
-    tracing::info!(name = endpoint.name, services = ?endpoint.network_service_names, "registered");
-    std::future::pending().await
-}
-
-async fn farewell(registered: Keeper) {
-    match tokio::time::timeout(FAREWELL, registered.unregister()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(status)) => {
-            tracing::warn!(error = %status.message(), "not unregistered; the registration expires")
-        }
-        Err(_) => tracing::warn!("not unregistered within {FAREWELL:?}; the registration expires"),
+        with_services: settings.register_service,
+        token_life: settings.common.max_token_lifetime,
     }
 }
 

@@ -12,12 +12,12 @@ use async_trait::async_trait;
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
-use vwire_proto::nsm::registry::{NetworkService, NetworkServiceEndpoint, NetworkServiceLabels};
 
 use super::Process;
 use super::engine::{self, NoEngine};
 use super::guards::Guards;
 use super::place::Place;
+use super::registration::{self, Registration};
 use crate::api::mechanism::{PAYLOAD_ETHERNET, PAYLOAD_IP};
 use crate::chain::service::Service;
 use crate::chain::{Chain, Element};
@@ -31,7 +31,6 @@ use crate::identity::policy::Policies;
 use crate::ipam::{Grant, client as prefixes};
 use crate::obs::{ConnectionView, Reporter};
 use crate::registry::Registry;
-use crate::registry::keeper::Keeper;
 use crate::registry::remote::Remote;
 use crate::transport::{Limits, ServeError, Server, Services, Target};
 use crate::vl3::dns::{self, Directory, Naming, Template, Vl3Dns};
@@ -40,9 +39,6 @@ use crate::vl3::remotes::Remotes;
 use crate::vl3::router::{Restored, Router};
 use crate::vl3::server::{payload_of, port_name};
 use crate::vl3::{Network, metrics, server};
-
-/// How long unregistering may take.
-const FAREWELL: Duration = Duration::from_secs(3);
 
 /// The endpoint's settings.
 #[derive(Debug, Clone, clap::Args)]
@@ -241,16 +237,20 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), Vl3Error> {
         .routes()
         .await;
     let url = listening.targets().first().map(ToString::to_string).unwrap_or_default();
-    let registered = register(&settings, Arc::clone(&registry), url);
+    let registered = registration(&settings, url).keep(Arc::clone(&registry));
     tokio::spawn(Arc::clone(&peers).run(registered.state(), process.shutdown.clone()));
-    let announced = announce(&registered, &process);
+    let announced = registration::announce(&registered, &process);
     let served = tokio::select! {
         served = process.serve(listening, routes) => served,
         () = announced => Ok(()),
     };
     if settings.unregister_itself {
         peers.close().await;
-        farewell(registered, &network).await;
+        registration::farewell(registered).await;
+        // Nothing of ours is left in the engine.
+        if let Err(status) = network.router.clear().await {
+            tracing::warn!(%status, "the network stays in the packet engine");
+        }
     } else {
         peers.leave();
     }
@@ -459,42 +459,15 @@ fn grants(settings: &Settings, process: &Process, network: &Network) -> Vec<watc
         .collect()
 }
 
-fn register(settings: &Settings, registry: Arc<dyn Registry>, url: String) -> Keeper {
-    let labels = NetworkServiceLabels { labels: settings.labels.0.clone() };
-    let services = settings.service_names.0.clone();
-    let endpoint = NetworkServiceEndpoint {
+fn registration(settings: &Settings, url: String) -> Registration {
+    Registration {
         name: settings.name.clone(),
-        network_service_labels: services.iter().map(|name| (name.clone(), labels.clone())).collect(),
-        network_service_names: services.clone(),
+        services: settings.service_names.0.clone(),
+        labels: settings.labels.0.clone(),
+        payload: settings.payload.clone(),
         url,
-        ..Default::default()
-    };
-    let service = |name| NetworkService { name, payload: settings.payload.clone(), ..Default::default() };
-    let services =
-        if settings.register_service { services.into_iter().map(service).collect() } else { Vec::new() };
-    Keeper::start_for(settings.common.max_token_lifetime, registry, services, endpoint)
-}
-
-/// Says when we are registered; never ends.
-async fn announce(registered: &Keeper, process: &Process) {
-    process.admin.wait("its registration");
-    let endpoint = registered.registered().await;
-    process.admin.ready("its registration");
-    tracing::info!(name = endpoint.name, services = ?endpoint.network_service_names, "registered");
-    std::future::pending().await
-}
-
-/// Nobody finds us any more, and nothing of ours is left in the engine.
-async fn farewell(registered: Keeper, network: &Network) {
-    match tokio::time::timeout(FAREWELL, registered.unregister()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(status)) => {
-            tracing::warn!(error = %status.message(), "not unregistered; the registration expires")
-        }
-        Err(_) => tracing::warn!("not unregistered within {FAREWELL:?}; the registration expires"),
-    }
-    if let Err(status) = network.router.clear().await {
-        tracing::warn!(%status, "the network stays in the packet engine");
+        with_services: settings.register_service,
+        token_life: settings.common.max_token_lifetime,
     }
 }
 

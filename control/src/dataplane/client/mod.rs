@@ -25,6 +25,8 @@ use links::Links;
 pub use links::{Event, Events};
 use stats::Stats;
 
+/// How long a role's start waits for the engine, which may be starting, too.
+const START: Duration = Duration::from_secs(30);
 /// Changes that may wait; far more than Requests can be under way.
 const QUEUE: usize = 4096;
 
@@ -131,6 +133,27 @@ pub struct Client {
 }
 
 impl Client {
+    /// Waits for the first state of the engine; for the start of a role.
+    ///
+    /// # Errors
+    /// UNAVAILABLE if no engine answers within 30 s.
+    pub async fn first_state(&self, events: &mut Events) -> Result<pb::GetSnapshotResponse, Status> {
+        let first = async {
+            loop {
+                match events.recv().await {
+                    Some(Event::Engine(snapshot)) => return Some(*snapshot),
+                    Some(_) => {}
+                    None => return None,
+                }
+            }
+        };
+        let found = tokio::time::timeout(START, first).await.ok().flatten();
+        found.ok_or_else(|| {
+            let (socket, time) = (self.socket().display(), START.as_secs());
+            Status::unavailable(format!("{socket} did not answer within {time} s; the log says why"))
+        })
+    }
+
     /// Begins to talk to the engine at `socket`, for as long as any copy of this exists. With a `launcher` an engine that is not there
     /// is started. The events begin with the engine's state.
     pub fn new(socket: &Path, launcher: Option<Launcher>) -> (Self, Events) {

@@ -5,8 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// A run of addresses as numbers, both ends included.
-type Range = (u128, u128);
+use crate::prefixes::{Span, merged, number, span};
 
 /// The addresses of a prefix that are free, as runs: a pool of 2⁶⁴ addresses is as cheap as one of two. The prefix's first
 /// address (the network address) is an address like any other, as Go's endpoints have it.
@@ -21,7 +20,7 @@ impl Pool {
     /// All addresses of `prefix` are free; bits behind its length count as 0.
     pub fn new(prefix: IpNet) -> Self {
         let prefix = prefix.trunc();
-        let (start, end) = range(&prefix);
+        let (start, end) = span(&prefix);
         Self { prefix, free: BTreeMap::from([(start, end)]) }
     }
 
@@ -114,8 +113,8 @@ impl Pool {
 /// Prefixes that must not be assigned from, sorted and merged so that a look-up is one pass.
 #[derive(Debug, Clone, Default)]
 pub struct Excluded {
-    v4: Vec<Range>,
-    v6: Vec<Range>,
+    v4: Vec<Span>,
+    v6: Vec<Span>,
 }
 
 impl Excluded {
@@ -124,8 +123,8 @@ impl Excluded {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for prefix in prefixes {
             match prefix {
-                IpNet::V4(_) => v4.push(range(prefix)),
-                IpNet::V6(_) => v6.push(range(prefix)),
+                IpNet::V4(_) => v4.push(span(prefix)),
+                IpNet::V6(_) => v6.push(span(prefix)),
             }
         }
         Self { v4: merged(v4), v6: merged(v6) }
@@ -139,7 +138,7 @@ impl Excluded {
         after > 0 && ranges[after - 1].1 >= number
     }
 
-    fn of(&self, family: IpAddr) -> &[Range] {
+    fn of(&self, family: IpAddr) -> &[Span] {
         match family {
             IpAddr::V4(_) => &self.v4,
             IpAddr::V6(_) => &self.v6,
@@ -148,7 +147,7 @@ impl Excluded {
 }
 
 /// The first number from `start` on that no range covers. None if there is none up to the last number.
-fn skip(start: u128, ranges: &[Range]) -> Option<u128> {
+fn skip(start: u128, ranges: &[Span]) -> Option<u128> {
     let mut candidate = start;
     for &(from, to) in &ranges[ranges.partition_point(|&(_, to)| to < start)..] {
         if from > candidate {
@@ -157,29 +156,6 @@ fn skip(start: u128, ranges: &[Range]) -> Option<u128> {
         candidate = to.checked_add(1)?;
     }
     Some(candidate)
-}
-
-fn merged(mut ranges: Vec<Range>) -> Vec<Range> {
-    ranges.sort_unstable();
-    let mut merged: Vec<Range> = Vec::with_capacity(ranges.len());
-    for (start, end) in ranges {
-        match merged.last_mut() {
-            Some(last) if start <= last.1.saturating_add(1) => last.1 = last.1.max(end),
-            _ => merged.push((start, end)),
-        }
-    }
-    merged
-}
-
-fn range(prefix: &IpNet) -> Range {
-    (number(prefix.network()), number(prefix.broadcast()))
-}
-
-fn number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => u128::from(u32::from(v4)),
-        IpAddr::V6(v6) => v6.into(),
-    }
 }
 
 #[cfg(test)]

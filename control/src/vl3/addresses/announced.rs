@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use tonic::Status;
 
 use crate::ipam::Grant;
+use crate::prefixes::overlap;
 
 /// Checks what another endpoint, behind `port`, announces: that it is of its own, and nobody else's. Each prefix must begin with one of the
 /// endpoint's own addresses `sources`, as every prefix of this network does, and must not overlap what we were granted (`own`) or what
@@ -43,10 +44,6 @@ pub fn check(
         }
     }
     Ok(())
-}
-
-fn overlap(one: &IpNet, other: &IpNet) -> bool {
-    one.contains(other) || other.contains(one)
 }
 
 #[cfg(test)]

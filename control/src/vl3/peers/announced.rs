@@ -10,6 +10,8 @@ use ipnet::IpNet;
 use vwire_proto::nsm::connection::Connection;
 use vwire_proto::nsm::connectioncontext::{DnsContext, IpContext, Route};
 
+use crate::prefixes::overlap;
+
 /// The label that the first vL3 endpoints (ucnf) marked their Requests to each other with.
 pub const SEED_LABEL: &str = "vl3Nse/nseSource/endpointName";
 /// The key in the extra context by which our endpoints know each other, with a text that is each process's own.
@@ -142,10 +144,6 @@ pub fn context(own: &[(IpAddr, IpNet)], dns: Option<IpAddr>) -> (IpContext, DnsC
         ..Default::default()
     });
     (ip, DnsContext { configs: config.into_iter().collect() })
-}
-
-fn overlap(one: &IpNet, other: &IpNet) -> bool {
-    one.contains(other) || other.contains(one)
 }
 
 /// Prefixes of routes; those to single hosts are the peer's own address.

@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ use tonic::{Code, Status};
 use vwire_proto::dataplane::v1 as pb;
 use vwire_proto::dataplane::v1::op::Op;
 
-use crate::dataplane::client::{Change, Client, Event, Events};
+use crate::dataplane::client::{Change, Client, Events};
 use crate::dataplane::ends::DIAL_TIME;
 
 mod follow;
@@ -35,8 +35,6 @@ use port::Port;
 pub use port::{Attachment, End, Place, Restored, Route};
 use table::Table;
 
-/// How long a start waits for the engine.
-const ENGINE_TIME: Duration = Duration::from_secs(30);
 /// What a memif has that was told nothing.
 const DEFAULT_MTU: u32 = 1500;
 /// Changes of one port wait for each other, and share a turn with few others.
@@ -67,7 +65,7 @@ impl Router {
         domain: impl Into<String>,
         shutdown: CancellationToken,
     ) -> Result<(Arc<Self>, Vec<Restored>), Status> {
-        let snapshot = first_state(&mut events, &client).await?;
+        let snapshot = client.first_state(&mut events).await?;
         let router = Arc::new(Self {
             client,
             domain: domain.into(),
@@ -295,25 +293,6 @@ impl Router {
         change.push(Op::SetDomain(domain));
         self.client.apply(change).await
     }
-}
-
-async fn first_state(events: &mut Events, client: &Client) -> Result<pb::GetSnapshotResponse, Status> {
-    let first = async {
-        loop {
-            match events.recv().await {
-                Some(Event::Engine(snapshot)) => return Some(*snapshot),
-                Some(_) => {}
-                None => return None,
-            }
-        }
-    };
-    let found = tokio::time::timeout(ENGINE_TIME, first).await.ok().flatten();
-    found.ok_or_else(|| {
-        let (socket, time) = (client.socket().display(), ENGINE_TIME.as_secs());
-        Status::unavailable(format!(
-            "the packet engine at {socket} did not answer within {time} s; the log says why"
-        ))
-    })
 }
 
 /// Routes as the table has them.
