@@ -1,4 +1,5 @@
-//! The ports that are open: making them, giving them to workers while their links are up, and closing them.
+//! The ports that are open: making them, giving them to workers while their links are up, and closing them. How a port of one
+//! kind is opened is in that kind's file.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -14,23 +15,22 @@ use super::placement::place;
 use super::watched::Watched;
 use super::{Link, Made, PortReport, SentFds, sent};
 use crate::engine::{Engine, EngineError};
-use crate::model::{
-    ControlSocket, KernelSpec, MemifSpec, Mode, Netns, PipeSpec, PortName, PortSpec, RelaySpec, State,
-    TouchedRouting, VxlanSpec, Xconnect,
-};
-use crate::port::kernel::{self, InterfaceAddress, KernelDevice};
-use crate::port::pipe::{PipeEnd, pipe};
-use crate::port::vxlan::VxlanTx;
+use crate::model::{MemifSpec, Mode, PortName, PortSpec, State, TouchedRouting, Xconnect};
+use crate::port::kernel::KernelDevice;
+use crate::port::pipe::PipeEnd;
 use crate::port::{PortIndex, PortParts};
 use crate::stats::Counters;
 use crate::tables::{Entry, Forward, Tables, Tunnel, WorkerId};
-use crate::underlay::{MtuProbe, UdpSpec, UdpUnderlay};
+use crate::underlay::MtuProbe;
 use crate::worker::capture::CaptureReader;
 
-/// Bytes that a pipe port holds each way.
-const PIPE_BYTES: usize = 1 << 18;
-/// An underlay's MTU where the kernel knows no route to the tunnel's peer yet.
-const USUAL_MTU: usize = 1500;
+mod kernel;
+mod memif;
+mod pipe;
+mod vxlan;
+
+pub(super) use kernel::kernel_spec;
+pub(super) use vxlan::underlay_name;
 
 /// What keeps a port alive beside its halves at the worker.
 pub(super) enum Backing {
@@ -350,153 +350,6 @@ impl Ports {
         }
     }
 
-    fn open_memif(
-        &mut self,
-        port: &PortName,
-        spec: &MemifSpec,
-        fds: &SentFds,
-    ) -> Result<(Backing, Link), OpenError> {
-        let handed_over = match &spec.socket {
-            ControlSocket::Sent(inode) => Some(sent::copy(fds, *inode)?),
-            _ => None,
-        };
-        if let Some(source) = self.sockets.open(port, spec, fds)?
-            && let Some(fd) = self.sockets.fd(&source)
-            && let Err(error) = self.watched.add(fd, source)
-        {
-            self.sockets.close(port, spec);
-            return Err(error);
-        }
-        let link = Link { reason: "no peer yet".into(), ..Link::default() };
-        Ok((Backing::Memif { spec: spec.clone(), handed_over }, link))
-    }
-
-    fn open_relay(
-        &mut self,
-        name: &PortName,
-        spec: &RelaySpec,
-        fds: &SentFds,
-    ) -> Result<(Backing, Link), OpenError> {
-        let made_of = PortSpec::Relay(spec.clone())
-            .needs()
-            .map(|inode| Ok((inode, sent::copy(fds, inode)?)))
-            .collect::<Result<_, OpenError>>()?;
-        let source = self.sockets.open_relay(name, spec, fds)?;
-        if let Some(fd) = self.sockets.fd(&source)
-            && let Err(error) = self.watched.add(fd, source)
-        {
-            self.sockets.close_relay(name);
-            return Err(error);
-        }
-        let link = Link { reason: "no client yet".into(), ..Link::default() };
-        Ok((Backing::Relay(made_of), link))
-    }
-
-    fn open_kernel(
-        &mut self,
-        port: &PortName,
-        spec: &KernelSpec,
-        index: PortIndex,
-        worker: WorkerId,
-        fds: &SentFds,
-    ) -> Result<(Backing, Link), OpenError> {
-        let (parts, device) = match spec.device {
-            Some(inode) => adopt_kernel(spec, index, sent::copy(fds, inode)?)?,
-            None => {
-                let device = match self.made.remove(port) {
-                    Some(device) => device,
-                    None => self.make_here(spec, fds)?,
-                };
-                (device.parts(index), device)
-            }
-        };
-        self.engine.attach(index, worker, parts)?;
-        Ok((Backing::Kernel(device), up(spec.ifname.as_str())))
-    }
-
-    /// Makes an interface that could not be made ahead, because one that leaves had its name.
-    fn make_here(&mut self, spec: &KernelSpec, fds: &SentFds) -> Result<KernelDevice, OpenError> {
-        self.gone.clear();
-        kernel::create(&kernel_spec(spec, fds)?).map_err(OpenError::system)
-    }
-
-    fn open_pipe(
-        &mut self,
-        spec: &PipeSpec,
-        index: PortIndex,
-        worker: WorkerId,
-    ) -> Result<(Backing, Link), OpenError> {
-        let end = match self.loose_ends.remove(&spec.pipe) {
-            Some(end) => end,
-            None => {
-                let (ours, other) = pipe(PIPE_BYTES).map_err(OpenError::system)?;
-                self.loose_ends.insert(spec.pipe.clone(), other);
-                ours
-            }
-        };
-        self.engine.attach(index, worker, end.into_parts())?;
-        Ok((Backing::Pipe, up(spec.pipe.as_str())))
-    }
-
-    fn open_vxlan(
-        &mut self,
-        spec: &VxlanSpec,
-        index: PortIndex,
-        worker: WorkerId,
-    ) -> Result<(Backing, Link), OpenError> {
-        let local = spec.underlay();
-        if !self.underlays.contains_key(&local) {
-            let underlay = self.open_underlay(local, worker)?;
-            self.underlays.insert(local, underlay);
-        }
-        let Some(underlay) = self.underlays.get_mut(&local) else {
-            return Err(OpenError::new(Cause::Engine, "the underlay went away"));
-        };
-        let tunnel = Tunnel {
-            port: index,
-            underlay: underlay.index,
-            remote: SocketAddr::new(spec.remote, spec.port.get()),
-            vni: spec.vni,
-            max_frame: max_frame(spec, &underlay.probe),
-            link: link_of(spec.mode),
-        };
-        let attached = self.engine.attach(index, underlay.worker, VxlanTx::new(tunnel.clone()).into_parts());
-        underlay.tunnels += 1;
-        if let Err(error) = attached {
-            self.leave_underlay(local);
-            return Err(error.into());
-        }
-        let peer = tunnel.remote.to_string();
-        Ok((Backing::Vxlan(tunnel, local), up(&peer)))
-    }
-
-    fn open_underlay(&mut self, local: SocketAddr, worker: WorkerId) -> Result<Underlay, OpenError> {
-        let index = self.take_slot(&underlay_name(local), "udp")?;
-        let opened = UdpUnderlay::open(&UdpSpec::new(index, local)).map_err(OpenError::system);
-        let attached = opened.and_then(|underlay| {
-            let (parts, probe) = underlay.into_parts();
-            self.engine.attach(index, worker, parts)?;
-            Ok(probe)
-        });
-        let probe = attached.inspect_err(|_| self.give_slot(index))?;
-        self.counters.port(index).set_state(PortState::Up);
-        Ok(Underlay { index, worker, probe, tunnels: 0, fault: None })
-    }
-
-    /// One tunnel less; closes the underlay after its last.
-    fn leave_underlay(&mut self, local: SocketAddr) {
-        let Some(underlay) = self.underlays.get_mut(&local) else { return };
-        underlay.tunnels -= 1;
-        if underlay.tunnels == 0 {
-            let index = underlay.index;
-            self.tables.set(index, Entry::default());
-            self.underlays.remove(&local);
-            self.promised.remove(&local);
-            self.detach(index);
-            self.give_slot(index);
-        }
-    }
-
     /// Closes a port. The tables in force must not name it any more. Returns the descriptors that would be
     /// needed to make it again, if it was made of some that can be used twice.
     pub fn close(&mut self, port: &PortName) -> SentFds {
@@ -527,13 +380,6 @@ impl Ports {
         self.touched.insert(port.clone());
         tracing::debug!(%port, "port closed");
         reserve
-    }
-
-    /// A pipe's end that was left for a second port is useless without the first.
-    fn drop_loose_end(&mut self, spec: &PortSpec) {
-        if let PortSpec::Pipe(spec) = spec {
-            self.loose_ends.remove(&spec.pipe);
-        }
     }
 
     /// Takes a port's halves from its worker.
@@ -646,65 +492,4 @@ pub(super) const fn link_of(mode: Mode) -> crate::offload::Link {
         Mode::Ethernet => crate::offload::Link::Ethernet,
         Mode::Ip => crate::offload::Link::Ip,
     }
-}
-
-/// Not a name that a port can have, as it contains a colon.
-pub(super) fn underlay_name(local: SocketAddr) -> String {
-    format!("udp:{local}")
-}
-
-/// The longest frame of a tunnel: from the MTU that was given, or from what the kernel knows of the path now.
-fn max_frame(spec: &VxlanSpec, probe: &MtuProbe) -> usize {
-    if let Some(mtu) = spec.underlay_mtu {
-        return spec.max_frame(mtu.get().into());
-    }
-    probe.max_frame(spec.remote).unwrap_or_else(|error| {
-        // The route may come later, with the address or the routing daemon. Frames are counted as refused by
-        // the kernel until then.
-        tracing::warn!("{error}; assuming {USUAL_MTU} bytes");
-        spec.max_frame(USUAL_MTU)
-    })
-}
-
-pub(super) fn kernel_spec(spec: &KernelSpec, fds: &SentFds) -> Result<kernel::KernelSpec, OpenError> {
-    let netns = match &spec.netns {
-        None => None,
-        Some(Netns::Sent(inode)) => Some(sent::netns(fds, *inode)?.into()),
-        Some(Netns::Path(path)) => Some(crate::netns::open(path.as_ref()).map_err(OpenError::system)?.into()),
-    };
-    let address =
-        |prefix: &crate::model::Prefix| InterfaceAddress { address: prefix.address, prefix: prefix.len };
-    Ok(kernel::KernelSpec {
-        kind: match spec.mode {
-            Mode::Ethernet => kernel::Kind::Tap,
-            Mode::Ip => kernel::Kind::Tun,
-        },
-        netns,
-        addresses: spec.addresses.iter().map(address).collect(),
-        mtu: spec.mtu.get().into(),
-        queues: spec.queues.get(),
-        ..kernel::KernelSpec::new(spec.ifname.as_str())
-    })
-}
-
-fn adopt_kernel(
-    spec: &KernelSpec,
-    index: PortIndex,
-    queue: OwnedFd,
-) -> Result<(PortParts, KernelDevice), OpenError> {
-    let refused = |reason: String| OpenError::new(Cause::Request, reason);
-    let (parts, device) = kernel::adopt(index, queue).map_err(|error| refused(error.to_string()))?;
-    let mode = if device.kind() == kernel::Kind::Tun { Mode::Ip } else { Mode::Ethernet };
-    if device.ifname() != spec.ifname.as_str() {
-        let (found, wanted) = (device.ifname(), spec.ifname.as_str());
-        return Err(refused(format!("the descriptor is of interface {found}, not of {wanted}")));
-    }
-    if mode != spec.mode {
-        return Err(refused(format!(
-            "interface {} is a {:?}, not what mode says",
-            device.ifname(),
-            device.kind()
-        )));
-    }
-    Ok((parts, device))
 }
