@@ -73,7 +73,8 @@ fn lookups<K: Key, P: Prefix>(
                 own.remove(key, K::BITS);
             });
         });
-        assert!(published.len() >= count);
+        // Keeps it from being optimised away. A host route that was there before is taken away, too: it may have become less.
+        std::hint::black_box(published.len());
     }
     group.finish();
 }

@@ -28,6 +28,8 @@ use crate::stats::Counters;
 use crate::tables::Tables;
 use crate::{DropReason, burst::BURST};
 
+#[cfg(all(feature = "af_xdp", not(loom)))]
+pub mod af_xdp;
 pub mod kernel;
 pub mod memif;
 pub mod pipe;

@@ -8,6 +8,7 @@
 //! | [`own`] | what the domain says by itself, and what is said to it |
 //! | [`later`] | packets whose next hop has to be asked for first |
 //! | [`pieces`] | packets that are too long for the port that they leave by |
+//! | [`recent`] | what was looked up lately |
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -35,8 +36,10 @@ use crate::tables::Place;
 mod later;
 mod own;
 mod pieces;
+mod recent;
 
 use pieces::Scissors;
+use recent::{Key, Recent};
 
 /// Most views of one frame: those of the longest chain, and the head.
 const VIEWS: usize = memif::queue::MAX_SEGMENTS + 2;
@@ -55,6 +58,9 @@ pub(super) struct Router {
     /// When the packet came that is routed once more, having waited.
     again: Option<Instant>,
     scissors: Scissors,
+    exits: Recent<Option<Exit>>,
+    /// Sources that may come by a port.
+    sources: Recent<()>,
 }
 
 impl Router {
@@ -67,6 +73,8 @@ impl Router {
             waiting: Waiting::default(),
             again: None,
             scissors: Scissors::default(),
+            exits: Recent::new(None),
+            sources: Recent::new(()),
         }
     }
 
@@ -133,6 +141,8 @@ struct Exit {
 /// One burst's journey through a domain.
 struct Trip<'d> {
     domain: &'d Domain,
+    publication: u64,
+    place: Place,
     ingress: PortIndex,
     arrival: Arrival<'d>,
     source: Option<(IpAddr, bool)>,
@@ -145,17 +155,35 @@ struct Trip<'d> {
 impl Trip<'_> {
     /// Whether packets from `source` may come by this port.
     #[inline]
-    fn may_come(&mut self, source: IpAddr) -> bool {
+    fn may_come(&mut self, source: IpAddr, recent: &mut Recent<()>) -> bool {
         match self.source {
             Some((last, may)) if last == source => may,
             _ => {
-                let (strict, at) = (self.arrival.member.strict, self.arrival.at);
-                let from_there = || self.domain.lookup(source).is_some_and(|target| target.member == at);
-                let may = is_routable(source) && (!strict || from_there());
+                let may =
+                    is_routable(source) && (!self.arrival.member.strict || self.leads_there(source, recent));
                 self.source = Some((source, may));
                 may
             }
         }
+    }
+
+    /// Whether `source` is routed to the port. Only that it is, is remembered: who forges addresses pushes nobody out.
+    #[inline]
+    fn leads_there(&self, source: IpAddr, recent: &mut Recent<()>) -> bool {
+        let key = self.key(source);
+        if recent.get(&key).is_some() {
+            return true;
+        }
+        let found = self.domain.lookup(source).is_some_and(|target| target.member == self.arrival.at);
+        if found {
+            recent.put(key, ());
+        }
+        found
+    }
+
+    #[inline]
+    fn key(&self, address: IpAddr) -> Key {
+        Key { publication: self.publication, place: self.place, address }
     }
 
     #[inline]
@@ -205,8 +233,17 @@ impl Forwarder<'_> {
             return;
         };
         let arrival = Arrival { domain, member, at: place.member };
-        let mut trip =
-            Trip { domain, ingress, arrival, source: None, exit: None, run: (u32::MAX, 0, 0), all: (0, 0) };
+        let mut trip = Trip {
+            domain,
+            publication: self.tables.publication,
+            place,
+            ingress,
+            arrival,
+            source: None,
+            exit: None,
+            run: (u32::MAX, 0, 0),
+            all: (0, 0),
+        };
         let mut heads = std::mem::take(&mut self.router.heads);
         let ways: ArrayVec<Result<Way, Stop>, BURST> = frames
             .as_slice()
@@ -305,7 +342,7 @@ impl Forwarder<'_> {
                 });
             }
         }
-        if !trip.may_come(packet.source) {
+        if !trip.may_come(packet.source, &mut self.router.sources) {
             // Neighbour discovery also speaks from addresses that no router knows.
             let local = matches!(packet.source, IpAddr::V6(v6) if v6.is_unicast_link_local());
             return Err(match local {
@@ -316,7 +353,7 @@ impl Forwarder<'_> {
         let exit = match trip.exit {
             Some((last, exit)) if last == packet.destination => exit,
             _ => {
-                let exit = self.exit(trip, head, &packet, read)?;
+                let exit = self.exit_again(trip, head, &packet, read)?;
                 trip.exit = Some((packet.destination, exit));
                 exit
             }
@@ -344,6 +381,26 @@ impl Forwarder<'_> {
         let offload = offload.map(|owed| shifted(owed, link, exit.member.link));
         let cut = too_long.then_some((exit.member.mtu, exit.member.link));
         Ok(Way { port: exit.port, rest: rest as u32, cut, offload })
+    }
+
+    /// As [`Self::exit`], if it was not asked of late.
+    #[inline]
+    fn exit_again(
+        &mut self,
+        trip: &Trip<'_>,
+        head: &Head,
+        packet: &Packet,
+        read: Read<'_, '_, '_>,
+    ) -> Result<Exit, DropReason> {
+        let key = trip.key(packet.destination).of_all_ports();
+        if let Some(Some(exit)) = self.router.exits.get(&key) {
+            return Ok(exit);
+        }
+        let exit = self.exit(trip, head, packet, read)?;
+        if !matches!(exit.hop, Hop::Unknown(_)) {
+            self.router.exits.put(key, Some(exit));
+        }
+        Ok(exit)
     }
 
     /// How the packet's destination is reached, or why it is not.
