@@ -23,6 +23,7 @@ impl Ports {
             match source {
                 None => self.take_engine_events(),
                 Some(Source::Clock) => self.turn_underlays(),
+                Some(Source::Kernel(port)) => self.read_kernel(port),
                 Some(source) => {
                     for event in self.sockets.process(source) {
                         self.take_memif_event(event, state);

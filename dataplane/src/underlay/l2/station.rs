@@ -63,6 +63,13 @@ impl Station {
         self.member.mac
     }
 
+    /// The same with another hardware address.
+    #[must_use]
+    pub fn with_mac(mut self, mac: Mac) -> Self {
+        self.member.mac = mac;
+        self
+    }
+
     /// Its own addresses.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.domain.gateways
