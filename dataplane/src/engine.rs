@@ -268,6 +268,11 @@ impl Engine {
         Ok(reader)
     }
 
+    /// A way to report to the agent for those who watch links.
+    pub fn reporter(&self) -> Events {
+        self.events.clone()
+    }
+
     /// Where the workers report; take with `try_recv` when [`Engine::event_fd`] is readable.
     pub fn events(&self) -> &Receiver<Event> {
         &self.reported

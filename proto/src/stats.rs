@@ -180,6 +180,8 @@ drop_reasons! {
     ControlLimit = "control_limit",
     /// The next hop's hardware address is being asked for, and too many packets wait for that already.
     NeighbourQueueFull = "neighbour_queue_full",
+    /// The egress port has no buffer left to copy it into.
+    NoBuffer = "no_buffer",
 }
 
 const _: () = assert!(DropReason::ALL.len() <= DROP_SLOTS);

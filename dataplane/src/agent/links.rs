@@ -142,6 +142,7 @@ impl Ports {
                     }
                 }
                 Event::Learnt { port, address, mac } => self.learn(port, address, mac),
+                Event::Link { port } => self.take_link(port),
                 Event::Died { worker, message } => self.take_death(worker, &message),
             }
         }

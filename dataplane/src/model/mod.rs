@@ -14,14 +14,14 @@ pub(crate) mod routing_proto;
 mod value;
 
 pub use edit::Edit;
-pub use kinds::{KernelSpec, MemifSpec, Mode, PipeSpec, RelaySpec, Role, VxlanSpec};
+pub use kinds::{DpdkName, DpdkSpec, KernelSpec, MemifSpec, Mode, PipeSpec, RelaySpec, Role, VxlanSpec};
 pub use note::{Note, Notes};
 pub use proto::{FieldError, op_from_proto, state_from_proto, state_to_proto};
 pub use routing::{DomainState, Mac, MemberSpec, Network, RouteMtu, RouteSpec, Routing, TouchedRouting};
 pub(crate) use value::shown;
 pub use value::{
-    BufferSize, ControlSocket, IfName, Inode, Invalid, Mtu, Netns, PortName, Prefix, Queues, RingSize,
-    Secret, UdpPort, UnderlayMtu, Vni,
+    BufferSize, Buffers, ControlSocket, Descriptors, IfName, Inode, Invalid, Mtu, Netns, PortName, Prefix,
+    Queues, RingSize, Secret, UdpPort, UnderlayMtu, Vni,
 };
 
 /// What a port is.
@@ -35,6 +35,8 @@ pub enum PortSpec {
     Vxlan(VxlanSpec),
     /// One end of an in-process pipe.
     Pipe(PipeSpec),
+    /// A device of DPDK's.
+    Dpdk(DpdkSpec),
     /// No port that frames come by, but otherwise kept like one: a memif that is handed through.
     Relay(RelaySpec),
 }
@@ -91,6 +93,8 @@ pub enum Claim {
     Vxlan(SocketAddr, u32, IpAddr),
     /// A pipe, which has two ends.
     Pipe(PortName),
+    /// A device of DPDK's.
+    Dpdk(String),
     /// A relay's listening socket.
     Relay(Inode),
 }
@@ -110,6 +114,7 @@ impl fmt::Display for Claim {
             Claim::Kernel(None, name) => write!(f, "interface {}", name.as_str()),
             Claim::Vxlan(local, vni, remote) => write!(f, "vni {vni} from {local} to {remote}"),
             Claim::Pipe(pipe) => write!(f, "pipe {pipe}"),
+            Claim::Dpdk(device) => write!(f, "DPDK device {device}"),
             Claim::Relay(listen) => write!(f, "the clients of {listen}"),
         }
     }
@@ -123,6 +128,7 @@ impl PortSpec {
             Self::Kernel(_) => "kernel",
             Self::Vxlan(_) => "vxlan",
             Self::Pipe(_) => "pipe",
+            Self::Dpdk(_) => "dpdk",
             Self::Relay(_) => "relay",
         }
     }
@@ -136,6 +142,7 @@ impl PortSpec {
             Self::Kernel(kernel) => Claim::Kernel(kernel.netns.clone(), kernel.ifname.clone()),
             Self::Vxlan(vxlan) => Claim::Vxlan(vxlan.underlay(), vxlan.vni.get(), vxlan.remote),
             Self::Pipe(pipe) => Claim::Pipe(pipe.pipe.clone()),
+            Self::Dpdk(dpdk) => Claim::Dpdk(dpdk.device.device().to_owned()),
             Self::Relay(relay) => Claim::Relay(relay.listen),
         })
     }
@@ -146,6 +153,7 @@ impl PortSpec {
             Self::Memif(memif) => Some(memif.mode),
             Self::Kernel(kernel) => Some(kernel.mode),
             Self::Vxlan(vxlan) => Some(vxlan.mode),
+            Self::Dpdk(_) => Some(Mode::Ethernet),
             Self::Pipe(_) | Self::Relay(_) => None,
         }
     }

@@ -28,6 +28,8 @@ use crate::stats::Counters;
 use crate::tables::Tables;
 use crate::{DropReason, burst::BURST};
 
+#[cfg(not(loom))]
+pub mod dpdk;
 pub mod kernel;
 pub mod memif;
 pub mod pipe;

@@ -69,6 +69,11 @@ pub enum Event {
         /// Where it is.
         mac: Mac,
     },
+    /// A device's link came or went. Whoever watches it says so.
+    Link {
+        /// Whose.
+        port: PortIndex,
+    },
     /// A worker's thread ended by a panic: a bug, and its ports stand still.
     Died {
         /// Which worker.
