@@ -28,7 +28,7 @@ step "lints (clippy, warnings are errors)" cargo clippy --workspace --all-target
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 step "Go peers: vet and build" build_go_peers
 step "build of tests" cargo test --workspace --locked --no-run
-loud_step "tests" cargo test --workspace --locked --no-fail-fast -- --test-threads=2
+loud_step "tests" env VWIRE_LOGS="$LOGS/tests" scripts/run_tests.sh
 step "loom: hand-off rings and table swap, every interleaving" env RUSTFLAGS="--cfg loom" \
     cargo test -p vwire-dataplane --lib --locked --target-dir target/loom loom
 step "loom: memif queues, up to three preemptions" env RUSTFLAGS="--cfg loom" \

@@ -189,3 +189,23 @@ async fn hello_goes_through_two_and_three_domains() {
         drop(lab);
     }
 }
+
+/// What `bench_vl3.sh` measures is another matter: here it is looked at whether packets come at all, by both ways.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn iperf3_runs_across_two_endpoints_and_beside_it_by_the_kernel() {
+    let run = Run::of(&mut shipped("vl3-single.yaml"), "vl3iperf");
+    let ran = script(&run, "bench_vl3.sh", &["--rounds", "1", "--seconds", "1"]);
+    let text = said(&ran);
+    assert!(ran.status.success(), "{text}");
+    let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    for kind in ["tcp", "udp-1300", "udp-64"] {
+        for family in ["v4", "v6"] {
+            // The kind, the version of IP, the unit, and the figures of the kernel and of the network.
+            let row = rows.iter().find(|row| row.len() == 6 && row[..2] == [kind, family]);
+            let row = row.unwrap_or_else(|| panic!("{kind} {family} is missing: {text}"));
+            for figure in &row[3..5] {
+                assert!(figure.parse::<f64>().unwrap() > 0.0, "{row:?}");
+            }
+        }
+    }
+}

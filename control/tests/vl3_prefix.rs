@@ -17,11 +17,17 @@ use vwire_control::api::connection::{Connection, State};
 use vwire_control::api::connectioncontext::{ConnectionContext, IpContext, Route};
 use vwire_control::api::networkservice::NetworkServiceRequest;
 use vwire_control::chain::{Call, Chain, Element};
-use vwire_control::client::Namespace;
+use vwire_control::client::{ClientSettings, Manager, Namespace};
 use vwire_control::dataplane::client::Client;
+use vwire_control::dataplane::ends::Payload;
 use vwire_control::elements::monitor::Strictness;
 use vwire_control::elements::{Begin, Binding, Hub, Monitor};
+use vwire_control::identity::policy::Policies;
+use vwire_control::identity::{Identity, TokenSource};
 use vwire_control::ipam::Grant;
+use vwire_control::registry::remote::Remote;
+use vwire_control::transport::{Dialling, Pool, Target};
+use vwire_control::vl3::peers::{Own, Peers, RouterPorts, Setup};
 use vwire_control::vl3::router::Router;
 use vwire_control::vl3::{Network, server};
 
@@ -31,6 +37,7 @@ struct Endpoint {
     netns: Netns,
     network: Arc<Network>,
     chain: Arc<Chain>,
+    peers: Arc<Peers>,
     prefix: watch::Sender<Option<Grant>>,
     shutdown: CancellationToken,
 }
@@ -51,9 +58,10 @@ impl Endpoint {
         let hub = Hub::new(Strictness::Open);
         let network = Arc::new(Network::new(router, 1, netns.namespace(), Arc::clone(&hub)));
         let namespace = Namespace::open(Path::new(&netns.path())).unwrap();
+        let peers = peers(&network, &namespace);
         let chain = Chain::new("vl3", |_| {
             let mut elements: Vec<Arc<dyn Element>> =
-                vec![Arc::new(Begin::new(Binding::Off)), Arc::new(Monitor::new(hub))];
+                vec![Arc::new(Begin::new(Binding::Off)), Arc::new(Monitor::new(hub)), peers.gate()];
             elements.extend(server::elements(&network, &namespace));
             elements
         });
@@ -64,7 +72,7 @@ impl Endpoint {
         beside(Box::pin(Arc::clone(&network).follow_prefix(0, told)));
         beside(Box::pin(Arc::clone(&network).follow_mtu()));
         beside(Box::pin(Arc::clone(&network).ask_the_late()));
-        Self { home, netns, network, chain, prefix, shutdown }
+        Self { home, netns, network, chain, peers, prefix, shutdown }
     }
 
     async fn ask(&self, request: NetworkServiceRequest) -> Result<Connection, Status> {
@@ -86,7 +94,9 @@ impl Endpoint {
     }
 
     fn grant(&self, prefix: &str) {
-        self.prefix.send_replace(Some(Grant::of(prefix.parse().unwrap())));
+        let grant = Grant::of(prefix.parse().unwrap());
+        self.peers.set_own(Own::of([grant.prefix]));
+        self.prefix.send_replace(Some(grant));
     }
 
     async fn gateways(&self) -> Vec<String> {
@@ -121,6 +131,33 @@ impl Endpoint {
         args.extend(["--gateway", &gateway, "--count", "5", "--interval", "0.01", to]);
         Process::inside(&self.netns, &program("examples/ping"), &args).success()
     }
+}
+
+/// The links of an endpoint that nobody is told of: it asks nobody, and others may ask it.
+fn peers(network: &Network, namespace: &Namespace) -> Arc<Peers> {
+    let identity = Identity::insecure();
+    let tokens = TokenSource::new(identity.clone(), Duration::from_secs(600));
+    let pool = Arc::new(Pool::new(identity, tokens, Dialling::default()));
+    let nobody: Target = "unix:///nobody/is/here.sock".parse().unwrap();
+    Peers::new(Setup {
+        name: "vl3".to_owned(),
+        identity: None,
+        services: vec!["net".to_owned()],
+        labels: Default::default(),
+        payload: "IP".to_owned(),
+        namespace: namespace.clone(),
+        upstream: Arc::new(Manager::new(Arc::clone(&pool), nobody.clone(), Arc::new(Policies::off()))),
+        registry: Arc::new(Remote::new(pool, nobody)),
+        ports: Box::new(RouterPorts {
+            router: Arc::clone(&network.router),
+            namespace: network.namespace.clone(),
+            payload: Payload::Ip,
+        }),
+        port_name: server::port_name,
+        mtu: Arc::clone(&network.mtu),
+        own_interface: false,
+        client: ClientSettings::default(),
+    })
 }
 
 fn socket(connection: &Connection) -> String {
@@ -231,7 +268,9 @@ async fn another_endpoint_has_what_it_says_unless_that_is_anothers() {
             ..Default::default()
         };
         let context = ConnectionContext { ip_context: Some(context), ..Default::default() };
-        request.connection.as_mut().unwrap().context = Some(context);
+        let connection = request.connection.as_mut().unwrap();
+        connection.context = Some(context);
+        connection.path.as_mut().unwrap().path_segments[0].name = id.into();
         endpoint.ask(request)
     };
     let second = peer("second", "172.16.2.0", &["172.16.2.0/32", "172.16.2.0/24"]).await.unwrap();
@@ -242,15 +281,42 @@ async fn another_endpoint_has_what_it_says_unless_that_is_anothers() {
         before,
         [routed("172.16.1.1/32", "a"), routed("172.16.2.0/24", "second"), routed("172.16.2.0/32", "second")]
     );
-    for (own, prefixes, why) in [
-        ("172.16.2.0", &["172.16.2.0/24"][..], "overlaps 172.16.2.0/24, which leads to vl3.second already"),
-        ("172.16.0.0", &["172.16.0.0/16"], "overlaps 172.16.1.0/24"),
-        ("172.16.3.0", &["172.16.3.0/24", "10.0.0.0/8"], "begins with its own address"),
+    for (id, own, prefixes, why) in [
+        ("third", "172.16.2.0", &["172.16.2.0/24"][..], "overlaps 172.16.2.0/24 of peer second"),
+        ("third", "172.16.0.0", &["172.16.0.0/16"], "overlaps 172.16.1.0/24, our own prefix"),
+        (
+            "third",
+            "172.16.3.0",
+            &["172.16.3.0/24", "10.0.0.0/8"],
+            "10.0.0.0/8, which is outside the network's 172.16.0.0/16",
+        ),
+        (
+            "third",
+            "172.16.3.0",
+            &["172.16.3.0/24", "172.16.4.0/24"],
+            "172.16.4.0/24, which is not of its own",
+        ),
+        (
+            "third",
+            "172.16.3.0",
+            &["172.16.3.0/24", "172.16.1.1/32"],
+            "172.16.1.1/32, which is not of its own",
+        ),
+        ("third", "172.16.1.1", &["172.16.1.1/32"], "172.16.1.1/32: only to another endpoint of the network"),
     ] {
-        let refused = peer("third", own, prefixes).await.unwrap_err();
-        assert_eq!(refused.code(), Code::FailedPrecondition);
+        let refused = peer(id, own, prefixes).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
         assert!(refused.message().contains(why), "{refused}");
         assert_eq!(endpoint.routes().await, before, "nothing else is disturbed");
     }
     assert_eq!(endpoint.network.router.ports(), ["vl3.a", "vl3.second"]);
+    // Who looks at the endpoint sees why one is no peer.
+    let report = endpoint.peers.report();
+    let line = report.as_array().unwrap().iter().find(|line| line["name"] == "third").unwrap();
+    assert_eq!(line["state"], "refused", "{report}");
+    let error = line["error"].as_str().unwrap();
+    assert!(error.contains("172.16.1.1/32, which is not of its own"), "{error}");
+    let third = peer("third", "172.16.3.0", &["172.16.3.0/32", "172.16.3.0/24"]).await.unwrap();
+    assert_eq!(ip(&third).src_ip_addrs, ["172.16.3.0/32"]);
+    assert!(!endpoint.peers.report().to_string().contains("not of its own"), "it is a peer now");
 }

@@ -138,6 +138,12 @@ impl<'a> Burst<'a> {
         BURST - self.frames.len()
     }
 
+    /// Views that chained frames may still have, together, beyond each frame's first.
+    #[inline]
+    pub fn chain_room(&self) -> usize {
+        self.rest.remaining_capacity()
+    }
+
     /// Frames in the burst.
     #[inline]
     pub fn len(&self) -> usize {

@@ -3,8 +3,6 @@
 use ipnet::IpNet;
 use vwire_proto::nsm::ipam::PrefixResponse;
 
-use crate::prefixes::overlap;
-
 /// A prefix, and what of it must be left alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
@@ -20,19 +18,6 @@ pub struct Grant {
 pub struct BadGrant {
     field: &'static str,
     value: String,
-}
-
-/// Two prefixes that can't be in one network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "prefix {theirs} overlaps {ours}, which this endpoint has of its own IPAM: the addresses would be there twice; give each domain's \
-     IPAM a prefix of its own (NSM_PREFIX)"
-)]
-pub struct Overlap {
-    /// What this endpoint was given.
-    pub ours: IpNet,
-    /// What the other one says it has.
-    pub theirs: IpNet,
 }
 
 impl Grant {
@@ -52,14 +37,6 @@ impl Grant {
         };
         let excluded = answer.exclude_prefixes.iter().map(|value| read("exclude_prefixes", value));
         Ok(Self { prefix: read("prefix", &answer.prefix)?, excluded: excluded.collect::<Result<_, _>>()? })
-    }
-
-    /// Whether another endpoint may have `theirs` in the same network.
-    ///
-    /// # Errors
-    /// [`Overlap`] if one contains the other.
-    pub fn beside(&self, theirs: IpNet) -> Result<(), Overlap> {
-        if overlap(&self.prefix, &theirs) { Err(Overlap { ours: self.prefix, theirs }) } else { Ok(()) }
     }
 }
 
@@ -88,18 +65,6 @@ mod tests {
         ] {
             let error = Grant::read(&answer(prefix, excluded)).unwrap_err().to_string();
             assert!(error.starts_with(told), "{error}");
-        }
-    }
-
-    #[test]
-    fn prefixes_of_one_network_must_not_overlap() {
-        let grant = Grant::of(net("172.16.1.7/24"));
-        for theirs in ["172.16.0.0/24", "172.16.2.0/23", "fd00::/64", "::/0"] {
-            assert_eq!(grant.beside(net(theirs)), Ok(()), "{theirs}");
-        }
-        for theirs in ["172.16.1.0/24", "172.16.0.0/16", "172.16.1.128/25", "172.16.1.1/32", "0.0.0.0/0"] {
-            let error = grant.beside(net(theirs)).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("prefix {theirs} overlaps 172.16.1.0/24")), "{error}");
         }
     }
 }

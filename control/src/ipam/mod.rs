@@ -21,6 +21,6 @@ mod table;
 mod tests;
 
 pub use file::StateError;
-pub use grant::{BadGrant, Grant, Overlap};
+pub use grant::{BadGrant, Grant};
 pub use store::{BadSettings, Settings, Store};
 pub use table::{Asker, Exhausted, Figures, Refusal, Rules};

@@ -34,7 +34,8 @@ use crate::registry::Registry;
 use crate::registry::remote::Remote;
 use crate::transport::{Limits, ServeError, Server, Services, Target};
 use crate::vl3::dns::{self, Directory, Naming, Template, Vl3Dns};
-use crate::vl3::peers::{NOTE, Own, Peers, RouterPorts, Setup};
+use crate::vl3::peers::announced::Announced;
+use crate::vl3::peers::{NOTE, Own, Peers, RouterPorts, Setup, is_own};
 use crate::vl3::remotes::Remotes;
 use crate::vl3::router::{Restored, Router};
 use crate::vl3::server::{payload_of, port_name};
@@ -113,7 +114,7 @@ pub struct Settings {
     #[arg(long, env = "VWIRE_VL3_DNS_TTL", value_name = "DURATION", default_value = "1m", value_parser = config::duration)]
     pub dns_ttl: Duration,
 
-    /// Ends when there was no connection for this long; 0: never.
+    /// Ends when there was no client for this long, whatever links it has with other endpoints; 0: never.
     #[arg(long, env = "NSM_IDLE_TIMEOUT", value_name = "DURATION", default_value = "0s", value_parser = config::duration)]
     pub idle_timeout: Duration,
 
@@ -218,7 +219,7 @@ pub async fn run(settings: Settings, process: Process) -> Result<(), Vl3Error> {
             .with_rules(Some(policies.clone())),
     );
     let peers = links(&settings, &process, &network, &namespace, policies.clone(), Arc::clone(&registry));
-    take_over(&network, &peers, restored, &begin).await;
+    take_over(&network, &peers, restored, (&begin, &settings.name)).await;
     let directory = directory(&settings, &network);
     let names = Vl3Dns::new(Arc::clone(&directory), peers.address(), settings.name.clone());
     let chain =
@@ -305,7 +306,12 @@ fn links(
 }
 
 /// What an earlier process of ours left: clients' connections, and links to other endpoints. Nothing may lead to where nobody is.
-async fn take_over(network: &Network, peers: &Arc<Peers>, restored: Vec<Restored>, begin: &Begin) {
+async fn take_over(
+    network: &Network,
+    peers: &Arc<Peers>,
+    restored: Vec<Restored>,
+    (begin, name): (&Begin, &str),
+) {
     let mut links = Vec::new();
     for port in network.take_over(restored, begin).await {
         if port.note == NOTE {
@@ -315,7 +321,8 @@ async fn take_over(network: &Network, peers: &Arc<Peers>, restored: Vec<Restored
         let removed = network.router.detach(&port.port).await;
         tracing::info!(port = port.port, ok = removed.is_ok(), "removing a port that nobody takes up");
     }
-    peers.adopt(links);
+    let own = network.hub.connections().iter().any(|known| is_own(name, known));
+    peers.adopt(links, own);
 }
 
 /// What a Request of a client goes through.
@@ -329,8 +336,13 @@ fn chain(
     begin: Arc<Begin>,
 ) -> Arc<Chain> {
     let idle = (!settings.idle_timeout.is_zero())
-        .then(|| Idle::new(settings.idle_timeout, process.shutdown.clone()))
-        .inspect(|idle| network.hub.connections().iter().for_each(|known| idle.used_by(&known.id)))
+        .then(|| {
+            // Other endpoints and our own interface would keep each endpoint of a network that nobody uses.
+            let name = settings.name.clone();
+            let is_client = move |one: &_| !is_own(&name, one) && Announced::in_request(one).is_none();
+            Idle::new(settings.idle_timeout, process.shutdown.clone()).of_those(is_client)
+        })
+        .inspect(|idle| network.hub.connections().iter().for_each(|known| idle.used_by(known)))
         .map(|idle| Arc::new(idle) as Arc<dyn Element>);
     Chain::new(settings.name.clone(), |handle| {
         let mut elements: Vec<Arc<dyn Element>> = vec![

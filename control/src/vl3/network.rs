@@ -32,8 +32,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 ///
 /// Other parts plug in here: `peers` attaches ports of its own to [`router`](Self::router) (a peer is a port with its prefix as route),
 /// takes part in the MTU by [`mtu`](Self::mtu) (`limit` in each Request, `put` after each answer, `watch` to refresh when it is lower),
-/// announces [`addresses`](Self::addresses)`.grants()`, and checks what it is told with
-/// [`check_announced`](super::addresses::check_announced).
+/// announces [`addresses`](Self::addresses)`.grants()`, and judges, at its gate, what peers announce.
 pub struct Network {
     /// The routing domain.
     pub router: Arc<Router>,

@@ -40,7 +40,7 @@ pub fn elements(network: &Arc<Network>, namespace: &Namespace) -> Vec<Arc<dyn El
     vec![
         Arc::new(Attach::new(Arc::clone(network))),
         Arc::new(KeepMtu::new(Arc::clone(&network.mtu))),
-        Arc::new(AssignAddresses::new(Arc::clone(&network.addresses), Arc::clone(&network.router))),
+        Arc::new(AssignAddresses::new(Arc::clone(&network.addresses))),
         Arc::new(Mechanisms::new(vec![Arc::new(Memif::new(namespace.clone()))])),
     ]
 }

@@ -1,6 +1,5 @@
 //! Addresses as a step of the chain.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,30 +8,38 @@ use tonic::Status;
 use vwire_proto::nsm::connection::Connection;
 use vwire_proto::nsm::networkservice::NetworkServiceRequest;
 
-use super::{Addresses, check_announced};
+use super::Addresses;
 use crate::chain::{Call, Element, Next};
-use crate::vl3::router::{Route, Router};
-use crate::vl3::server::port_name;
+use crate::vl3::router::Route;
 
 /// Assigns addresses on the way in. A first Request that fails further on leaves nothing assigned.
 pub struct AssignAddresses {
     addresses: Arc<Addresses>,
-    router: Arc<Router>,
 }
+
+/// What may lead to another endpoint that asks, by the judgement of [`Gate`](crate::vl3::peers::Gate); in the state of its connection
+/// for the elements behind. Without it nothing is taken from anybody who says that he is an endpoint.
+pub struct Admitted(pub Vec<IpNet>);
 
 /// What leads to a connection, in its state for the elements before this one.
 pub struct Behind(pub Vec<Route>);
 
 impl AssignAddresses {
-    /// Of these; `router` knows what leads to others.
-    pub fn new(addresses: Arc<Addresses>, router: Arc<Router>) -> Self {
-        Self { addresses, router }
+    /// Of these.
+    pub fn new(addresses: Arc<Addresses>) -> Self {
+        Self { addresses }
     }
+}
 
-    fn check(&self, id: &str, sources: &[String], announced: &[IpNet]) -> Result<(), Status> {
-        let address = |text: &String| text.split('/').next()?.parse().ok();
-        let sources: Vec<IpAddr> = sources.iter().filter_map(address).collect();
-        check_announced(&self.addresses.grants(), &self.router.routes(), &port_name(id), &sources, announced)
+/// Whether all of it was admitted.
+fn check(admitted: Option<&Admitted>, announced: &[IpNet]) -> Result<(), Status> {
+    let may = |prefix: &&IpNet| admitted.is_some_and(|admitted| admitted.0.contains(*prefix));
+    match announced.iter().find(|prefix| !may(prefix)) {
+        None => Ok(()),
+        Some(prefix) => Err(Status::failed_precondition(format!(
+            "connection.context.ip_context.dst_routes: {prefix}: only to another endpoint of the network lead routes that it brings, and only \
+             those of its own prefix"
+        ))),
     }
 }
 
@@ -51,7 +58,7 @@ impl Element for AssignAddresses {
         let id = connection.id.clone();
         let context = connection.context.get_or_insert_default().ip_context.get_or_insert_default();
         let assigned = self.addresses.assign(&id, context)?;
-        let answer = match self.check(&id, &context.src_ip_addrs, &assigned.announced) {
+        let answer = match check(call.state.get(), &assigned.announced) {
             Ok(()) => {
                 call.state.insert(Behind(assigned.routes));
                 next.request(call, request).await

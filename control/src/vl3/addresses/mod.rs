@@ -12,7 +12,6 @@
 //! | what of a connection's context follows from them | `context` |
 //! | the step of the chain | `element` |
 //! | what a client can't use | `unwanted` |
-//! | whether another endpoint may have what it says it has | [`check_announced`] |
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -26,13 +25,11 @@ use crate::endpoint::ipam::{Excluded, Pool};
 use crate::ipam::Grant;
 use crate::vl3::router::Route;
 
-mod announced;
 mod context;
 mod element;
 mod unwanted;
 
-pub use announced::check as check_announced;
-pub use element::{AssignAddresses, Behind};
+pub use element::{Admitted, AssignAddresses, Behind};
 use unwanted::Unwanted;
 
 /// Addresses that the engine answers at. Who has one of a prefix that was ours so many prefixes ago has not asked for very long.
@@ -75,7 +72,7 @@ pub struct Assigned {
     pub is_new: bool,
     /// What leads to the connection.
     pub routes: Vec<Route>,
-    /// What of it another endpoint says is behind it, and nobody has checked.
+    /// What of it another endpoint says is behind it; the [`Gate`](crate::vl3::peers::Gate) knows whether it may.
     pub announced: Vec<IpNet>,
 }
 
@@ -210,15 +207,6 @@ impl Addresses {
     /// The prefix of each slot, granted or had before.
     pub fn prefixes(&self) -> Vec<Option<IpNet>> {
         self.lock().slots.iter().map(Slot::prefix).collect()
-    }
-
-    /// What is granted.
-    pub fn grants(&self) -> Vec<Grant> {
-        let granted = |slot: &Slot| match slot {
-            Slot::Granted { grant, .. } => Some(grant.clone()),
-            _ => None,
-        };
-        self.lock().slots.iter().filter_map(granted).collect()
     }
 
     /// Where the endpoint answers: the first address of each prefix, and of those that some connection still has from before.

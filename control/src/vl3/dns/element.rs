@@ -14,6 +14,7 @@ use vwire_proto::nsm::networkservice::NetworkServiceRequest;
 
 use super::directory::{Directory, search_domains};
 use crate::chain::{Call, Element, Next};
+use crate::vl3::peers::is_own;
 
 /// How long, at the endpoint's start, Requests wait for the name server's address.
 const START: Duration = Duration::from_secs(5);
@@ -48,7 +49,7 @@ impl Vl3Dns {
     /// What a client is told; nothing as long as there is no address.
     async fn config(&self, call: &Call, connection: &Connection, domains: Vec<String>) -> Option<DnsConfig> {
         let mut address = self.address();
-        if address.is_none() && !self.is_own(connection) {
+        if address.is_none() && !is_own(&self.name, connection) {
             let until = self.patience.min(Instant::now() + call.remaining() / 2);
             let mut own = self.own.clone();
             let _ = tokio::time::timeout_at(until, own.wait_for(Option::is_some)).await;
@@ -62,11 +63,6 @@ impl Vl3Dns {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         *last = self.own.borrow().or(*last);
         *last
-    }
-
-    fn is_own(&self, connection: &Connection) -> bool {
-        let first = connection.path.as_ref().and_then(|path| path.path_segments.first());
-        first.is_some_and(|segment| segment.name == *self.name)
     }
 }
 

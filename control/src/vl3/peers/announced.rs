@@ -24,6 +24,8 @@ pub struct Announced {
     pub addresses: Vec<IpAddr>,
     /// What is behind it, without host bits.
     pub prefixes: Vec<IpNet>,
+    /// Single addresses that a Request wants to be led to; of an answer they are nothing to us.
+    pub hosts: Vec<IpNet>,
     /// Its name servers.
     pub dns: Vec<IpAddr>,
 }
@@ -35,7 +37,9 @@ pub enum Refused {
     #[error("it announces no prefix")]
     Nothing,
     /// A route of ours would be its.
-    #[error("it announces {route}, which overlaps {ours}, our own prefix")]
+    #[error(
+        "it announces {route}, which overlaps {ours}, our own prefix: each domain's IPAM needs a prefix of its own (NSM_PREFIX)"
+    )]
     Ours {
         /// What it announced.
         route: IpNet,
@@ -43,7 +47,9 @@ pub enum Refused {
         ours: IpNet,
     },
     /// Someone else's route would be its.
-    #[error("it announces {route}, which overlaps {theirs} of {whose}")]
+    #[error(
+        "it announces {route}, which overlaps {theirs} of {whose}: each domain's IPAM needs a prefix of its own (NSM_PREFIX)"
+    )]
     Taken {
         /// What it announced.
         route: IpNet,
@@ -51,6 +57,16 @@ pub enum Refused {
         theirs: IpNet,
         /// Whose it is.
         whose: String,
+    },
+    /// A route that is not to what is its own: a prefix of this network begins with the address of the endpoint that has it.
+    #[error(
+        "it announces {route}, which is not of its own: its own address is {own}, with which its prefix begins"
+    )]
+    NotItsOwn {
+        /// What it announced.
+        route: IpNet,
+        /// Its addresses, with commas.
+        own: String,
     },
     /// A route that has nothing to do with this network.
     #[error("it announces {route}, which is outside the network's {network}")]
@@ -79,36 +95,41 @@ impl Announced {
         let context = connection.context.as_ref()?;
         let ip = context.ip_context.as_ref()?;
         let addresses = crate::endpoint::hosts(&ip.src_ip_addrs);
-        let prefixes = behind(&ip.dst_routes);
+        let (prefixes, hosts) = behind(&ip.dst_routes);
         let own = |prefix: &&IpNet| addresses.iter().any(|address| prefix.contains(address));
         let marked = connection.labels.contains_key(SEED_LABEL) || context.extra_context.contains_key(MARK);
         if !marked && prefixes.iter().find(own).is_none() {
             return None;
         }
-        Some(Self { addresses, prefixes, dns: name_servers(context.dns_context.as_ref()) })
+        Some(Self { addresses, prefixes, hosts, dns: name_servers(context.dns_context.as_ref()) })
     }
 
     /// What the one that was dialled says in its answer. The `network`'s own prefixes lead to it, too, but are not its.
     pub fn in_answer(connection: &Connection, network: &[IpNet]) -> Self {
         let context = connection.context.clone().unwrap_or_default();
         let ip = context.ip_context.unwrap_or_default();
-        let mut prefixes = behind(&ip.src_routes);
+        let (mut prefixes, _) = behind(&ip.src_routes);
         prefixes.retain(|prefix| !network.contains(prefix));
         let addresses = crate::endpoint::hosts(&ip.dst_ip_addrs);
         // Not our own name server, which the Request had.
         let asked: Vec<IpAddr> = crate::endpoint::hosts(&ip.src_ip_addrs);
         let mut dns = name_servers(context.dns_context.as_ref());
         dns.retain(|server| !asked.contains(server));
-        Self { addresses, prefixes, dns }
+        Self { addresses, prefixes, hosts: Vec::new(), dns }
     }
 
-    /// The prefixes that may be routed to it. Those of a version of IP that the network does not have are left out.
+    /// The prefixes that may be routed to it. Those of a version of IP that the network does not have are left out. Addresses inside
+    /// these are its, too, and no others.
     ///
     /// # Errors
     /// [`Refused`] for the first that it has no right to; then none of it is to be taken.
     pub fn admit(&self, territory: &Territory) -> Result<Vec<IpNet>, Refused> {
         let same = |one: &IpNet, other: &IpNet| one.addr().is_ipv4() == other.addr().is_ipv4();
         let known = |route: &&IpNet| territory.network.iter().any(|network| same(network, route));
+        let not_its_own = |route: &IpNet| {
+            let own = self.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            Refused::NotItsOwn { route: *route, own: if own.is_empty() { "none".to_owned() } else { own } }
+        };
         let routes: Vec<IpNet> = self.prefixes.iter().filter(known).copied().collect();
         if routes.is_empty() {
             return Err(Refused::Nothing);
@@ -124,8 +145,15 @@ impl Announced {
             if let Some((whose, theirs)) = territory.taken.iter().find(|(_, theirs)| overlap(theirs, route)) {
                 return Err(Refused::Taken { route: *route, theirs: *theirs, whose: whose.clone() });
             }
+            if !self.addresses.contains(&route.network()) {
+                return Err(not_its_own(route));
+            }
         }
-        Ok(routes)
+        let inside = |host: &&IpNet| routes.iter().any(|route| route.contains(*host));
+        match self.hosts.iter().filter(known).find(|host| !inside(host)) {
+            Some(host) => Err(not_its_own(host)),
+            None => Ok(routes),
+        }
     }
 }
 
@@ -146,16 +174,14 @@ pub fn context(own: &[(IpAddr, IpNet)], dns: Option<IpAddr>) -> (IpContext, DnsC
     (ip, DnsContext { configs: config.into_iter().collect() })
 }
 
-/// Prefixes of routes; those to single hosts are the peer's own address.
-fn behind(routes: &[Route]) -> Vec<IpNet> {
-    let parsed = routes.iter().filter_map(|route| route.prefix.parse::<IpNet>().ok());
-    let mut prefixes: Vec<IpNet> = parsed
-        .filter(|prefix| prefix.prefix_len() < prefix.max_prefix_len())
-        .map(|prefix| prefix.trunc())
-        .collect();
-    prefixes.sort_unstable();
-    prefixes.dedup();
-    prefixes
+/// Prefixes of routes, and those to single hosts, such as the peer's own address.
+fn behind(routes: &[Route]) -> (Vec<IpNet>, Vec<IpNet>) {
+    let parse = |text: &str| text.parse().ok().or_else(|| Some(IpNet::from(text.parse::<IpAddr>().ok()?)));
+    let mut all: Vec<IpNet> =
+        routes.iter().filter_map(|route| parse(&route.prefix)).map(|one| one.trunc()).collect();
+    all.sort_unstable();
+    all.dedup();
+    all.into_iter().partition(|prefix| prefix.prefix_len() < prefix.max_prefix_len())
 }
 
 fn name_servers(dns: Option<&DnsContext>) -> Vec<IpAddr> {
@@ -194,8 +220,10 @@ mod tests {
         }
     }
 
+    /// By one whose addresses its prefixes begin with.
     fn announcing(prefixes: &[&str]) -> Announced {
-        Announced { prefixes: prefixes.iter().map(|text| net(text)).collect(), ..Default::default() }
+        let prefixes: Vec<IpNet> = prefixes.iter().map(|text| net(text)).collect();
+        Announced { addresses: prefixes.iter().map(IpNet::network).collect(), prefixes, ..Default::default() }
     }
 
     #[test]
@@ -255,6 +283,30 @@ mod tests {
         ] {
             let refused = announcing(&prefixes).admit(&territory()).unwrap_err().to_string();
             assert!(refused.contains(said), "{prefixes:?}: {refused}");
+        }
+        // Of its own is what begins with its own address, and single addresses in that.
+        for (hosts, address, said) in [
+            (vec!["172.16.1.0/32", "172.16.1.7/32"], "172.16.1.0", None),
+            (
+                vec![],
+                "172.16.1.1",
+                Some("172.16.1.0/24, which is not of its own: its own address is 172.16.1.1,"),
+            ),
+            (
+                vec!["172.16.1.0/32", "172.16.3.1/32"],
+                "172.16.1.0",
+                Some("172.16.3.1/32, which is not of its own"),
+            ),
+            (vec!["172.16.0.5/32"], "172.16.1.0", Some("172.16.0.5/32, which is not of its own")),
+        ] {
+            let hosts = hosts.into_iter().map(net).collect();
+            let addresses = vec![address.parse().unwrap()];
+            let one = Announced { addresses, hosts, ..announcing(&["172.16.1.0/24"]) };
+            let told = one.admit(&territory()).map_err(|refused| refused.to_string());
+            match said {
+                Some(said) => assert!(told.as_ref().is_err_and(|told| told.contains(said)), "{told:?}"),
+                None => assert_eq!(told, Ok(vec![net("172.16.1.0/24")])),
+            }
         }
         let mut one_version = territory();
         one_version.network.pop();

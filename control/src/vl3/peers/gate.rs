@@ -16,6 +16,7 @@ use super::pairing::Caller;
 use crate::api::token::claimed_subject;
 use crate::chain::{Call, Element, Next};
 use crate::domain;
+use crate::vl3::addresses::Admitted;
 
 /// Lets peers in.
 pub struct Gate {
@@ -63,6 +64,7 @@ impl Element for Gate {
         request: NetworkServiceRequest,
         next: Next<'_>,
     ) -> Result<Connection, Status> {
+        call.state.remove::<Admitted>();
         let Some(connection) = &request.connection else { return next.request(call, request).await };
         let (Some(said), Some((id, caller))) = (Announced::in_request(connection), caller(connection)) else {
             return next.request(call, request).await;
@@ -74,12 +76,13 @@ impl Element for Gate {
             ));
         }
         let port = (self.port_name)(&connection.id);
-        let in_the_way = self.links.admit(&id, &port, caller, said)?;
+        let entry = self.links.admit(&id, &port, caller, said)?;
+        call.state.insert(Admitted(entry.routes));
         let mut entered = Entered { links: &self.links, id: &id, well: false };
-        if let Some(peer) = in_the_way.ours {
+        if let Some(peer) = entry.ours {
             self.links.detach(&peer).await;
         }
-        if let Some(port) = in_the_way.former {
+        if let Some(port) = entry.former {
             self.links.forget_port(&port).await;
         }
         let answer = next.request(call, request).await;

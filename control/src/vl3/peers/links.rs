@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use super::announced::{Announced, Refused, Territory};
 use super::order::Age;
 use super::pairing::{Action, Admission, Caller, Candidate, Pairing};
 use super::ports::{Leg, Ports};
-use crate::client::{Session, SessionStatus};
+use crate::client::{Phase, Session, SessionStatus};
 use crate::dataplane::wanted::short;
 
 /// What we are in the network.
@@ -43,6 +43,9 @@ impl Own {
     }
 }
 
+/// Most callers whose refusal is remembered: names are theirs to choose.
+const MOST_TURNED_AWAY: usize = 64;
+
 /// All links of one endpoint.
 pub(super) struct Links {
     /// Its ports and routes.
@@ -63,6 +66,8 @@ struct State {
     /// What each endpoint is found by: `service` or `service@domain`.
     services: BTreeMap<String, String>,
     refused: u64,
+    /// Why a peer's last call was refused, and when.
+    turned_away: BTreeMap<String, (SystemTime, String)>,
 }
 
 /// A link that we dialled.
@@ -87,9 +92,11 @@ struct Theirs {
     up: bool,
 }
 
-/// What a peer's call finds in its way.
+/// A peer's call that was let in: what it may have, and what it finds in its way.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct InTheWay {
+pub(super) struct Entry {
+    /// What may lead to it.
+    pub routes: Vec<IpNet>,
     /// The peer our link to which gives way.
     pub ours: Option<String>,
     /// The port of the same link of the peer's former life: it has died without a Close, and has come back with its name alone.
@@ -105,6 +112,7 @@ impl Links {
             theirs: BTreeMap::new(),
             services: BTreeMap::new(),
             refused: 0,
+            turned_away: BTreeMap::new(),
         };
         let (told, _) = watch::channel(Vec::new());
         let mark = uuid::Uuid::new_v4().to_string();
@@ -137,9 +145,15 @@ impl Links {
         self.changed.notify_one();
     }
 
+    /// The registry tells of an endpoint, for the first time or again: it may just have come back. A link of ours to it that is not
+    /// up is tried at once, whatever pause it is in.
     pub fn found(&self, service: &str, candidate: Candidate) {
         let mut state = self.lock();
         state.services.insert(candidate.name.clone(), service.to_owned());
+        if let Some(ours) = state.ours.get(&candidate.name) {
+            let waits = matches!(ours.status.borrow().phase, Phase::Requesting | Phase::Healing);
+            ours.session.as_ref().filter(|_| waits).inspect(|session| session.refresh());
+        }
         state.pairing.registered(candidate, Instant::now());
         drop(state);
         self.changed.notify_one();
@@ -148,6 +162,7 @@ impl Links {
     pub fn left(&self, name: &str) {
         let mut state = self.lock();
         state.services.remove(name);
+        state.turned_away.remove(name);
         state.pairing.unregistered(name);
         drop(state);
         self.changed.notify_one();
@@ -328,7 +343,7 @@ impl Links {
     /// # Errors
     /// FAILED_PRECONDITION if it announces what it must not; ALREADY_EXISTS if our own link to it stays, or if the link of this id is
     /// another's.
-    pub fn admit(&self, id: &str, port: &str, caller: Caller, said: Announced) -> Result<InTheWay, Status> {
+    pub fn admit(&self, id: &str, port: &str, caller: Caller, said: Announced) -> Result<Entry, Status> {
         let mut state = self.lock();
         let name = state.pairing.name_of(&caller).map_or_else(|| caller.name.clone(), str::to_owned);
         let before = state.theirs.get(id);
@@ -338,12 +353,15 @@ impl Links {
             )));
         }
         let former = before.filter(|before| before.port != port).map(|before| before.port.clone());
-        if let Err(refused) = self.judge(&state, &name, Some(port), &said) {
-            state.refused += 1;
-            return Err(Status::failed_precondition(format!(
-                "connection.context.ip_context.dst_routes: peer {name}: {refused}; it is not linked"
-            )));
-        }
+        let routes = match self.judge(&state, &name, Some(port), &said) {
+            Ok(routes) => routes.into_iter().chain(said.hosts.iter().copied()).collect(),
+            Err(refused) => {
+                state.turn_away(&name, &refused);
+                return Err(Status::failed_precondition(format!(
+                    "connection.context.ip_context.dst_routes: peer {name}: {refused}; it is not linked"
+                )));
+            }
+        };
         let attached = state.ours.get(&name).is_some_and(|ours| ours.attached);
         let admission = state.pairing.may_come(id, &caller, attached);
         if admission == Admission::Refused {
@@ -355,7 +373,8 @@ impl Links {
         let entry = Theirs { caller, port: port.to_owned(), announced: said, up: false };
         let up = former.is_none() && state.theirs.get(id).is_some_and(|before| before.up);
         state.theirs.insert(id.to_owned(), Theirs { up, ..entry });
-        Ok(InTheWay { ours: (admission == Admission::InPlaceOfOurs).then_some(name), former })
+        state.turned_away.remove(&name);
+        Ok(Entry { routes, ours: (admission == Admission::InPlaceOfOurs).then_some(name), former })
     }
 
     /// Removes the port of a link whose dialler has lost it, with its routes: they lead to nobody. What else there is of the connection
@@ -425,6 +444,18 @@ impl Links {
 }
 
 impl State {
+    /// A peer's call is refused: for the log, once, and for `vwire status`. The caller hears it, too.
+    fn turn_away(&mut self, name: &str, refused: &Refused) {
+        self.refused += 1;
+        let text = format!("peer {name}: {refused}; it is not linked");
+        if self.turned_away.get(name).is_none_or(|(_, before)| *before != text) {
+            tracing::warn!(peer = name, error = text, "a peer's call is refused");
+        }
+        if self.turned_away.len() < MOST_TURNED_AWAY || self.turned_away.contains_key(name) {
+            self.turned_away.insert(name.to_owned(), (SystemTime::now(), text));
+        }
+    }
+
     /// Links by which this peer dialled us.
     fn their_links<'a>(&'a self, peer: &'a str) -> impl Iterator<Item = &'a Theirs> {
         self.theirs.values().filter(move |theirs| self.name_of(&theirs.caller) == peer)
@@ -491,6 +522,7 @@ impl State {
         let linked = self.linked();
         let mut names: Vec<&str> = self.pairing.names().collect();
         names.extend(linked.iter().map(|peer| peer.name.as_str()));
+        names.extend(self.turned_away.keys().map(String::as_str));
         names.sort_unstable();
         names.dedup();
         names.into_iter().map(|name| self.line(name, &linked)).collect()
@@ -500,13 +532,17 @@ impl State {
         let peer = linked.iter().find(|peer| peer.name == name);
         let ours = self.ours.get(name);
         let status = ours.map(|ours| ours.status.borrow().clone());
+        let away = self.turned_away.get(name);
         let failed = status.as_ref().and_then(|status| status.last_error.as_ref());
+        let failed = failed.map(|(at, status)| (at, status.message()));
+        let failed = failed.or(away.map(|(at, text)| (at, text.as_str())));
         let theirs = self.their_links(name).find(|theirs| theirs.up);
         let state = match (peer, ours) {
             (Some(_), _) => "linked".to_owned(),
             (None, Some(_)) => status
                 .as_ref()
                 .map_or_else(String::new, |status| format!("{:?}", status.phase).to_lowercase()),
+            (None, None) if away.is_some() => "refused".to_owned(),
             (None, None) => "waits for its call".to_owned(),
         };
         json!({
@@ -517,10 +553,10 @@ impl State {
             "prefixes": peer.map(|peer| peer.prefixes.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap_or_default(),
             "dns": peer.map(|peer| peer.dns.clone()).unwrap_or_default(),
             "heals": status.as_ref().map_or(0, |status| status.heals),
-            "error": ours.and_then(|ours| ours.error.clone()),
-            "last_error": failed.map(|(at, status)| json!({
+            "error": ours.and_then(|ours| ours.error.clone()).or_else(|| away.map(|(_, text)| text.clone())),
+            "last_error": failed.map(|(at, text)| json!({
                 "at": at.duration_since(std::time::UNIX_EPOCH).map_or(0, |at: Duration| at.as_secs()),
-                "text": status.message(),
+                "text": text,
             })),
         })
     }

@@ -19,6 +19,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -56,7 +57,7 @@ mod tests;
 
 pub use gate::Gate;
 pub use links::Own;
-pub use own::own_id;
+pub use own::{is_own, own_id};
 pub use ports::{Leg, NOTE, Ports, RouterPorts};
 
 use dial::{Asking, Judged, PeerPath};
@@ -129,6 +130,8 @@ pub struct Peers {
     setup: Parts,
     links: Arc<Links>,
     address: tokio_watch::Sender<Option<IpAddr>>,
+    /// The engine knows no connection of ours to ourselves.
+    own_lost: AtomicBool,
     stop: CancellationToken,
 }
 
@@ -173,7 +176,8 @@ impl Peers {
             asking,
         };
         let (address, _) = tokio_watch::channel(None);
-        Arc::new(Self { setup, links, address, stop: CancellationToken::new() })
+        let own_lost = AtomicBool::new(true);
+        Arc::new(Self { setup, links, address, own_lost, stop: CancellationToken::new() })
     }
 
     /// The element that lets peers in. It belongs before what makes ports and routes of a connection.
@@ -219,7 +223,9 @@ impl Peers {
     }
 
     /// Takes over ports that an earlier process of ours left ([`NOTE`]). Those whose links are not there after a time are removed.
-    pub fn adopt(self: &Arc<Self>, ports: Vec<String>) {
+    /// `own` is true if the connection to ourselves is there, too.
+    pub fn adopt(self: &Arc<Self>, ports: Vec<String>, own: bool) {
+        self.own_lost.store(!own, Ordering::Relaxed);
         if ports.is_empty() {
             return;
         }
@@ -292,7 +298,8 @@ impl Peers {
         let service = self.setup.services.first().map_or("", String::as_str);
         let place = (self.setup.namespace.clone(), OWN_SILENCE);
         let names = (self.setup.name.as_str(), registered);
-        let session = own::open(&client, names, service, &self.setup.payload, place, self.address.clone());
+        let tell = (self.address.clone(), self.own_lost.load(Ordering::Relaxed));
+        let session = own::open(&client, names, service, &self.setup.payload, place, tell);
         (client, session)
     }
 

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,14 +19,21 @@ pub fn own_id(name: &str) -> String {
     format!("{name}-kernel")
 }
 
-/// Asks for it. The first address that it gets is told.
+/// Whether a connection at our endpoint is our own to ourselves.
+pub fn is_own(name: &str, connection: &Connection) -> bool {
+    let first = connection.path.as_ref().and_then(|path| path.path_segments.first());
+    first.is_some_and(|segment| segment.name == name)
+}
+
+/// Asks for it. The first address that it gets is told. `lost` is true if the packet engine has nothing of such a connection: one that the
+/// manager remembers is of no use then, and its silence is not waited for.
 pub(super) fn open(
     client: &Client,
     (name, registered): (&str, &str),
     service: &str,
     payload: &str,
     (namespace, time): (Namespace, Duration),
-    tell: watch::Sender<Option<IpAddr>>,
+    (tell, lost): (watch::Sender<Option<IpAddr>>, bool),
 ) -> Session {
     let connection = Connection {
         id: own_id(name),
@@ -46,18 +54,22 @@ pub(super) fn open(
         namespace: Some(namespace.clone()),
         awareness_group: None,
     };
-    client.open(wanted, Arc::new(OwnPath { kernel: KernelPath::new(namespace, time), tell }))
+    let path = OwnPath { kernel: KernelPath::new(namespace, time), tell, lost: AtomicBool::new(lost) };
+    client.open(wanted, Arc::new(path))
 }
 
 /// The interface's packets, and its address.
 struct OwnPath {
     kernel: KernelPath,
     tell: watch::Sender<Option<IpAddr>>,
+    /// Nothing is behind the interface.
+    lost: AtomicBool,
 }
 
 #[async_trait]
 impl DataPath for OwnPath {
     async fn connected(&self, connection: &Connection) {
+        self.lost.store(false, Ordering::Relaxed);
         let ip = connection.context.as_ref().and_then(|context| context.ip_context.as_ref());
         let first = ip.and_then(|ip| crate::endpoint::hosts(&ip.src_ip_addrs).first().copied());
         self.tell.send_if_modified(|address| {
@@ -73,6 +85,9 @@ impl DataPath for OwnPath {
     }
 
     async fn alive(&self, connection: &Connection) -> Alive {
+        if self.lost.load(Ordering::Relaxed) {
+            return Alive::No;
+        }
         self.kernel.alive(connection).await
     }
 }

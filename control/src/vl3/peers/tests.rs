@@ -16,7 +16,7 @@ use vwire_proto::nsm::connectioncontext::Route;
 use vwire_proto::nsm::networkservice::NetworkServiceRequest;
 
 use super::announced::Announced;
-use super::links::InTheWay;
+use super::links::Entry;
 use super::pairing::Caller;
 use super::testing::Book;
 use super::*;
@@ -340,15 +340,21 @@ async fn the_id_of_anothers_link_is_of_no_use() {
     let a = world.endpoint("a", 1);
     a.peers.set_own(Own::of(["172.16.1.0/24".parse().unwrap()]));
     let of = |identity: &str| Caller { name: "c".into(), identity: Some(identity.into()), yields: true };
-    let said = || Announced { prefixes: vec!["172.16.3.0/24".parse().unwrap()], ..Default::default() };
+    let said = || Announced {
+        addresses: vec!["172.16.3.0".parse().unwrap()],
+        prefixes: vec!["172.16.3.0/24".parse().unwrap()],
+        ..Default::default()
+    };
+    let routes = vec!["172.16.3.0/24".parse().unwrap()];
     let links = &a.peers.links;
-    assert_eq!(links.admit("c-peer-a", "port-1", of("spiffe://d/c"), said()).unwrap(), InTheWay::default());
+    let entry = Entry { routes, ..Default::default() };
+    assert_eq!(links.admit("c-peer-a", "port-1", of("spiffe://d/c"), said()).unwrap(), entry);
     links.admitted("c-peer-a", true);
     let refused = links.admit("c-peer-a", "port-2", of("spiffe://d/x"), said()).unwrap_err();
     assert_eq!(refused.code(), tonic::Code::AlreadyExists);
     let former = Some("port-1".to_owned());
     let admitted = links.admit("c-peer-a", "port-2", of("spiffe://d/c"), said()).unwrap();
-    assert_eq!(admitted, InTheWay { ours: None, former });
+    assert_eq!(admitted, Entry { former, ..entry });
 }
 
 #[tokio::test(start_paused = true)]
