@@ -41,6 +41,8 @@ pub enum Source {
     Dialer(PortName),
     /// A relay.
     Relay(PortName),
+    /// What is to be done at a certain time.
+    Clock,
 }
 
 struct Served {
@@ -99,6 +101,7 @@ impl MemifSockets {
             Source::Listener(socket) => self.listeners.get(socket).map(|served| served.listener.as_fd()),
             Source::Dialer(port) => self.dialers.get(port).map(AsFd::as_fd),
             Source::Relay(relay) => self.relays.get(relay).map(AsFd::as_fd),
+            Source::Clock => None,
         }
     }
 
@@ -163,6 +166,7 @@ impl MemifSockets {
     /// Does what is to be done for `source`.
     pub fn process(&mut self, source: &Source) -> Vec<MemifEvent> {
         match source {
+            Source::Clock => Vec::new(),
             Source::Listener(socket) => {
                 let Some(served) = self.listeners.get_mut(socket) else { return Vec::new() };
                 let events = served.listener.process();

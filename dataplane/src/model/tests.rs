@@ -172,7 +172,7 @@ fn a_tunnels_longest_frame_follows_from_the_underlays_mtu() {
         let edit = |t: &mut pb::Vxlan| (t.local, t.remote) = (local.into(), remote.into());
         let state = pb::State { ports: vec![pb_vxlan("t", edit)], ..Default::default() };
         match &state_from_proto(&state).unwrap().ports()[&name("t")] {
-            PortSpec::Vxlan(vxlan) => (vxlan.max_frame(1500), vxlan.underlay().to_string()),
+            PortSpec::Vxlan(vxlan) => (vxlan.max_frame(1500), vxlan.endpoint().to_string()),
             _ => unreachable!("a tunnel was asked for"),
         }
     };

@@ -1,0 +1,182 @@
+//! What has to be known of an interface, and hearing when it changes or goes. All of it by netlink and ethtool's `ioctl` in the calling
+//! thread's namespace: /sys shows only the one that it was mounted in.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use super::sys;
+
+/// `RTMGRP_LINK`.
+const GROUP_LINK: u32 = 1;
+
+/// An interface as the kernel describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its number.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Longest IP packet, in bytes.
+    pub mtu: u32,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// Set up by its operator, and with a carrier.
+    pub up: bool,
+    /// Ethernet.
+    pub ethernet: bool,
+    /// The loopback interface.
+    pub loopback: bool,
+    /// Frames come straight from a stack of this host, which may leave checksums open.
+    pub local: bool,
+    /// Receive queues that it was made with.
+    queues: u32,
+}
+
+impl Interface {
+    /// The interface of this name, if there is one.
+    pub fn find(name: &str) -> io::Result<Option<Self>> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        let mut link = LinkMessage::default();
+        link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST;
+        let mut message =
+            NetlinkMessage::new(header, NetlinkPayload::from(RouteNetlinkMessage::GetLink(link)));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        socket.send(&bytes, 0)?;
+        let (bytes, _) = socket.recv_from_full()?;
+        match parse(&bytes)? {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(Some(Self::read(&link))),
+            NetlinkPayload::Error(error) => match error.to_io() {
+                error if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+                error => Err(error),
+            },
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "an answer to another question")),
+        }
+    }
+
+    fn read(link: &LinkMessage) -> Self {
+        let flags = link.header.flags;
+        let mut interface = Self {
+            index: link.header.index,
+            name: String::new(),
+            mtu: 0,
+            mac: [0; 6],
+            up: flags.contains(LinkFlags::Up) && flags.contains(LinkFlags::LowerUp),
+            ethernet: link.header.link_layer_type == LinkLayerType::Ether,
+            loopback: flags.contains(LinkFlags::Loopback),
+            local: false,
+            queues: 1,
+        };
+        for attribute in &link.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => interface.name.clone_from(name),
+                LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+                LinkAttribute::Address(mac) => interface.mac = mac.as_slice().try_into().unwrap_or_default(),
+                LinkAttribute::NumRxQueues(queues) => interface.queues = (*queues).max(1),
+                LinkAttribute::LinkInfo(infos) => {
+                    interface.local = infos.iter().any(|info| *info == LinkInfo::Kind(InfoKind::Veth));
+                }
+                _ => {}
+            }
+        }
+        interface
+    }
+
+    /// How many receive queues are in use.
+    pub fn queues(&self) -> u32 {
+        let asked = Socket::new(NETLINK_ROUTE).and_then(|socket| sys::channels(socket.as_fd(), &self.name));
+        match asked {
+            Ok(channels) => (channels.rx + channels.combined).max(1),
+            // The driver has no such call.
+            Err(_) => self.queues,
+        }
+    }
+}
+
+fn parse(bytes: &[u8]) -> io::Result<NetlinkPayload<RouteNetlinkMessage>> {
+    NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes)
+        .map(|message| message.payload)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
+}
+
+/// What happened to an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkChange {
+    /// It is there, like this.
+    Is(Interface),
+    /// It was deleted, or moved to another namespace.
+    Gone,
+    /// Something was missed: look.
+    Unknown,
+}
+
+/// Hears of changes to the interfaces of a namespace, and picks those of one name.
+pub struct LinkEvents {
+    socket: Socket,
+    name: String,
+}
+
+impl LinkEvents {
+    /// For the interface `name` of the calling thread's namespace, there or not.
+    pub fn new(name: &str) -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, GROUP_LINK))?;
+        socket.set_non_blocking(true)?;
+        Ok(Self { socket, name: name.to_owned() })
+    }
+
+    /// What happened since the last call, in order.
+    pub fn take(&mut self) -> Vec<LinkChange> {
+        let mut changes = Vec::new();
+        loop {
+            match self.socket.recv_from_full() {
+                Ok((bytes, _)) => self.pick(&bytes, &mut changes),
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                // More happened than the socket holds.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    changes.push(LinkChange::Unknown)
+                }
+                Err(_) => return changes,
+            }
+        }
+    }
+
+    /// A datagram may hold several messages.
+    fn pick(&self, mut bytes: &[u8], changes: &mut Vec<LinkChange>) {
+        while let Ok(frame) = NetlinkBuffer::new_checked(bytes) {
+            let len = frame.length() as usize;
+            match parse(bytes) {
+                Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link))) => {
+                    let interface = Interface::read(&link);
+                    if interface.name == self.name {
+                        changes.push(LinkChange::Is(interface));
+                    }
+                }
+                Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)))
+                    if Interface::read(&link).name == self.name =>
+                {
+                    changes.push(LinkChange::Gone);
+                }
+                _ => {}
+            }
+            bytes = bytes.get(len.next_multiple_of(4).max(16)..).unwrap_or_default();
+        }
+    }
+}
+
+/// Readable when something happened to some interface.
+impl AsFd for LinkEvents {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
