@@ -15,6 +15,8 @@ use toml::de::{DeTable, DeValue, ValueDeserializer};
 mod domain;
 mod underlay;
 
+pub use crate::port::dpdk::Settings as Dpdk;
+
 use crate::model::{Invalid, Op, PortName, PortSpec, State, StateError, UnderlaySpec, Xconnect, shown};
 
 /// A configuration file that will not do.
@@ -181,6 +183,8 @@ pub struct Config {
     pub api: Api,
     /// The log.
     pub log: Log,
+    /// How DPDK is started, for the ports that need it.
+    pub dpdk: Dpdk,
     /// The ports and cross-connects to start with.
     pub state: State,
     /// Where each port is in the file: its line and its key.
@@ -196,6 +200,7 @@ struct Settings {
     admin: Admin,
     api: Api,
     log: Log,
+    dpdk: Dpdk,
 }
 
 #[derive(Deserialize)]
@@ -301,8 +306,8 @@ fn parse(text: &str) -> Result<Config, Refusal> {
     });
     let places = known.collect();
     let state = state(ports, xconnects, underlays, domains)?;
-    let Settings { workers, stats, admin, api, log } = settings;
-    Ok(Config { workers, stats, admin, api, log, state, places })
+    let Settings { workers, stats, admin, api, log, dpdk } = settings;
+    Ok(Config { workers, stats, admin, api, log, dpdk, state, places })
 }
 
 fn value<T: DeserializeOwned>(value: Spanned<DeValue<'_>>) -> Result<T, Refusal> {
@@ -417,9 +422,13 @@ fn port(entry: Spanned<DeValue<'_>>) -> Result<(PortName, PortSpec), Refusal> {
         "kernel" => PortSpec::Kernel(value(rest)?),
         "vxlan" => PortSpec::Vxlan(value(rest)?),
         "pipe" => PortSpec::Pipe(value(rest)?),
+        "dpdk" => PortSpec::Dpdk(value(rest)?),
         other => {
             let said = shown(other);
-            return Err(Refusal::at(kind_span, format!("kind is memif, kernel, vxlan or pipe, not {said}")));
+            return Err(Refusal::at(
+                kind_span,
+                format!("kind is memif, kernel, vxlan, pipe or dpdk, not {said}"),
+            ));
         }
     };
     if spec.needs().next().is_some() {

@@ -284,6 +284,11 @@ impl Engine {
         Ok(reader)
     }
 
+    /// A way to report to the agent for those who watch links.
+    pub fn reporter(&self) -> Events {
+        self.events.clone()
+    }
+
     /// Has the worker that owns `port` send a frame by it.
     ///
     /// # Errors

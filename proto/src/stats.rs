@@ -180,6 +180,8 @@ drop_reasons! {
     ControlLimit = "control_limit",
     /// The next hop's hardware address is being asked for, and too many packets wait for that already.
     NeighbourQueueFull = "neighbour_queue_full",
+    /// The egress port has no buffer left to copy it into.
+    NoBuffer = "no_buffer",
     /// It came by an underlay's port and is no datagram for a tunnel (nor is a fragment of one, RFC 7348 §4.3), and there is no
     /// exception port to take it.
     NotTunnel = "not_tunnel",

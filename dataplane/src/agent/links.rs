@@ -146,6 +146,7 @@ impl Ports {
                     }
                 }
                 Event::Learnt { port, address, mac } => self.learn(port, address, mac),
+                Event::Link { port } => self.take_link(port),
                 Event::Heard { port, frame } => self.hear(port, &frame),
                 Event::Died { worker, message } => self.take_death(worker, &message),
             }

@@ -102,6 +102,8 @@ pub struct PortReport {
     pub worker: Option<WorkerId>,
     /// What was counted.
     pub counters: Snapshot,
+    /// What the device's driver counted, by its own names; empty where there is none.
+    pub device: Vec<(String, u64)>,
 }
 
 /// Why a change was refused. The state is what it was.

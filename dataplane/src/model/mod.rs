@@ -16,15 +16,15 @@ mod underlay_proto;
 mod value;
 
 pub use edit::Edit;
-pub use kinds::{KernelSpec, MemifSpec, Mode, PipeSpec, RelaySpec, Role, VxlanSpec};
+pub use kinds::{DpdkName, DpdkSpec, KernelSpec, MemifSpec, Mode, PipeSpec, RelaySpec, Role, VxlanSpec};
 pub use note::{Note, Notes};
 pub use proto::{FieldError, op_from_proto, state_from_proto, state_to_proto};
 pub use routing::{DomainState, Mac, MemberSpec, Network, RouteMtu, RouteSpec, Routing, TouchedRouting};
 pub use underlay::UnderlaySpec;
 pub(crate) use value::shown;
 pub use value::{
-    BufferSize, ControlSocket, IfName, Inode, Invalid, Mtu, Netns, PortName, Prefix, Queues, RingSize,
-    Secret, UdpPort, UnderlayMtu, Vni,
+    BufferSize, Buffers, ControlSocket, Descriptors, IfName, Inode, Invalid, Mtu, Netns, PortName, Prefix,
+    Queues, RingSize, Secret, UdpPort, UnderlayMtu, Vni,
 };
 
 /// What a port is.
@@ -38,6 +38,8 @@ pub enum PortSpec {
     Vxlan(VxlanSpec),
     /// One end of an in-process pipe.
     Pipe(PipeSpec),
+    /// A device of DPDK's.
+    Dpdk(DpdkSpec),
     /// No port that frames come by, but otherwise kept like one: a memif that is handed through.
     Relay(RelaySpec),
 }
@@ -94,6 +96,8 @@ pub enum Claim {
     Vxlan(SocketAddr, u32, IpAddr),
     /// A pipe, which has two ends.
     Pipe(PortName),
+    /// A device of DPDK's.
+    Dpdk(String),
     /// A relay's listening socket.
     Relay(Inode),
     /// What a tunnel's datagrams are known by on an underlay's port.
@@ -115,6 +119,7 @@ impl fmt::Display for Claim {
             Claim::Kernel(None, name) => write!(f, "interface {}", name.as_str()),
             Claim::Vxlan(local, vni, remote) => write!(f, "vni {vni} from {local} to {remote}"),
             Claim::Pipe(pipe) => write!(f, "pipe {pipe}"),
+            Claim::Dpdk(device) => write!(f, "DPDK device {device}"),
             Claim::Carried(port, vni, remote) => write!(f, "vni {vni} to {remote} on underlay {port}"),
             Claim::Relay(listen) => write!(f, "the clients of {listen}"),
         }
@@ -129,6 +134,7 @@ impl PortSpec {
             Self::Kernel(_) => "kernel",
             Self::Vxlan(_) => "vxlan",
             Self::Pipe(_) => "pipe",
+            Self::Dpdk(_) => "dpdk",
             Self::Relay(_) => "relay",
         }
     }
@@ -145,6 +151,7 @@ impl PortSpec {
             }
             Self::Vxlan(vxlan) => Claim::Vxlan(vxlan.endpoint(), vxlan.vni.get(), vxlan.remote),
             Self::Pipe(pipe) => Claim::Pipe(pipe.pipe.clone()),
+            Self::Dpdk(dpdk) => Claim::Dpdk(dpdk.device.device().to_owned()),
             Self::Relay(relay) => Claim::Relay(relay.listen),
         })
     }
@@ -155,6 +162,7 @@ impl PortSpec {
             Self::Memif(memif) => Some(memif.mode),
             Self::Kernel(kernel) => Some(kernel.mode),
             Self::Vxlan(vxlan) => Some(vxlan.mode),
+            Self::Dpdk(_) => Some(Mode::Ethernet),
             Self::Pipe(_) | Self::Relay(_) => None,
         }
     }

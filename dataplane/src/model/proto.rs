@@ -8,8 +8,8 @@ use super::routing_proto::{domains_to_proto, routing_op, routing_ops};
 use super::underlay_proto::{underlay, underlay_ops, underlay_to_proto};
 use super::value::{Invalid, shown};
 use super::{
-    KernelSpec, MemifSpec, Mode, Note, Op, PipeSpec, PortName, PortSpec, RelaySpec, Role, State, StateError,
-    VxlanSpec, Xconnect,
+    DpdkSpec, KernelSpec, MemifSpec, Mode, Note, Op, PipeSpec, PortName, PortSpec, RelaySpec, Role, State,
+    StateError, VxlanSpec, Xconnect,
 };
 
 /// A field of a request that won't do.
@@ -110,6 +110,21 @@ fn vxlan(raw: &pb::Vxlan) -> Result<VxlanSpec, FieldError> {
     spec.checked().map_err(split)
 }
 
+fn dpdk(raw: &pb::DpdkPort) -> Result<DpdkSpec, FieldError> {
+    Ok(DpdkSpec {
+        device: raw.device.parse().field("device")?,
+        queues: number(raw.queues, "queues")?,
+        rx_descriptors: number(raw.rx_descriptors, "rx_descriptors")?,
+        tx_descriptors: number(raw.tx_descriptors, "tx_descriptors")?,
+        mtu: number(raw.mtu, "mtu")?,
+        promiscuous: !raw.not_promiscuous,
+        buffers: match raw.buffers {
+            0 => None,
+            buffers => Some(i64::from(buffers).try_into().field("buffers")?),
+        },
+    })
+}
+
 /// The checks across fields begin their reason with the field's name.
 pub(super) fn split(Invalid(reason): Invalid) -> FieldError {
     match reason.split_once(": ") {
@@ -127,7 +142,8 @@ fn port(raw: &pb::Port) -> Result<(PortName, PortSpec, Note), FieldError> {
         Some(pb::port::Kind::Pipe(raw)) => {
             PortSpec::Pipe(PipeSpec { pipe: raw.pipe.parse().field("pipe.pipe")? })
         }
-        None => return Err(FieldError::new("kind", "is needed: memif, kernel, vxlan or pipe")),
+        Some(pb::port::Kind::Dpdk(raw)) => PortSpec::Dpdk(dpdk(raw).map_err(|e| e.inside("dpdk"))?),
+        None => return Err(FieldError::new("kind", "is needed: memif, kernel, vxlan, pipe or dpdk")),
     };
     Ok((name, spec, Note::try_from(&raw.note[..]).field("note")?))
 }
@@ -286,6 +302,15 @@ fn kind_to_proto(spec: &PortSpec) -> Option<pb::port::Kind> {
             underlay: vxlan.underlay.as_ref().map(ToString::to_string).unwrap_or_default(),
         }),
         PortSpec::Pipe(pipe) => pb::port::Kind::Pipe(pb::Pipe { pipe: pipe.pipe.to_string() }),
+        PortSpec::Dpdk(dpdk) => pb::port::Kind::Dpdk(pb::DpdkPort {
+            device: dpdk.device.to_string(),
+            queues: dpdk.queues.get().into(),
+            rx_descriptors: dpdk.rx_descriptors.get().into(),
+            tx_descriptors: dpdk.tx_descriptors.get().into(),
+            mtu: dpdk.mtu.get().into(),
+            not_promiscuous: !dpdk.promiscuous,
+            buffers: dpdk.buffers.map_or(0, |buffers| buffers.get()),
+        }),
         PortSpec::Relay(_) => return None,
     })
 }

@@ -30,6 +30,8 @@ use crate::{DropReason, burst::BURST};
 
 #[cfg(all(feature = "af_xdp", not(loom)))]
 pub mod af_xdp;
+#[cfg(not(loom))]
+pub mod dpdk;
 pub mod kernel;
 pub mod memif;
 pub mod pipe;

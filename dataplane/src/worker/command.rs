@@ -76,6 +76,11 @@ pub enum Event {
         /// Where it is.
         mac: Mac,
     },
+    /// A device's link came or went. Whoever watches it says so.
+    Link {
+        /// Whose.
+        port: PortIndex,
+    },
     /// Somebody said something to the underlay on this port: ARP, neighbour discovery or ICMP.
     Heard {
         /// By which port.

@@ -17,6 +17,7 @@ use super::watched::Watched;
 use super::{Link, Made, PortReport, SentFds, sent};
 use crate::engine::{Engine, EngineError};
 use crate::model::{Mac, MemifSpec, Mode, PortName, PortSpec, State, TouchedRouting, UnderlaySpec, Xconnect};
+use crate::port::dpdk::DpdkDevice;
 use crate::port::kernel::KernelDevice;
 use crate::port::pipe::PipeEnd;
 use crate::port::{PortIndex, PortParts};
@@ -25,6 +26,7 @@ use crate::tables::{Entry, Forward, Tables, Tunnel, WorkerId};
 use crate::underlay::MtuProbe;
 use crate::worker::capture::CaptureReader;
 
+mod dpdk;
 mod kernel;
 mod memif;
 mod pipe;
@@ -45,6 +47,8 @@ pub(super) enum Backing {
     Carried(Tunnel, PortName),
     /// Nothing.
     Pipe,
+    /// The device goes with this.
+    Dpdk(DpdkDevice),
     /// The control sockets keep it; here is what it was made of.
     Relay(SentFds),
 }
@@ -56,7 +60,7 @@ impl Backing {
         let made_of = match self {
             Backing::Memif { handed_over, .. } => handed_over.take(),
             Backing::Kernel(device) => sent::namespace_of(device.queue()).ok(),
-            Backing::Vxlan(..) | Backing::Carried(..) | Backing::Pipe => None,
+            Backing::Vxlan(..) | Backing::Carried(..) | Backing::Pipe | Backing::Dpdk(_) => None,
             Backing::Relay(fds) => return std::mem::take(fds),
         };
         spec.needs().zip(made_of).collect()
@@ -314,6 +318,7 @@ impl Ports {
                 None => self.open_vxlan(tunnel, index, worker),
             },
             PortSpec::Pipe(spec) => self.open_pipe(spec, index, worker),
+            PortSpec::Dpdk(spec) => self.open_dpdk(spec, index, worker),
             PortSpec::Relay(spec) => self.open_relay(port, spec, fds),
         };
         let (backing, link) = made.inspect_err(|_| self.give_slot(index))?;
@@ -437,6 +442,8 @@ impl Ports {
             Backing::Vxlan(_, local) => self.leave_underlay(local),
             Backing::Carried(tunnel, carrier) => self.leave_carrier(port, &tunnel, &carrier),
             Backing::Pipe => self.drop_loose_end(&open.spec),
+            // The halves first: whoever drops the last of a device closes it, and it is to be closed when this returns.
+            Backing::Dpdk(_device) => drop(parts),
             Backing::Relay(_) => {
                 let source = self.sockets.close_relay(port);
                 self.watched.forget(&source);
@@ -494,9 +501,13 @@ impl Ports {
 
     /// Counters of ports and underlays, by name.
     pub fn reports(&self) -> Vec<PortReport> {
-        let ports = self.open.iter().map(|(name, open)| (name.to_string(), open.index));
-        let underlays = self.underlays.iter().map(|(local, u)| (underlay_name(*local), u.index));
-        let report = |(name, index): (String, PortIndex)| {
+        let driver = |open: &OpenPort| match &open.backing {
+            Backing::Dpdk(device) => device.statistics(),
+            _ => Vec::new(),
+        };
+        let ports = self.open.iter().map(|(name, open)| (name.to_string(), open.index, driver(open)));
+        let underlays = self.underlays.iter().map(|(local, u)| (underlay_name(*local), u.index, Vec::new()));
+        let report = |(name, index, device): (String, PortIndex, Vec<(String, u64)>)| {
             let port = self.counters.port(index);
             let up = port.state() == PortState::Up;
             PortReport {
@@ -505,6 +516,7 @@ impl Ports {
                 up,
                 worker: self.engine.owner(index),
                 counters: port.snapshot(),
+                device,
             }
         };
         let mut reports: Vec<_> = ports.chain(underlays).map(report).collect();
@@ -536,6 +548,7 @@ impl Lines for Ports {
         let open = self.open.get(port)?;
         let mtu = match (&open.spec, &open.backing) {
             (PortSpec::Kernel(spec), _) => spec.mtu.get(),
+            (PortSpec::Dpdk(spec), _) => spec.mtu.get(),
             // Its frames are counted with an Ethernet header, also where the port's have none.
             (_, Backing::Vxlan(tunnel, _) | Backing::Carried(tunnel, _)) => {
                 u16::try_from(tunnel.max_frame.saturating_sub(14)).unwrap_or(u16::MAX)

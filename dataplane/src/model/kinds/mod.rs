@@ -2,12 +2,14 @@
 
 use serde::Deserialize;
 
+mod dpdk;
 mod kernel;
 mod memif;
 mod pipe;
 mod relay;
 mod vxlan;
 
+pub use dpdk::{DpdkName, DpdkSpec};
 pub use kernel::KernelSpec;
 pub use memif::{MemifSpec, Role};
 pub use pipe::PipeSpec;
