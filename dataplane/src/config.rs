@@ -395,11 +395,15 @@ fn port(entry: Spanned<DeValue<'_>>) -> Result<(PortName, PortSpec), Refusal> {
     let spec = match kind.as_str() {
         "memif" => PortSpec::Memif(value(rest)?),
         "kernel" => PortSpec::Kernel(value(rest)?),
+        "af_xdp" => PortSpec::AfXdp(value(rest)?),
         "vxlan" => PortSpec::Vxlan(value(rest)?),
         "pipe" => PortSpec::Pipe(value(rest)?),
         other => {
             let said = shown(other);
-            return Err(Refusal::at(kind_span, format!("kind is memif, kernel, vxlan or pipe, not {said}")));
+            return Err(Refusal::at(
+                kind_span,
+                format!("kind is memif, kernel, af_xdp, vxlan or pipe, not {said}"),
+            ));
         }
     };
     if spec.needs().next().is_some() {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use vwire_proto::stats::PortState;
 
 use super::Link;
-use super::memif_sockets::MemifEvent;
+use super::memif_sockets::{MemifEvent, Source};
 use super::ports::{Backing, OpenPort, Ports, link_of, underlay_name, up};
 use crate::model::{PortName, State};
 use crate::port::{PortIndex, memif};
@@ -22,6 +22,7 @@ impl Ports {
         for source in &ready {
             match source {
                 None => self.take_engine_events(),
+                Some(Source::Nic(port)) => self.nic_changed(port),
                 Some(source) => {
                     for event in self.sockets.process(source) {
                         self.take_memif_event(event, state);
@@ -83,7 +84,7 @@ impl Ports {
     }
 
     /// The link is gone; the port stays, and waits for the next.
-    fn down(&mut self, port: &PortName, reason: String) {
+    pub(super) fn down(&mut self, port: &PortName, reason: String) {
         let Some(open) = self.open.get_mut(port) else { return };
         tracing::info!(%port, %reason, "link down");
         let index = open.index;
@@ -99,7 +100,7 @@ impl Ports {
     }
 
     /// Says why a port that is down stays down. False if it is up, or that was known.
-    fn explain(&mut self, port: &PortName, reason: String) -> bool {
+    pub(super) fn explain(&mut self, port: &PortName, reason: String) -> bool {
         let Some(open) = self.open.get_mut(port) else { return false };
         let new = !open.link.up && open.link.reason != reason;
         if new {
@@ -127,6 +128,7 @@ impl Ports {
             self.sockets.disconnect(port, &spec, reason);
         }
         self.down(port, reason.to_owned());
+        self.nic_fault(port);
     }
 
     fn take_engine_events(&mut self) {

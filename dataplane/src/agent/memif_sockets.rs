@@ -41,6 +41,8 @@ pub enum Source {
     Dialer(PortName),
     /// A relay.
     Relay(PortName),
+    /// The kernel, about the interface of a port.
+    Nic(PortName),
 }
 
 struct Served {
@@ -99,6 +101,7 @@ impl MemifSockets {
             Source::Listener(socket) => self.listeners.get(socket).map(|served| served.listener.as_fd()),
             Source::Dialer(port) => self.dialers.get(port).map(AsFd::as_fd),
             Source::Relay(relay) => self.relays.get(relay).map(AsFd::as_fd),
+            Source::Nic(_) => None,
         }
     }
 
@@ -187,6 +190,8 @@ impl MemifSockets {
                 let Some(relay) = self.relays.get_mut(name) else { return Vec::new() };
                 relay.process().into_iter().map(|event| relayed(name, event)).collect()
             }
+            // Not a memif's.
+            Source::Nic(_) => Vec::new(),
         }
     }
 }

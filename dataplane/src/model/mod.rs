@@ -14,14 +14,14 @@ pub(crate) mod routing_proto;
 mod value;
 
 pub use edit::Edit;
-pub use kinds::{KernelSpec, MemifSpec, Mode, PipeSpec, RelaySpec, Role, VxlanSpec};
+pub use kinds::{AfXdpSpec, CopyMode, KernelSpec, MemifSpec, Mode, PipeSpec, RelaySpec, Role, VxlanSpec};
 pub use note::{Note, Notes};
 pub use proto::{FieldError, op_from_proto, state_from_proto, state_to_proto};
 pub use routing::{DomainState, Mac, MemberSpec, Network, RouteMtu, RouteSpec, Routing, TouchedRouting};
 pub(crate) use value::shown;
 pub use value::{
-    BufferSize, ControlSocket, IfName, Inode, Invalid, Mtu, Netns, PortName, Prefix, Queues, RingSize,
-    Secret, UdpPort, UnderlayMtu, Vni,
+    BufferSize, ControlSocket, IfName, Inode, Invalid, Mtu, Netns, PortName, Prefix, QueueIndex, Queues,
+    RingSize, Secret, UdpPort, UnderlayMtu, Vni, XdpFrameSize, XdpRingSize,
 };
 
 /// What a port is.
@@ -31,6 +31,8 @@ pub enum PortSpec {
     Memif(MemifSpec),
     /// A network interface.
     Kernel(KernelSpec),
+    /// An interface that is there already, by AF_XDP sockets.
+    AfXdp(AfXdpSpec),
     /// A tunnel.
     Vxlan(VxlanSpec),
     /// One end of an in-process pipe.
@@ -87,6 +89,8 @@ pub enum Claim {
     Memif(bool, ControlSocket, u32),
     /// A network interface.
     Kernel(Option<Netns>, IfName),
+    /// The XDP program of an interface.
+    AfXdp(Option<Netns>, IfName),
     /// What a tunnel's datagrams are known by.
     Vxlan(SocketAddr, u32, IpAddr),
     /// A pipe, which has two ends.
@@ -108,6 +112,8 @@ impl fmt::Display for Claim {
             Claim::Memif(_, socket, id) => write!(f, "memif {socket} id {id}"),
             Claim::Kernel(Some(netns), name) => write!(f, "interface {} in {netns}", name.as_str()),
             Claim::Kernel(None, name) => write!(f, "interface {}", name.as_str()),
+            Claim::AfXdp(Some(netns), name) => write!(f, "the XDP program of {} in {netns}", name.as_str()),
+            Claim::AfXdp(None, name) => write!(f, "the XDP program of {}", name.as_str()),
             Claim::Vxlan(local, vni, remote) => write!(f, "vni {vni} from {local} to {remote}"),
             Claim::Pipe(pipe) => write!(f, "pipe {pipe}"),
             Claim::Relay(listen) => write!(f, "the clients of {listen}"),
@@ -121,6 +127,7 @@ impl PortSpec {
         match self {
             Self::Memif(_) => "memif",
             Self::Kernel(_) => "kernel",
+            Self::AfXdp(_) => "af_xdp",
             Self::Vxlan(_) => "vxlan",
             Self::Pipe(_) => "pipe",
             Self::Relay(_) => "relay",
@@ -134,6 +141,7 @@ impl PortSpec {
             // Where the interface lives is its owner's matter, and names are unique only there.
             Self::Kernel(KernelSpec { device: Some(_), .. }) => return None,
             Self::Kernel(kernel) => Claim::Kernel(kernel.netns.clone(), kernel.ifname.clone()),
+            Self::AfXdp(nic) => Claim::AfXdp(nic.netns.clone(), nic.ifname.clone()),
             Self::Vxlan(vxlan) => Claim::Vxlan(vxlan.underlay(), vxlan.vni.get(), vxlan.remote),
             Self::Pipe(pipe) => Claim::Pipe(pipe.pipe.clone()),
             Self::Relay(relay) => Claim::Relay(relay.listen),
@@ -145,6 +153,7 @@ impl PortSpec {
         match self {
             Self::Memif(memif) => Some(memif.mode),
             Self::Kernel(kernel) => Some(kernel.mode),
+            Self::AfXdp(_) => Some(Mode::Ethernet),
             Self::Vxlan(vxlan) => Some(vxlan.mode),
             Self::Pipe(_) | Self::Relay(_) => None,
         }
@@ -155,6 +164,7 @@ impl PortSpec {
         let (first, second) = match self {
             Self::Memif(MemifSpec { socket: ControlSocket::Sent(inode), .. })
             | Self::Kernel(KernelSpec { netns: Some(Netns::Sent(inode)), .. })
+            | Self::AfXdp(AfXdpSpec { netns: Some(Netns::Sent(inode)), .. })
             | Self::Kernel(KernelSpec { device: Some(inode), .. }) => (Some(*inode), None),
             Self::Relay(RelaySpec { listen, netns: Some(Netns::Sent(netns)), .. }) => {
                 (Some(*listen), Some(*netns))

@@ -2,12 +2,14 @@
 
 use serde::Deserialize;
 
+mod af_xdp;
 mod kernel;
 mod memif;
 mod pipe;
 mod relay;
 mod vxlan;
 
+pub use af_xdp::{AfXdpSpec, CopyMode};
 pub use kernel::KernelSpec;
 pub use memif::{MemifSpec, Role};
 pub use pipe::PipeSpec;
