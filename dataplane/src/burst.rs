@@ -108,6 +108,7 @@ pub struct Burst<'a> {
     runs: ArrayVec<Run, BURST>,
     ingress: PortIndex,
     taken: Cell<u64>,
+    kept: bool,
 }
 
 impl<'a> Burst<'a> {
@@ -121,13 +122,26 @@ impl<'a> Burst<'a> {
             runs: ArrayVec::new_const(),
             ingress,
             taken: Cell::new(0),
+            kept: false,
         }
+    }
+
+    /// Says that the frames are looked at after they were sent (by a capture): then no egress port may take their buffers.
+    #[inline]
+    pub fn keep(&mut self) {
+        self.kept = true;
     }
 
     /// Frames that still fit.
     #[inline]
     pub fn room(&self) -> usize {
         BURST - self.frames.len()
+    }
+
+    /// Views that chained frames may still have, together, beyond each frame's first.
+    #[inline]
+    pub fn chain_room(&self) -> usize {
+        self.rest.remaining_capacity()
     }
 
     /// Frames in the burst.
@@ -262,8 +276,21 @@ impl<'b, 'a> Frames<'b, 'a> {
         self.views(frame).flat_map(|view| view.to_vec()).collect()
     }
 
+    /// The place of the `i`-th of these frames in its burst.
+    #[inline]
+    pub const fn place(&self, i: usize) -> usize {
+        self.start + i
+    }
+
+    /// Whether an egress port may [`Frames::take`] buffers of this burst.
+    #[inline]
+    pub const fn may_take(&self) -> bool {
+        !self.burst.kept
+    }
+
     /// Takes the buffer of the `i`-th of these frames: the egress port sends it on without a copy and returns it to the pool
-    /// itself when the device is done, so the ingress port must not. Only a port that shares the ingress port's pool may.
+    /// itself when the device is done, so the ingress port must not. Only a port that shares the ingress port's pool may, and only
+    /// if [`Frames::may_take`] says so; nobody may look at the frame afterwards.
     #[inline]
     pub fn take(&self, i: usize) {
         self.burst.taken.set(self.burst.taken.get() | 1 << (self.start + i));

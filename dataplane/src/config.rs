@@ -13,8 +13,11 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 mod domain;
+mod underlay;
 
-use crate::model::{Invalid, Op, PortName, PortSpec, State, StateError, Xconnect, shown};
+pub use crate::port::dpdk::Settings as Dpdk;
+
+use crate::model::{Invalid, Op, PortName, PortSpec, State, StateError, UnderlaySpec, Xconnect, shown};
 
 /// A configuration file that will not do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -180,6 +183,8 @@ pub struct Config {
     pub api: Api,
     /// The log.
     pub log: Log,
+    /// How DPDK is started, for the ports that need it.
+    pub dpdk: Dpdk,
     /// The ports and cross-connects to start with.
     pub state: State,
     /// Where each port is in the file: its line and its key.
@@ -195,6 +200,7 @@ struct Settings {
     admin: Admin,
     api: Api,
     log: Log,
+    dpdk: Dpdk,
 }
 
 #[derive(Deserialize)]
@@ -291,6 +297,7 @@ fn parse(text: &str) -> Result<Config, Refusal> {
     let mut root = root.into_inner();
     let ports = list(take(&mut root, "port"), "port")?;
     let xconnects = list(take(&mut root, "xconnect"), "xconnect")?;
+    let underlays = list(take(&mut root, "underlay"), "underlay")?;
     let domains = list(take(&mut root, "domain"), "domain")?;
     let settings: Settings = value(Spanned::new(whole, DeValue::Table(root)))?;
     let known = ports.iter().enumerate().filter_map(|(i, entry)| {
@@ -298,9 +305,9 @@ fn parse(text: &str) -> Result<Config, Refusal> {
         Some((name, (line_of(text, entry.span().start), format!("port[{i}]"))))
     });
     let places = known.collect();
-    let state = state(ports, xconnects, domains)?;
-    let Settings { workers, stats, admin, api, log } = settings;
-    Ok(Config { workers, stats, admin, api, log, state, places })
+    let state = state(ports, xconnects, underlays, domains)?;
+    let Settings { workers, stats, admin, api, log, dpdk } = settings;
+    Ok(Config { workers, stats, admin, api, log, dpdk, state, places })
 }
 
 fn value<T: DeserializeOwned>(value: Spanned<DeValue<'_>>) -> Result<T, Refusal> {
@@ -331,6 +338,7 @@ fn list<'i>(entries: Option<Spanned<DeValue<'i>>>, name: &str) -> Result<Vec<Spa
 fn state(
     ports: Vec<Spanned<DeValue<'_>>>,
     xconnects: Vec<Spanned<DeValue<'_>>>,
+    underlays: Vec<Spanned<DeValue<'_>>>,
     domains: Vec<Spanned<DeValue<'_>>>,
 ) -> Result<State, Refusal> {
     let mut places = Vec::new();
@@ -348,6 +356,23 @@ fn state(
         places.push((xconnect.to_string(), span));
         known_xconnects.push(xconnect);
     }
+    let mut known_underlays: Vec<(PortName, UnderlaySpec)> = Vec::new();
+    for entry in underlays {
+        let span = entry.span();
+        let underlay: underlay::Underlay = value(entry)?;
+        let (port, spec, exception) =
+            underlay.into_parts().map_err(|error| Refusal::at(span.clone(), error))?;
+        if known_underlays.iter().any(|(other, _)| *other == port) {
+            let twice = format!("port: {port} has two underlays; give one of them all addresses");
+            return Err(Refusal::at(span, twice));
+        }
+        places.push((format!("underlay {port}"), span.clone()));
+        if let Some(xconnect) = exception {
+            places.push((xconnect.to_string(), span));
+            known_xconnects.push(xconnect);
+        }
+        known_underlays.push((port, spec));
+    }
     let mut routing = Vec::new();
     for entry in domains {
         let span = entry.span();
@@ -356,7 +381,7 @@ fn state(
         places.extend(subjects.into_iter().map(|subject| (subject, span.clone())));
         routing.extend::<Vec<Op>>(ops);
     }
-    let ports_and_xconnects = State::new(known_ports, known_xconnects);
+    let ports_and_xconnects = State::with_underlays(known_ports, known_underlays, known_xconnects);
     ports_and_xconnects.and_then(|state| state.after(routing)).map_err(|error| {
         let subject = subject(&error);
         // The last entry of this name: of two ports of one name, the second is the one too many.
@@ -372,7 +397,7 @@ fn subject(error: &StateError) -> Option<String> {
         StateError::NoSuchPort { xconnect, .. } | StateError::Joined { second: xconnect, .. } => {
             Some(xconnect.to_string())
         }
-        StateError::Routing { subject, .. } => Some(subject.clone()),
+        StateError::Routing { subject, .. } | StateError::Underlay { subject, .. } => Some(subject.clone()),
         StateError::Modes(xconnect) | StateError::Relay(xconnect, _) => Some(xconnect.to_string()),
         StateError::TooMany(_)
         | StateError::Notes(_)
@@ -398,11 +423,12 @@ fn port(entry: Spanned<DeValue<'_>>) -> Result<(PortName, PortSpec), Refusal> {
         "af_xdp" => PortSpec::AfXdp(value(rest)?),
         "vxlan" => PortSpec::Vxlan(value(rest)?),
         "pipe" => PortSpec::Pipe(value(rest)?),
+        "dpdk" => PortSpec::Dpdk(value(rest)?),
         other => {
             let said = shown(other);
             return Err(Refusal::at(
                 kind_span,
-                format!("kind is memif, kernel, af_xdp, vxlan or pipe, not {said}"),
+                format!("kind is memif, kernel, af_xdp, vxlan, pipe or dpdk, not {said}"),
             ));
         }
     };

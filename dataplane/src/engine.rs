@@ -3,7 +3,7 @@
 //! Everything here runs on the agent's thread and may block for as long as a worker takes to come round (microseconds, or the
 //! bound of its sleep).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -16,6 +16,7 @@ use crate::port::{PortIndex, PortParts};
 use crate::stats::Counters;
 use crate::tables::swap::Publisher;
 use crate::tables::{Tables, WorkerId};
+use crate::underlay::l2;
 use crate::worker::capture::{CaptureReader, capture};
 use crate::worker::command::{Attachment, Command, Commands, Event, Events};
 use crate::worker::handoff::Handoff;
@@ -92,6 +93,8 @@ pub struct Engine {
     publisher: Publisher<Tables>,
     counters: Counters,
     owners: HashMap<PortIndex, (WorkerId, Attachment)>,
+    /// Ports that carry tunnels.
+    underlays: HashSet<PortIndex>,
     attachments: u64,
     /// Tables put in force so far.
     publications: u64,
@@ -114,6 +117,7 @@ impl Engine {
             publisher,
             counters,
             owners: HashMap::new(),
+            underlays: HashSet::new(),
             attachments: 0,
             publications: 0,
             events,
@@ -176,6 +180,14 @@ impl Engine {
         self.owners.get(&port).map(|(worker, _)| *worker)
     }
 
+    /// Says whether `port` carries tunnels, from its next attachment on: see [`l2`].
+    pub fn set_underlay(&mut self, port: PortIndex, carries: bool) {
+        match carries {
+            true => drop(self.underlays.insert(port)),
+            false => drop(self.underlays.remove(&port)),
+        }
+    }
+
     /// Gives a port to a worker. Frames flow once the tables name it, too.
     ///
     /// # Errors
@@ -184,6 +196,10 @@ impl Engine {
         if self.owners.contains_key(&port) {
             return Err(EngineError::Attached(port));
         }
+        let parts = match self.underlays.contains(&port) {
+            true => l2::wrap(port, parts, &self.events),
+            false => parts,
+        };
         self.attachments += 1;
         let attachment = Attachment(self.attachments);
         self.give(worker, Command::Attach { port, attachment, parts })?;
@@ -266,6 +282,20 @@ impl Engine {
         let (tap, reader) = capture(snap_len, ring_bytes);
         self.give(worker, Command::Capture { port, tap: Some(tap) })?;
         Ok(reader)
+    }
+
+    /// A way to report to the agent for those who watch links.
+    pub fn reporter(&self) -> Events {
+        self.events.clone()
+    }
+
+    /// Has the worker that owns `port` send a frame by it.
+    ///
+    /// # Errors
+    /// [`EngineError::NotAttached`] or [`EngineError::Stuck`].
+    pub fn say(&self, port: PortIndex, frame: Vec<u8>) -> Result<(), EngineError> {
+        let worker = self.owner(port).ok_or(EngineError::NotAttached(port))?;
+        self.give(worker, Command::Send { port, frame })
     }
 
     /// Where the workers report; take with `try_recv` when [`Engine::event_fd`] is readable.

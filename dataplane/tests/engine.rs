@@ -247,6 +247,8 @@ fn a_port_that_faults_is_detached_and_reported_and_its_neighbours_go_on() {
         }
         Event::Died { message, .. } => panic!("the worker died: {message}"),
         Event::Learnt { address, .. } => panic!("nothing is routed, but {address} was learnt"),
+        Event::Link { port } => panic!("{port} has no link that could change"),
+        Event::Heard { port, .. } => panic!("nothing is an underlay, but {port} heard something"),
     }
     both_ways(&mut engine, &mut a, &mut b, 100);
 }
@@ -293,6 +295,8 @@ fn a_worker_that_panics_is_reported_and_the_other_worker_goes_on() {
         Event::Died { worker, message } => assert_eq!((worker, &*message), (W1, "as the test wills")),
         Event::Faulted { fault, .. } => panic!("only a fault: {fault}"),
         Event::Learnt { address, .. } => panic!("nothing is routed, but {address} was learnt"),
+        Event::Link { port } => panic!("{port} has no link that could change"),
+        Event::Heard { port, .. } => panic!("nothing is an underlay, but {port} heard something"),
     }
     both_ways(&mut engine, &mut a, &mut b, 100);
     // Nobody waits for a worker that is no more: an engine that is told to stop has many ports to close.

@@ -171,15 +171,22 @@ drop_reasons! {
     TtlExceeded = "ttl_exceeded",
     /// Nobody said in time which hardware address the next hop has, though it was asked for.
     NoNeighbour = "no_neighbour",
-    /// It was for the routing domain itself: ARP, neighbour discovery, ICMP to a gateway address.
+    /// It was for the routing domain, or the underlay, itself: ARP, neighbour discovery, ICMP to its own address.
     ForDomain = "for_domain",
     /// An ARP, neighbour discovery or ICMP message for the routing domain that is malformed, or speaks for an address that
     /// belongs to another port.
     BadControl = "bad_control",
-    /// It was for the routing domain itself, which was asked too much of late.
+    /// It was for the routing domain, or the underlay, itself, which was asked too much of late.
     ControlLimit = "control_limit",
     /// The next hop's hardware address is being asked for, and too many packets wait for that already.
     NeighbourQueueFull = "neighbour_queue_full",
+    /// The egress port has no buffer left to copy it into.
+    NoBuffer = "no_buffer",
+    /// It came by an underlay's port and is no datagram for a tunnel (nor is a fragment of one, RFC 7348 §4.3), and there is no
+    /// exception port to take it.
+    NotTunnel = "not_tunnel",
+    /// A tunnel's datagram with a UDP header that contradicts its packet: length or checksum.
+    BadUdp = "bad_udp",
 }
 
 const _: () = assert!(DropReason::ALL.len() <= DROP_SLOTS);

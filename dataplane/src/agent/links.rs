@@ -23,6 +23,7 @@ impl Ports {
             match source {
                 None => self.take_engine_events(),
                 Some(Source::Nic(port)) => self.nic_changed(port),
+                Some(Source::Clock) => self.turn_underlays(),
                 Some(source) => {
                     for event in self.sockets.process(source) {
                         self.take_memif_event(event, state);
@@ -56,7 +57,7 @@ impl Ports {
         // A fault of the connection before this one may still be on its way, and must not be taken for this
         // one's.
         self.take_engine_events();
-        let worker = self.place(port, state);
+        let worker = self.place_again(port, state);
         let Some(open) = self.open.get_mut(port) else { return };
         let frames = link_of(open.spec.mode().unwrap_or_default());
         let peer = format!("{} {} (process {})", link.peer_program, link.peer_interface, link.peer.pid);
@@ -72,6 +73,7 @@ impl Ports {
         self.moved(before, worker);
         self.touched.insert(port.clone());
         self.republish(port);
+        self.carrier_up(port);
     }
 
     /// A relay's ends are both there. No worker and no table has to do with it.
@@ -96,6 +98,7 @@ impl Ports {
             self.domains.forget(port);
             self.detach(index);
             self.republish(port);
+            self.carrier_down(port);
         }
     }
 
@@ -144,6 +147,8 @@ impl Ports {
                     }
                 }
                 Event::Learnt { port, address, mac } => self.learn(port, address, mac),
+                Event::Link { port } => self.take_link(port),
+                Event::Heard { port, frame } => self.hear(port, &frame),
                 Event::Died { worker, message } => self.take_death(worker, &message),
             }
         }

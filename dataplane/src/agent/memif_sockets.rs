@@ -43,6 +43,8 @@ pub enum Source {
     Relay(PortName),
     /// The kernel, about the interface of a port.
     Nic(PortName),
+    /// What is to be done at a certain time.
+    Clock,
 }
 
 struct Served {
@@ -102,6 +104,7 @@ impl MemifSockets {
             Source::Dialer(port) => self.dialers.get(port).map(AsFd::as_fd),
             Source::Relay(relay) => self.relays.get(relay).map(AsFd::as_fd),
             Source::Nic(_) => None,
+            Source::Clock => None,
         }
     }
 
@@ -166,6 +169,7 @@ impl MemifSockets {
     /// Does what is to be done for `source`.
     pub fn process(&mut self, source: &Source) -> Vec<MemifEvent> {
         match source {
+            Source::Clock => Vec::new(),
             Source::Listener(socket) => {
                 let Some(served) = self.listeners.get_mut(socket) else { return Vec::new() };
                 let events = served.listener.process();

@@ -25,7 +25,9 @@ pub fn render(agent: &Agent) -> String {
     gauge(&mut out, "vwire_workers", "Workers that run.", (workers - dead) as u64);
     gauge(&mut out, "vwire_workers_dead", "Workers that ended by a bug.", dead as u64);
     gauge(&mut out, "vwire_xconnects", "Cross-connects.", agent.state().xconnects().len() as u64);
-    ports(&agent.reports(), &mut out);
+    let reports = agent.reports();
+    ports(&reports, &mut out);
+    devices(&reports, &mut out);
     domains(&super::routes::readings(agent), &mut out);
     out
 }
@@ -60,6 +62,22 @@ fn ports(ports: &[PortReport], out: &mut String) {
             let labels =
                 format!("port=\"{}\",kind=\"{}\",reason=\"{}\"", port.name, port.kind, reason.name());
             let _ = writeln!(out, "{family}{{{labels}}} {count}");
+        }
+    }
+}
+
+/// What drivers count, as far as their names for it can stand in a label.
+fn devices(ports: &[PortReport], out: &mut String) {
+    let family = "vwire_port_device_total";
+    let _ = writeln!(
+        out,
+        "# HELP {family} What the port's driver counts, by its names.\n# TYPE {family} counter"
+    );
+    let fits = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
+    for PortReport { name, kind, device, .. } in ports {
+        for (counter, value) in device.iter().filter(|(counter, _)| fits(counter)) {
+            let _ =
+                writeln!(out, "{family}{{port=\"{name}\",kind=\"{kind}\",counter=\"{counter}\"}} {value}");
         }
     }
 }
@@ -119,6 +137,7 @@ mod tests {
                 up: true,
                 worker: Some(WorkerId(1)),
                 counters,
+                device: vec![],
             }],
             &mut out,
         );

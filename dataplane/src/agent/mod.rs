@@ -9,6 +9,7 @@
 //! | `domains` | routing domains as workers see them |
 //! | [`routes`] | what is told about them |
 //! | [`interfaces`] | kernel interfaces, which the kernel takes long over |
+//! | `underlays` | underlays on Ethernet ports: neighbours, path MTUs, what they answer |
 //! | [`turns`] | which changes wait for which |
 //! | `links` | what becomes of them while they are open |
 //! | `memif_sockets` | the control sockets of memif ports |
@@ -50,12 +51,13 @@ pub mod run;
 mod sent;
 pub mod server;
 pub mod turns;
+mod underlays;
 pub mod unix;
 mod watched;
 
 use interfaces::Ahead;
 pub use open_error::{Cause, OpenError};
-use plan::{Action, View, plan};
+use plan::{Action, Made as MadeOf, View, plan};
 use ports::{Gone, Ports};
 
 /// Changes that may wait for a slow watcher.
@@ -100,6 +102,8 @@ pub struct PortReport {
     pub worker: Option<WorkerId>,
     /// What was counted.
     pub counters: Snapshot,
+    /// What the device's driver counted, by its own names; empty where there is none.
+    pub device: Vec<(String, u64)>,
 }
 
 /// Why a change was refused. The state is what it was.
@@ -146,7 +150,7 @@ impl Scope {
     /// All that differs between two states, or between the second and what is open.
     fn of(before: &State, after: &State, open: &Ports) -> Self {
         let both = || before.ports().keys().chain(after.ports().keys());
-        let differs = |port: &&PortName| after.ports().get(*port) != open.spec(port);
+        let differs = |port: &&PortName| MadeOf::of(after, port) != open.made_of(port);
         let ports: BTreeSet<_> = both().filter(differs).cloned().collect();
         let xconnects = before.xconnects().iter().chain(after.xconnects());
         let concerned = |x: &&Xconnect| {
@@ -256,7 +260,9 @@ impl Agent {
 
     fn ahead(&self, scope: &Scope) -> Ahead {
         let wanted = |port: &PortName| self.state.ports().get(port);
-        let new = |port: &PortName| wanted(port).filter(|spec| self.ports.spec(port) != Some(spec));
+        let new = |port: &PortName| {
+            wanted(port).filter(|_| self.ports.made_of(port) != MadeOf::of(&self.state, port))
+        };
         let either =
             scope.ports.iter().flat_map(|port| wanted(port).into_iter().chain(self.ports.spec(port)));
         let interface = |spec: &PortSpec| spec.claim().filter(|claim| matches!(claim, Claim::Kernel(..)));
@@ -277,7 +283,11 @@ impl Agent {
     }
 
     fn scope_of(&self, edit: &Edit) -> Scope {
-        let (ports, mut xconnects) = edit.touched();
+        let (mut ports, mut xconnects) = edit.touched();
+        // Where a carrier is made anew, so are its tunnels.
+        let carried: Vec<_> = ports.iter().flat_map(|port| self.state.carried_by(port)).cloned().collect();
+        let were: Vec<_> = ports.iter().flat_map(|port| self.ports.carried_by(port)).cloned().collect();
+        ports.extend(carried.into_iter().chain(were));
         for port in &ports {
             xconnects.extend(self.state.xconnects_of(port).cloned());
             xconnects.extend(self.ports.xconnect_of(port));
@@ -368,12 +378,14 @@ impl Agent {
 
     fn plan(&self, scope: &Scope) -> Vec<Action> {
         let actual = View {
-            ports: scope.ports.iter().filter_map(|port| Some((port, self.ports.spec(port)?))).collect(),
+            ports: scope.ports.iter().filter_map(|port| Some((port, self.ports.made_of(port)?))).collect(),
             xconnects: scope.xconnects.iter().filter(|x| self.ports.in_force(x)).cloned().collect(),
         };
         let wanted = |xconnect: &&Xconnect| self.state.xconnects().contains(*xconnect);
         let wanted = View {
-            ports: scope.ports.iter().filter_map(|port| self.state.ports().get_key_value(port)).collect(),
+            ports: (scope.ports.iter())
+                .filter_map(|port| Some((port, MadeOf::of(&self.state, port)?)))
+                .collect(),
             xconnects: scope.xconnects.iter().filter(wanted).cloned().collect(),
         };
         let mut actions = plan(&actual, &wanted);

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{Claim, PortName, PortSpec, State, Xconnect};
+use crate::model::{Claim, PortName, PortSpec, State, UnderlaySpec, Xconnect};
 
 /// One step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,12 +41,33 @@ impl std::fmt::Display for Action {
     }
 }
 
+/// All that a port is made of. If any of it differs, the port is made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Made<'a> {
+    /// The port itself.
+    pub spec: &'a PortSpec,
+    /// What it is as an underlay.
+    pub underlay: Option<&'a UnderlaySpec>,
+    /// For a tunnel: the port that carries it, and what that is as an underlay.
+    pub over: Option<(&'a PortSpec, &'a UnderlaySpec)>,
+}
+
+impl<'a> Made<'a> {
+    /// What `state` wants a port to be made of.
+    pub fn of(state: &'a State, port: &PortName) -> Option<Self> {
+        let spec = state.ports().get(port)?;
+        let carrier = spec.carrier();
+        let over = carrier.and_then(|at| Some((state.ports().get(at)?, state.underlays().get(at)?)));
+        Some(Self { spec, underlay: state.underlays().get(port), over })
+    }
+}
+
 /// What there is, or is to be, as far as the two may differ: ports and cross-connects that agree can be left out of both. (A
 /// cross-connect of a port that may differ belongs in, too.)
 #[derive(Debug, Clone, Default)]
 pub struct View<'a> {
     /// The ports that are open.
-    pub ports: BTreeMap<&'a PortName, &'a PortSpec>,
+    pub ports: BTreeMap<&'a PortName, Made<'a>>,
     /// The cross-connects in force.
     pub xconnects: BTreeSet<Xconnect>,
 }
@@ -54,7 +75,8 @@ pub struct View<'a> {
 impl<'a> View<'a> {
     /// All of a state.
     pub fn of(state: &'a State) -> Self {
-        Self { ports: state.ports().iter().collect(), xconnects: state.xconnects().clone() }
+        let made = |port: &'a PortName| Some((port, Made::of(state, port)?));
+        Self { ports: state.ports().keys().filter_map(made).collect(), xconnects: state.xconnects().clone() }
     }
 }
 
@@ -67,11 +89,21 @@ pub fn plan(actual: &View<'_>, wanted: &View<'_>) -> Vec<Action> {
         .map(|(n, _)| *n)
         .collect();
     let vacated: BTreeSet<Claim> =
-        leaving.iter().filter_map(|name| actual.ports.get(name)?.claim()).collect();
+        leaving.iter().filter_map(|name| actual.ports.get(name)?.spec.claim()).collect();
     let coming = wanted.ports.iter().filter(|(name, spec)| actual.ports.get(*name) != Some(*spec));
-    let (late, early): (Vec<_>, Vec<_>) = coming.partition(|(name, spec)| {
-        leaving.contains(*name) || spec.claim().is_some_and(|claim| vacated.contains(&claim))
+    // Tunnels behind the ports that carry them, also if those have to wait.
+    let (tunnels, others): (Vec<_>, Vec<_>) = coming.partition(|(_, made)| made.spec.carrier().is_some());
+    let waits = |name: &PortName, made: &Made<'_>| {
+        leaving.contains(name) || made.spec.claim().is_some_and(|claim| vacated.contains(&claim))
+    };
+    let (mut late, mut early): (Vec<_>, Vec<_>) =
+        others.into_iter().partition(|(name, made)| waits(name, made));
+    let late_carriers: BTreeSet<&PortName> = late.iter().map(|(name, _)| **name).collect();
+    let (late_tunnels, early_tunnels): (Vec<_>, Vec<_>) = tunnels.into_iter().partition(|(name, made)| {
+        waits(name, made) || made.spec.carrier().is_some_and(|carrier| late_carriers.contains(carrier))
     });
+    late.extend(late_tunnels);
+    early.extend(early_tunnels);
 
     let mut actions: Vec<Action> =
         early.into_iter().map(|(name, _)| Action::Attach((*name).clone())).collect();
@@ -82,7 +114,10 @@ pub fn plan(actual: &View<'_>, wanted: &View<'_>) -> Vec<Action> {
             actions.push(Action::Publish(interim.clone()));
             in_force = &interim;
         }
-        actions.extend(leaving.into_iter().map(|name| Action::Detach(name.clone())));
+        let is_tunnel =
+            |name: &&PortName| actual.ports.get(*name).is_some_and(|made| made.spec.carrier().is_some());
+        let (tunnels, others): (Vec<_>, Vec<_>) = leaving.into_iter().partition(is_tunnel);
+        actions.extend(tunnels.into_iter().chain(others).map(|name| Action::Detach(name.clone())));
     }
     actions.extend(late.into_iter().map(|(name, _)| Action::Attach((*name).clone())));
     if &wanted.xconnects != in_force {

@@ -77,6 +77,9 @@ impl Dataplane {
             }
             None => None,
         };
+        if !crate::port::dpdk::configure(&config.dpdk) {
+            tracing::warn!("[dpdk] is another than DPDK was started with in this process, and has no effect");
+        }
         let counters =
             make_counters(&config.stats.path).map_err(|error| setting("stats.path")(error.to_string()))?;
         let engine =

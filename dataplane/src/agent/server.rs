@@ -177,7 +177,7 @@ fn link_to_proto((port, link): (PortName, Link)) -> pb::Link {
 }
 
 fn report_to_proto(report: PortReport) -> pb::PortStats {
-    let PortReport { name, kind, up, worker, counters } = report;
+    let PortReport { name, kind, up, worker, counters, device } = report;
     let drops = counters.drops.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect();
     let ((rx_packets, rx_bytes), (tx_packets, tx_bytes)) = (counters.rx, counters.tx);
     pb::PortStats {
@@ -190,6 +190,7 @@ fn report_to_proto(report: PortReport) -> pb::PortStats {
         tx_bytes,
         drops,
         worker: worker.map(|worker| worker.0.into()),
+        device: device.into_iter().collect(),
     }
 }
 

@@ -106,7 +106,10 @@ fn names(op: &Op) -> impl Iterator<Item = &PortName> {
         Op::SetPort(port, ..) | Op::RemovePort(port) | Op::RemoveRelay(port) | Op::SetNote(port, _) => {
             (Some(port), None)
         }
-        Op::SetMember(port, _) | Op::RemoveMember(port) => (Some(port), None),
+        Op::SetMember(port, _)
+        | Op::RemoveMember(port)
+        | Op::SetUnderlay(port, _)
+        | Op::RemoveUnderlay(port) => (Some(port), None),
         Op::SetDomain(..) | Op::RemoveDomain(_) | Op::SetRoute(..) | Op::RemoveRoute(..) => (None, None),
         Op::AddXconnect(xconnect) | Op::RemoveXconnect(xconnect) => (None, Some(xconnect.ends())),
     };

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::{
     Claim, DomainState, MemberSpec, Network, Note, Op, PortName, PortSpec, RouteSpec, State, StateError,
-    TouchedRouting, Xconnect,
+    TouchedRouting, UnderlaySpec, Xconnect,
 };
 
 /// Who claims what, and which cross-connects name each port. Follows from ports and cross-connects.
@@ -12,6 +12,8 @@ use super::{
 pub(super) struct Index {
     holders: HashMap<Claim, BTreeSet<PortName>>,
     joined: HashMap<PortName, BTreeSet<Xconnect>>,
+    /// Tunnels, by the port that carries them.
+    pub(super) carried: HashMap<PortName, BTreeSet<PortName>>,
 }
 
 /// Adds to a set in a map, or takes from it; no set is left empty.
@@ -42,6 +44,7 @@ enum Before {
     Gateways(PortName, Vec<std::net::IpAddr>),
     Member(PortName, Option<MemberSpec>),
     Route(PortName, Network, Option<RouteSpec>),
+    Underlay(PortName, Option<UnderlaySpec>),
 }
 
 /// What was changed, so that it can be changed back.
@@ -55,7 +58,7 @@ impl Edit {
         let (mut ports, mut xconnects) = (BTreeSet::new(), BTreeSet::new());
         for before in &self.0 {
             match before {
-                Before::Port(port, _) => drop(ports.insert(port.clone())),
+                Before::Port(port, _) | Before::Underlay(port, _) => drop(ports.insert(port.clone())),
                 Before::Xconnect(xconnect, _) => drop(xconnects.insert(xconnect.clone())),
                 _ => {}
             }
@@ -136,6 +139,7 @@ impl State {
                 Before::Gateways(name, gateways) => drop(self.put_gateways(&name, gateways)),
                 Before::Member(port, member) => drop(self.routing.put_member(&port, member)),
                 Before::Route(name, network, route) => drop(self.routing.put_route(&name, network, route)),
+                Before::Underlay(port, underlay) => drop(self.put_underlay(&port, underlay)),
             }
         }
     }
@@ -166,6 +170,14 @@ impl State {
                 }
                 edit.0.push(Before::Xconnect(xconnect, true));
             }
+            Op::SetUnderlay(port, underlay) => {
+                let before = self.put_underlay(&port, Some(underlay));
+                edit.0.push(Before::Underlay(port, before));
+            }
+            Op::RemoveUnderlay(port) => match self.put_underlay(&port, None) {
+                None => return missing("underlay", &port),
+                before => edit.0.push(Before::Underlay(port, before)),
+            },
             routing => return self.apply_routing(routing, edit),
         }
         Ok(())
@@ -237,8 +249,22 @@ impl State {
         edit.0.extend([Before::Port(name.clone(), spec), Before::Note(name, note)]);
     }
 
+    /// Makes a port an underlay, or none. Returns what it was.
+    fn put_underlay(&mut self, port: &PortName, underlay: Option<UnderlaySpec>) -> Option<UnderlaySpec> {
+        match underlay {
+            Some(underlay) => self.underlays.insert(port.clone(), underlay),
+            None => self.underlays.remove(port),
+        }
+    }
+
     /// Makes a port what it is to be, or nothing. Returns what it was.
     fn put_port(&mut self, name: &PortName, spec: Option<PortSpec>) -> Option<PortSpec> {
+        let carrier = |spec: Option<&PortSpec>| spec.and_then(PortSpec::carrier).cloned();
+        for (carrier, present) in [(carrier(self.ports.get(name)), false), (carrier(spec.as_ref()), true)] {
+            if let Some(carrier) = carrier {
+                put(&mut self.index.carried, carrier, name.clone(), present);
+            }
+        }
         if let Some(claim) = spec.as_ref().and_then(PortSpec::claim) {
             put(&mut self.index.holders, claim, name.clone(), true);
         }
@@ -290,7 +316,10 @@ impl State {
         xconnects.iter().filter(|x| self.xconnects.contains(*x)).try_for_each(|x| self.check_xconnect(x))?;
         // A port that is joined now may be in a domain.
         ports.extend(xconnects.iter().flat_map(|x| x.ends()).cloned());
-        self.check_routing(&edit.touched_routing(None), &ports)
+        let routing = edit.touched_routing(None);
+        self.check_routing(&routing, &ports)?;
+        ports.extend(routing.members.iter().cloned());
+        self.check_underlays(&ports)
     }
 
     fn check_claim(&self, port: &PortName) -> Result<(), StateError> {

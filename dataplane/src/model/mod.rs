@@ -11,17 +11,23 @@ mod note;
 mod proto;
 mod routing;
 pub(crate) mod routing_proto;
+mod underlay;
+mod underlay_proto;
 mod value;
 
 pub use edit::Edit;
-pub use kinds::{AfXdpSpec, CopyMode, KernelSpec, MemifSpec, Mode, PipeSpec, RelaySpec, Role, VxlanSpec};
+pub use kinds::{
+    AfXdpSpec, CopyMode, DpdkName, DpdkSpec, KernelSpec, MemifSpec, Mode, PipeSpec, RelaySpec, Role,
+    VxlanSpec,
+};
 pub use note::{Note, Notes};
 pub use proto::{FieldError, op_from_proto, state_from_proto, state_to_proto};
 pub use routing::{DomainState, Mac, MemberSpec, Network, RouteMtu, RouteSpec, Routing, TouchedRouting};
+pub use underlay::UnderlaySpec;
 pub(crate) use value::shown;
 pub use value::{
-    BufferSize, ControlSocket, IfName, Inode, Invalid, Mtu, Netns, PortName, Prefix, QueueIndex, Queues,
-    RingSize, Secret, UdpPort, UnderlayMtu, Vni, XdpFrameSize, XdpRingSize,
+    BufferSize, Buffers, ControlSocket, Descriptors, IfName, Inode, Invalid, Mtu, Netns, PortName, Prefix,
+    QueueIndex, Queues, RingSize, Secret, UdpPort, UnderlayMtu, Vni, XdpFrameSize, XdpRingSize,
 };
 
 /// What a port is.
@@ -37,6 +43,8 @@ pub enum PortSpec {
     Vxlan(VxlanSpec),
     /// One end of an in-process pipe.
     Pipe(PipeSpec),
+    /// A device of DPDK's.
+    Dpdk(DpdkSpec),
     /// No port that frames come by, but otherwise kept like one: a memif that is handed through.
     Relay(RelaySpec),
 }
@@ -95,8 +103,12 @@ pub enum Claim {
     Vxlan(SocketAddr, u32, IpAddr),
     /// A pipe, which has two ends.
     Pipe(PortName),
+    /// A device of DPDK's.
+    Dpdk(String),
     /// A relay's listening socket.
     Relay(Inode),
+    /// What a tunnel's datagrams are known by on an underlay's port.
+    Carried(PortName, u32, IpAddr),
 }
 
 impl Claim {
@@ -116,6 +128,8 @@ impl fmt::Display for Claim {
             Claim::AfXdp(None, name) => write!(f, "the XDP program of {}", name.as_str()),
             Claim::Vxlan(local, vni, remote) => write!(f, "vni {vni} from {local} to {remote}"),
             Claim::Pipe(pipe) => write!(f, "pipe {pipe}"),
+            Claim::Dpdk(device) => write!(f, "DPDK device {device}"),
+            Claim::Carried(port, vni, remote) => write!(f, "vni {vni} to {remote} on underlay {port}"),
             Claim::Relay(listen) => write!(f, "the clients of {listen}"),
         }
     }
@@ -130,6 +144,7 @@ impl PortSpec {
             Self::AfXdp(_) => "af_xdp",
             Self::Vxlan(_) => "vxlan",
             Self::Pipe(_) => "pipe",
+            Self::Dpdk(_) => "dpdk",
             Self::Relay(_) => "relay",
         }
     }
@@ -142,8 +157,12 @@ impl PortSpec {
             Self::Kernel(KernelSpec { device: Some(_), .. }) => return None,
             Self::Kernel(kernel) => Claim::Kernel(kernel.netns.clone(), kernel.ifname.clone()),
             Self::AfXdp(nic) => Claim::AfXdp(nic.netns.clone(), nic.ifname.clone()),
-            Self::Vxlan(vxlan) => Claim::Vxlan(vxlan.underlay(), vxlan.vni.get(), vxlan.remote),
+            Self::Vxlan(VxlanSpec { underlay: Some(port), vni, remote, .. }) => {
+                Claim::Carried(port.clone(), vni.get(), *remote)
+            }
+            Self::Vxlan(vxlan) => Claim::Vxlan(vxlan.endpoint(), vxlan.vni.get(), vxlan.remote),
             Self::Pipe(pipe) => Claim::Pipe(pipe.pipe.clone()),
+            Self::Dpdk(dpdk) => Claim::Dpdk(dpdk.device.device().to_owned()),
             Self::Relay(relay) => Claim::Relay(relay.listen),
         })
     }
@@ -155,6 +174,7 @@ impl PortSpec {
             Self::Kernel(kernel) => Some(kernel.mode),
             Self::AfXdp(_) => Some(Mode::Ethernet),
             Self::Vxlan(vxlan) => Some(vxlan.mode),
+            Self::Dpdk(_) => Some(Mode::Ethernet),
             Self::Pipe(_) | Self::Relay(_) => None,
         }
     }
@@ -173,6 +193,19 @@ impl PortSpec {
             _ => (None, None),
         };
         first.into_iter().chain(second)
+    }
+
+    /// The port that carries a tunnel, if one does.
+    pub fn carrier(&self) -> Option<&PortName> {
+        match self {
+            Self::Vxlan(vxlan) => vxlan.underlay.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Whether the port's frames are those of a kernel interface that keeps its addresses, routes and neighbours.
+    pub const fn has_kernel_routes(&self) -> bool {
+        false
     }
 
     /// True for what is no port: a [`RelaySpec`].
@@ -234,6 +267,14 @@ pub enum StateError {
         /// Why.
         reason: String,
     },
+    /// An underlay, or a tunnel on it, that does not fit.
+    #[error("{}{reason}", if subject.starts_with("underlay") { format!("{subject}: ") } else { String::new() })]
+    Underlay {
+        /// What does not fit: `underlay nic0`, or the tunnel's name.
+        subject: String,
+        /// Why, with the field.
+        reason: String,
+    },
     /// More domains or routes than the engine has room for.
     #[error("too many: {0}")]
     TooManyRoutes(String),
@@ -272,6 +313,10 @@ pub enum Op {
     SetRoute(PortName, Network, RouteSpec),
     /// Removes it.
     RemoveRoute(PortName, Network),
+    /// Makes a port an underlay, or another than before.
+    SetUnderlay(PortName, UnderlaySpec),
+    /// It is none any more.
+    RemoveUnderlay(PortName),
 }
 
 /// All that the engine is asked to be.
@@ -281,6 +326,7 @@ pub struct State {
     xconnects: BTreeSet<Xconnect>,
     notes: Notes,
     routing: Routing,
+    underlays: BTreeMap<PortName, UnderlaySpec>,
     index: edit::Index,
 }
 
@@ -296,6 +342,18 @@ impl State {
         ports: impl IntoIterator<Item = (PortName, PortSpec)>,
         xconnects: impl IntoIterator<Item = Xconnect>,
     ) -> Result<Self, StateError> {
+        Self::with_underlays(ports, [], xconnects)
+    }
+
+    /// As [`State::new`], where some of the ports are underlays.
+    ///
+    /// # Errors
+    /// As [`State::new`].
+    pub fn with_underlays(
+        ports: impl IntoIterator<Item = (PortName, PortSpec)>,
+        underlays: impl IntoIterator<Item = (PortName, UnderlaySpec)>,
+        xconnects: impl IntoIterator<Item = Xconnect>,
+    ) -> Result<Self, StateError> {
         let (mut names, mut ops) = (BTreeSet::new(), Vec::new());
         for (name, spec) in ports {
             if !names.insert(name.clone()) {
@@ -303,6 +361,7 @@ impl State {
             }
             ops.push(Op::SetPort(name, spec, Note::default()));
         }
+        ops.extend(underlays.into_iter().map(|(port, spec)| Op::SetUnderlay(port, spec)));
         ops.extend(xconnects.into_iter().map(Op::AddXconnect));
         let mut state = Self::default();
         let _ = state.edit(ops)?;
@@ -329,6 +388,11 @@ impl State {
     /// The ports by name.
     pub fn ports(&self) -> &BTreeMap<PortName, PortSpec> {
         &self.ports
+    }
+
+    /// The ports that are underlays.
+    pub fn underlays(&self) -> &BTreeMap<PortName, UnderlaySpec> {
+        &self.underlays
     }
 
     /// The routing domains.

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use vwire_proto::dataplane::v1 as pb;
 
 use super::routing_proto::{domains_to_proto, routing_op, routing_ops};
+use super::underlay_proto::{underlay, underlay_ops, underlay_to_proto};
 use super::value::{Invalid, shown};
 use super::{
-    AfXdpSpec, CopyMode, KernelSpec, MemifSpec, Mode, Note, Op, PipeSpec, PortName, PortSpec, RelaySpec,
-    Role, State, StateError, VxlanSpec, Xconnect,
+    AfXdpSpec, CopyMode, DpdkSpec, KernelSpec, MemifSpec, Mode, Note, Op, PipeSpec, PortName, PortSpec,
+    RelaySpec, Role, State, StateError, VxlanSpec, Xconnect,
 };
 
 /// A field of a request that won't do.
@@ -126,8 +127,24 @@ fn vxlan(raw: &pb::Vxlan) -> Result<VxlanSpec, FieldError> {
             mtu => Some(i64::from(mtu).try_into().field("underlay_mtu")?),
         },
         mode: mode(raw.mode)?,
+        underlay: if raw.underlay.is_empty() { None } else { Some(raw.underlay.parse().field("underlay")?) },
     };
     spec.checked().map_err(split)
+}
+
+fn dpdk(raw: &pb::DpdkPort) -> Result<DpdkSpec, FieldError> {
+    Ok(DpdkSpec {
+        device: raw.device.parse().field("device")?,
+        queues: number(raw.queues, "queues")?,
+        rx_descriptors: number(raw.rx_descriptors, "rx_descriptors")?,
+        tx_descriptors: number(raw.tx_descriptors, "tx_descriptors")?,
+        mtu: number(raw.mtu, "mtu")?,
+        promiscuous: !raw.not_promiscuous,
+        buffers: match raw.buffers {
+            0 => None,
+            buffers => Some(i64::from(buffers).try_into().field("buffers")?),
+        },
+    })
 }
 
 /// The checks across fields begin their reason with the field's name.
@@ -148,7 +165,8 @@ fn port(raw: &pb::Port) -> Result<(PortName, PortSpec, Note), FieldError> {
         Some(pb::port::Kind::Pipe(raw)) => {
             PortSpec::Pipe(PipeSpec { pipe: raw.pipe.parse().field("pipe.pipe")? })
         }
-        None => return Err(FieldError::new("kind", "is needed: memif, kernel, af_xdp, vxlan or pipe")),
+        Some(pb::port::Kind::Dpdk(raw)) => PortSpec::Dpdk(dpdk(raw).map_err(|e| e.inside("dpdk"))?),
+        None => return Err(FieldError::new("kind", "is needed: memif, kernel, af_xdp, vxlan, pipe or dpdk")),
     };
     Ok((name, spec, Note::try_from(&raw.note[..]).field("note")?))
 }
@@ -191,6 +209,12 @@ pub fn op_from_proto(i: usize, raw: &pb::Op) -> Result<Op, FieldError> {
         Some(Raw::RemoveRelay(raw)) => {
             return raw.parse().map(Op::RemoveRelay).field(&format!("ops[{i}].remove_relay"));
         }
+        Some(Raw::SetUnderlay(raw)) => {
+            ("set_underlay", underlay(raw).map(|(port, spec)| Op::SetUnderlay(port, spec)))
+        }
+        Some(Raw::RemoveUnderlay(raw)) => {
+            return raw.parse().map(Op::RemoveUnderlay).field(&format!("ops[{i}].remove_underlay"));
+        }
         Some(routing) => return routing_op(i, routing),
         None => return Err(FieldError::new(format!("ops[{i}]"), "says nothing to do")),
     };
@@ -219,7 +243,8 @@ pub fn state_from_proto(raw: &pb::State) -> Result<State, FieldError> {
         xconnects.push(xconnect(raw).map_err(|error| error.inside(format!("state.xconnects[{i}]")))?);
     }
     let routing = routing_ops(&raw.domains)?;
-    let state = State::new(ports, xconnects).and_then(|state| state.with_notes(notes));
+    let underlays = underlay_ops(&raw.underlays)?;
+    let state = State::with_underlays(ports, underlays, xconnects).and_then(|state| state.with_notes(notes));
     let state = state.and_then(|mut state| state.edit(routing).map(|_| state));
     state.map_err(|error: StateError| FieldError::new("state", error))
 }
@@ -239,7 +264,13 @@ pub fn state_to_proto(state: &State) -> pb::State {
         pb::Xconnect { a, b }
     };
     let xconnects = state.xconnects().iter().map(xconnect).collect();
-    pb::State { ports, xconnects, relays, domains: domains_to_proto(state) }
+    pb::State {
+        ports,
+        xconnects,
+        relays,
+        domains: domains_to_proto(state),
+        underlays: state.underlays().iter().map(underlay_to_proto).collect(),
+    }
 }
 
 fn relay_to_proto(name: &PortName, relay: &RelaySpec, note: Vec<u8>) -> pb::Relay {
@@ -305,8 +336,18 @@ fn kind_to_proto(spec: &PortSpec) -> Option<pb::port::Kind> {
             port: vxlan.port.get().into(),
             underlay_mtu: vxlan.underlay_mtu.map_or(0, |mtu| mtu.get().into()),
             mode: mode_to_proto(vxlan.mode),
+            underlay: vxlan.underlay.as_ref().map(ToString::to_string).unwrap_or_default(),
         }),
         PortSpec::Pipe(pipe) => pb::port::Kind::Pipe(pb::Pipe { pipe: pipe.pipe.to_string() }),
+        PortSpec::Dpdk(dpdk) => pb::port::Kind::Dpdk(pb::DpdkPort {
+            device: dpdk.device.to_string(),
+            queues: dpdk.queues.get().into(),
+            rx_descriptors: dpdk.rx_descriptors.get().into(),
+            tx_descriptors: dpdk.tx_descriptors.get().into(),
+            mtu: dpdk.mtu.get().into(),
+            not_promiscuous: !dpdk.promiscuous,
+            buffers: dpdk.buffers.map_or(0, |buffers| buffers.get()),
+        }),
         PortSpec::Relay(_) => return None,
     })
 }

@@ -108,6 +108,14 @@ bounded! {
     Mtu(u16), "mtu", (68..=65_521), " bytes", default 1500, None
 }
 bounded! {
+    /// Descriptors of a queue of a DPDK port; the driver has limits of its own.
+    Descriptors(u16), "descriptors", (1..=32_768), "", default 512, None
+}
+bounded! {
+    /// Packet buffers of a DPDK port's own pool.
+    Buffers(u32), "buffers", (256..=16_777_216), "", default 4096, None
+}
+bounded! {
     /// MTU of a tunnel's underlay in bytes; an inner frame with its headers must fit into it.
     UnderlayMtu(u16), "underlay_mtu", (576..=65_535), " bytes", default 1500, None
 }

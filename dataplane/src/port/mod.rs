@@ -30,6 +30,8 @@ use crate::{DropReason, burst::BURST};
 
 #[cfg(all(feature = "af_xdp", not(loom)))]
 pub mod af_xdp;
+#[cfg(not(loom))]
+pub mod dpdk;
 pub mod kernel;
 pub mod memif;
 pub mod pipe;
@@ -124,11 +126,17 @@ pub trait Tx: Send {
     }
 }
 
-/// What carries a VXLAN tunnel's datagrams: a kernel UDP socket, and later AF_XDP or DPDK ports.
+/// What carries a VXLAN tunnel's datagrams: a kernel UDP socket, or an Ethernet port (see [`underlay::l2`](crate::underlay::l2)).
 pub trait UnderlayTx: Send {
     /// Encapsulates `frames` for `tunnel` and sends them, now or in [`UnderlayTx::flush`]; counts at `context`'s port, which is
     /// the tunnel's.
     fn send(&mut self, tunnel: &crate::tables::Tunnel, frames: Frames<'_, '_>, context: &mut TxContext<'_>);
+
+    /// Sends `frames` as they are, by the port that the underlay is on: what comes from its exception port. Counts at `context`'s
+    /// port, which is that port.
+    fn send_plain(&mut self, frames: Frames<'_, '_>, context: &mut TxContext<'_>) {
+        context.refuse_from(0, frames.len(), DropReason::EgressDown);
+    }
 
     /// As [`Tx::flush`]. Counts at the ports of the tunnels whose frames were held back.
     fn flush(&mut self, more: bool, counters: &Counters) -> bool;

@@ -278,7 +278,7 @@ fn pseudo_v6(source: Ipv6Addr, to: Ipv6Addr, body: &[u8]) -> Sum {
 }
 
 /// An ICMP message behind an IPv4 header. Its checksum is made here.
-pub(super) fn icmp_v4(source: Ipv4Addr, to: Ipv4Addr, mut icmp: Vec<u8>) -> Vec<u8> {
+pub(crate) fn icmp_v4(source: Ipv4Addr, to: Ipv4Addr, mut icmp: Vec<u8>) -> Vec<u8> {
     icmp[2..4].fill(0);
     let sum = header_checksum(&icmp);
     icmp[2..4].copy_from_slice(&sum.to_be_bytes());
@@ -294,7 +294,7 @@ pub(super) fn icmp_v4(source: Ipv4Addr, to: Ipv4Addr, mut icmp: Vec<u8>) -> Vec<
 }
 
 /// An ICMPv6 message behind an IPv6 header. Its checksum is made here.
-pub(super) fn icmp_v6(source: Ipv6Addr, to: Ipv6Addr, mut icmp: Vec<u8>, hop_limit: u8) -> Vec<u8> {
+pub(crate) fn icmp_v6(source: Ipv6Addr, to: Ipv6Addr, mut icmp: Vec<u8>, hop_limit: u8) -> Vec<u8> {
     icmp[2..4].fill(0);
     let sum = pseudo_v6(source, to, &icmp).checksum();
     icmp[2..4].copy_from_slice(&sum.to_be_bytes());

@@ -9,7 +9,10 @@ use crate::offload::Link;
 use crate::port::PortIndex;
 use crate::route::domain::{Domain, DomainIndex, MemberIndex};
 
+mod line;
 pub mod swap;
+
+pub use line::{Hop, Line};
 
 /// Which worker, by its place in `[workers] cores`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -163,6 +166,10 @@ pub struct Tables {
     pub tunnels: TunnelTable,
     /// The routing domains, by index. Versions of the tables share those that did not change.
     pub domains: Vec<Option<Arc<Domain>>>,
+    /// The underlays on Ethernet ports, by the port's index.
+    pub lines: Vec<Option<Arc<Line>>>,
+    /// Where the tunnels of those go, by the tunnel's port.
+    pub hops: Vec<Option<Hop>>,
 }
 
 impl Tables {
@@ -178,6 +185,28 @@ impl Tables {
         self.domains.get(usize::from(at.0))?.as_deref()
     }
 
+    /// The underlay that `port` is, if it is one on an Ethernet port.
+    #[inline]
+    pub fn line(&self, port: PortIndex) -> Option<&Line> {
+        self.lines.get(port.slot())?.as_deref()
+    }
+
+    /// Where the tunnel at `port` goes.
+    #[inline]
+    pub fn hop(&self, port: PortIndex) -> Option<&Hop> {
+        self.hops.get(port.slot())?.as_ref()
+    }
+
+    /// Says what underlay `port` is, if any.
+    pub fn set_line(&mut self, port: PortIndex, line: Option<Arc<Line>>) {
+        put(&mut self.lines, port, line);
+    }
+
+    /// Says where the tunnel at `port` goes, if that is known.
+    pub fn set_hop(&mut self, port: PortIndex, hop: Option<Hop>) {
+        put(&mut self.hops, port, hop);
+    }
+
     /// Sets the line of `port`, growing the table as needed.
     pub fn set(&mut self, port: PortIndex, entry: Entry) {
         if self.entries.len() <= port.slot() {
@@ -185,6 +214,13 @@ impl Tables {
         }
         self.entries[port.slot()] = entry;
     }
+}
+
+fn put<T: Clone>(list: &mut Vec<Option<T>>, port: PortIndex, value: Option<T>) {
+    if list.len() <= port.slot() {
+        list.resize(port.slot() + 1, None);
+    }
+    list[port.slot()] = value;
 }
 
 #[cfg(test)]

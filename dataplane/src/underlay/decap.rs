@@ -60,14 +60,19 @@ struct Way {
 /// Checks and sorts the datagrams of one underlay.
 pub struct Decap {
     underlay: PortIndex,
-    own: IpAddr,
+    own: Option<IpAddr>,
     last: Option<Hit>,
 }
 
 impl Decap {
     /// For the underlay at port `underlay`, whose own address is `own`.
     pub const fn new(underlay: PortIndex, own: IpAddr) -> Self {
-        Self { underlay, own, last: None }
+        Self { underlay, own: Some(own), last: None }
+    }
+
+    /// For an underlay that looks for its own addresses among the senders itself.
+    pub const fn anywhere(underlay: PortIndex) -> Self {
+        Self { underlay, own: None, last: None }
     }
 
     /// Lends the inner frames of `run` to `burst` until either is used up. `buffer` is the one that the run lies in. What is not
@@ -139,20 +144,35 @@ impl Decap {
         context: &RxContext<'_>,
     ) -> Result<(Way, &'a [u8]), DropReason> {
         let (key, frame) = vxlan::split(datagram).map_err(reason_for)?;
+        self.find(key, sender, context).map(|way| (way, frame))
+    }
+
+    /// The tunnel that a datagram with this header from `sender` belongs to: its port, and what its frames begin with.
+    #[inline]
+    pub fn tunnel(
+        &mut self,
+        key: HeaderKey,
+        sender: IpAddr,
+        context: &RxContext<'_>,
+    ) -> Result<(PortIndex, Link), DropReason> {
+        self.find(key, sender, context).map(|way| (way.port, way.link))
+    }
+
+    #[inline]
+    fn find(&mut self, key: HeaderKey, sender: IpAddr, context: &RxContext<'_>) -> Result<Way, DropReason> {
         let publication = context.tables.publication;
-        let way = match self.last {
+        match self.last {
             Some(hit) if hit.publication == publication && hit.key == key && hit.sender == sender => hit.way,
             _ => {
                 let way = self.look_up(key, sender, context);
                 self.last = Some(Hit { publication, sender, key, way });
                 way
             }
-        };
-        way.map(|way| (way, frame))
+        }
     }
 
     fn look_up(&self, key: HeaderKey, sender: IpAddr, context: &RxContext<'_>) -> Result<Way, DropReason> {
-        if sender == self.own {
+        if self.own == Some(sender) {
             return Err(DropReason::OwnAddress);
         }
         let vni = key.vni().map_err(reason_for)?;

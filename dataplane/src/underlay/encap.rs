@@ -30,7 +30,7 @@ impl<C: Carrier> Encap<C> {
     }
 }
 
-/// What stands before a frame on the wire. Chosen once for a burst, so that neither kind pays for the other.
+/// What stands before a frame in its datagram. Chosen once for a burst, so that neither kind pays for the other.
 trait Front {
     /// The bytes.
     type Bytes: AsRef<[u8]> + Copy;

@@ -9,12 +9,12 @@
 //! | [`udp`] | the kernel-UDP underlay: opening, errors, path MTU |
 //! | `udp_rx`, `udp_tx` | its two halves |
 //! | `udp_sys` | its system calls: the only unsafe part |
-//!
-//! AF_XDP and DPDK underlays are other implementations of [`UnderlayTx`](crate::port::UnderlayTx) beside `udp`.
+//! | [`l2`] | the underlay on an Ethernet port of any kind: its own headers, neighbours and checks |
 
 pub mod decap;
 pub mod encap;
 pub mod group;
+pub mod l2;
 mod spread;
 pub mod udp;
 mod udp_rx;

@@ -43,6 +43,13 @@ pub enum Command {
         /// Where to.
         tap: Option<Tap>,
     },
+    /// Send this frame by this port.
+    Send {
+        /// Which port.
+        port: PortIndex,
+        /// The whole frame.
+        frame: Vec<u8>,
+    },
     /// End the loop.
     Stop,
 }
@@ -68,6 +75,18 @@ pub enum Event {
         address: std::net::IpAddr,
         /// Where it is.
         mac: Mac,
+    },
+    /// A device's link came or went. Whoever watches it says so.
+    Link {
+        /// Whose.
+        port: PortIndex,
+    },
+    /// Somebody said something to the underlay on this port: ARP, neighbour discovery or ICMP.
+    Heard {
+        /// By which port.
+        port: PortIndex,
+        /// The whole frame.
+        frame: Vec<u8>,
     },
     /// A worker's thread ended by a panic: a bug, and its ports stand still.
     Died {

@@ -35,6 +35,9 @@ impl Forwarder<'_> {
     /// Forwards every frame of a burst.
     #[inline]
     pub fn forward(&mut self, burst: &mut Burst<'_>) {
+        if self.taps.any() {
+            burst.keep();
+        }
         for (ingress, frames) in burst.runs() {
             self.counters.port(ingress).received(frames.len() as u64, frames.bytes());
             let lost = match self.tables.entry(ingress).forward {

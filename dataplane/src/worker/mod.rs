@@ -143,6 +143,7 @@ impl Worker {
             router: &mut self.router,
         };
         forwarder.route_waiting();
+        forwarder.post_said();
         let mut moved = forwarder.drain_handoff(&mut self.handoff.incoming);
         let mut more = false;
         let context = RxContext { tables, counters: &self.counters };
@@ -185,6 +186,7 @@ impl Worker {
                     let _ = reply.send(self.detach(port));
                 }
                 Some(Command::Capture { port, tap }) => self.taps.set(port, tap),
+                Some(Command::Send { port, frame }) => self.router.say(port, frame),
                 Some(Command::Stop) => self.stopped = true,
             }
         }

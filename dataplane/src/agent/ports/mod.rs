@@ -12,10 +12,12 @@ use super::domains::{Domains, Line, Lines};
 use super::memif_sockets::MemifSockets;
 use super::open_error::{Cause, OpenError};
 use super::placement::place;
+use super::underlays::Carriers;
 use super::watched::Watched;
 use super::{Link, Made, PortReport, SentFds, sent};
 use crate::engine::{Engine, EngineError};
-use crate::model::{MemifSpec, Mode, PortName, PortSpec, State, TouchedRouting, Xconnect};
+use crate::model::{Mac, MemifSpec, Mode, PortName, PortSpec, State, TouchedRouting, UnderlaySpec, Xconnect};
+use crate::port::dpdk::DpdkDevice;
 use crate::port::kernel::KernelDevice;
 use crate::port::pipe::PipeEnd;
 use crate::port::{PortIndex, PortParts};
@@ -26,6 +28,7 @@ use crate::worker::capture::CaptureReader;
 
 #[cfg(feature = "af_xdp")]
 mod af_xdp;
+mod dpdk;
 mod kernel;
 mod memif;
 #[cfg(not(feature = "af_xdp"))]
@@ -47,8 +50,12 @@ pub(super) enum Backing {
     AfXdp(Box<af_xdp::Nic>),
     /// Needs its underlay.
     Vxlan(Tunnel, SocketAddr),
+    /// Needs the port that carries it.
+    Carried(Tunnel, PortName),
     /// Nothing.
     Pipe,
+    /// The device goes with this.
+    Dpdk(DpdkDevice),
     /// The control sockets keep it; here is what it was made of.
     Relay(SentFds),
 }
@@ -62,10 +69,23 @@ impl Backing {
             Backing::Kernel(device) => sent::namespace_of(device.queue()).ok(),
             #[cfg(feature = "af_xdp")]
             Backing::AfXdp(nic) => nic.take_netns(),
-            Backing::Vxlan(..) | Backing::Pipe => None,
+            Backing::Vxlan(..) | Backing::Carried(..) | Backing::Pipe | Backing::Dpdk(_) => None,
             Backing::Relay(fds) => return std::mem::take(fds),
         };
         spec.needs().zip(made_of).collect()
+    }
+
+    /// The hardware address that the device behind the port has.
+    pub(super) const fn mac(&self) -> Option<Mac> {
+        None
+    }
+
+    /// The tunnel that it is.
+    pub(super) const fn tunnel(&self) -> Option<&Tunnel> {
+        match self {
+            Backing::Vxlan(tunnel, _) | Backing::Carried(tunnel, _) => Some(tunnel),
+            _ => None,
+        }
     }
 }
 
@@ -84,6 +104,8 @@ impl Gone {
 
 pub(super) struct OpenPort {
     pub(super) spec: PortSpec,
+    /// What it is as an underlay.
+    pub(super) underlay: Option<UnderlaySpec>,
     pub(super) index: PortIndex,
     pub(super) worker: WorkerId,
     pub(super) link: Link,
@@ -111,6 +133,8 @@ pub struct Ports {
     free: VecDeque<PortIndex>,
     pub(super) open: BTreeMap<PortName, OpenPort>,
     pub(super) underlays: HashMap<SocketAddr, Underlay>,
+    /// The ports that are underlays.
+    pub(super) carriers: Carriers,
     /// Where the underlay of a tunnel that is still to come will be.
     promised: HashMap<SocketAddr, WorkerId>,
     pub(super) sockets: MemifSockets,
@@ -127,12 +151,12 @@ pub struct Ports {
     /// The routing domains; those of `tables` but for what changed since.
     pub(super) domains: Domains,
     /// The cross-connects of `tables`, from either end.
-    joined: HashMap<PortName, PortName>,
+    pub(super) joined: HashMap<PortName, PortName>,
     /// Ports whose lines in `tables` are not what they should be.
     stale: BTreeSet<PortName>,
     /// How many ports each worker has.
     load: Vec<usize>,
-    unpublished: bool,
+    pub(super) unpublished: bool,
     pub(super) dead_workers: usize,
 }
 
@@ -143,7 +167,8 @@ impl Ports {
     /// The kernel's, if it has no descriptor left to watch others with.
     pub fn new(engine: Engine) -> std::io::Result<Self> {
         let counters = engine.counters().clone();
-        let watched = Watched::new(engine.event_fd())?;
+        let mut watched = Watched::new(engine.event_fd())?;
+        let carriers = Carriers::new(&mut watched)?;
         Ok(Self {
             free: (0..counters.capacity()).map(PortIndex).collect(),
             load: vec![0; engine.workers()],
@@ -151,6 +176,7 @@ impl Ports {
             counters,
             open: BTreeMap::new(),
             underlays: HashMap::new(),
+            carriers,
             promised: HashMap::new(),
             sockets: MemifSockets::default(),
             loose_ends: HashMap::new(),
@@ -172,6 +198,18 @@ impl Ports {
         self.open.get(port).map(|open| &open.spec)
     }
 
+    /// What a port is made of, if it is open.
+    pub fn made_of(&self, port: &PortName) -> Option<super::plan::Made<'_>> {
+        let open = self.open.get(port)?;
+        let over = match &open.backing {
+            Backing::Carried(_, carrier) => {
+                self.open.get(carrier).and_then(|open| Some((&open.spec, open.underlay.as_ref()?)))
+            }
+            _ => None,
+        };
+        Some(super::plan::Made { spec: &open.spec, underlay: open.underlay.as_ref(), over })
+    }
+
     /// Whether a cross-connect is in the tables.
     pub fn in_force(&self, xconnect: &Xconnect) -> bool {
         let [a, b] = xconnect.ends();
@@ -190,6 +228,7 @@ impl Ports {
             if self.joined.insert(port.clone(), peer.clone()).as_ref() != Some(peer) {
                 self.republish(port);
             }
+            self.call_alike(port, peer);
         }
     }
 
@@ -273,21 +312,30 @@ impl Ports {
         };
         let index = self.take_slot(port.as_str(), spec.kind())?;
         let worker = self.place(port, state);
+        let underlay = state.underlays().get(port).cloned();
+        self.engine.set_underlay(index, underlay.is_some());
         let made = match &spec {
             PortSpec::Memif(spec) => self.open_memif(port, spec, fds),
             PortSpec::Kernel(spec) => self.open_kernel(port, spec, index, worker, fds),
             PortSpec::AfXdp(spec) => self.open_af_xdp(port, spec, index, worker, fds),
-            PortSpec::Vxlan(spec) => self.open_vxlan(spec, index, worker),
+            PortSpec::Vxlan(tunnel) => match &tunnel.underlay {
+                Some(carrier) => self.open_carried(port, tunnel, carrier, index),
+                None => self.open_vxlan(tunnel, index, worker),
+            },
             PortSpec::Pipe(spec) => self.open_pipe(spec, index, worker),
+            PortSpec::Dpdk(spec) => self.open_dpdk(spec, index, worker),
             PortSpec::Relay(spec) => self.open_relay(port, spec, fds),
         };
         let (backing, link) = made.inspect_err(|_| self.give_slot(index))?;
         self.counters.port(index).set_state(if link.up { PortState::Up } else { PortState::Down });
         let worker = self.engine.owner(index).unwrap_or(worker);
-        if let Backing::Vxlan(tunnel, _) = &backing {
+        if let Some(tunnel) = backing.tunnel() {
             self.tables.tunnels.insert(tunnel);
         }
-        let open = OpenPort { spec, index, worker, link, backing, warned: None };
+        if let Some(underlay) = &underlay {
+            self.carry(port, index, underlay, &backing);
+        }
+        let open = OpenPort { spec, underlay, index, worker, link, backing, warned: None };
         self.count(&open, true);
         self.open.insert(port.clone(), open);
         self.touched.insert(port.clone());
@@ -307,6 +355,7 @@ impl Ports {
     }
 
     fn give_slot(&mut self, index: PortIndex) {
+        self.engine.set_underlay(index, false);
         self.counters.port(index).close();
         self.free.push_back(index);
     }
@@ -316,7 +365,7 @@ impl Ports {
     pub(super) fn place(&mut self, port: &PortName, state: &State) -> WorkerId {
         let peer = state.peer(port);
         let carrier = |port: &PortName| match state.ports().get(port) {
-            Some(PortSpec::Vxlan(vxlan)) => Some(vxlan.underlay()),
+            Some(PortSpec::Vxlan(vxlan)) if vxlan.underlay.is_none() => Some(vxlan.endpoint()),
             _ => None,
         };
         let carriers = [carrier(port), peer.and_then(carrier)];
@@ -333,12 +382,25 @@ impl Ports {
             others.find_map(|other| self.open.get(other))
         });
         let at_peer = at_peer.or(beside.map(|open| open.worker));
-        let ties = [at_carrier(carriers[0]), at_peer, at_carrier(carriers[1])];
+        let at_port = |port: &PortName| {
+            let carrier = state.ports().get(port).and_then(PortSpec::carrier)?;
+            self.open.get(carrier).map(|open| open.worker)
+        };
+        let (first, last) = (at_port(port), peer.and_then(at_port));
+        let ties = [first.or(at_carrier(carriers[0])), at_peer, last.or(at_carrier(carriers[1]))];
         let worker = place(ties, &self.load);
         for carrier in carriers.into_iter().flatten() {
             self.promised.entry(carrier).or_insert(worker);
         }
         worker
+    }
+
+    /// The worker for a port whose peer is there again: tunnels have stayed where their carrier was.
+    pub(super) fn place_again(&mut self, port: &PortName, state: &State) -> WorkerId {
+        match self.open.get(port) {
+            Some(open) if open.underlay.is_some() => open.worker,
+            _ => self.place(port, state),
+        }
     }
 
     /// Counts a port at its worker, or no longer. A relay keeps none busy.
@@ -368,7 +430,7 @@ impl Ports {
         self.count(&open, false);
         self.republish(port);
         self.tables.set(open.index, Entry::default());
-        if let Backing::Vxlan(tunnel, _) = &open.backing {
+        if let Some(tunnel) = open.backing.tunnel() {
             self.tables.tunnels.remove(tunnel);
         }
         let parts = self.detach(open.index);
@@ -381,13 +443,17 @@ impl Ports {
             #[cfg(feature = "af_xdp")]
             Backing::AfXdp(_) => self.close_af_xdp(port),
             Backing::Vxlan(_, local) => self.leave_underlay(local),
+            Backing::Carried(tunnel, carrier) => self.leave_carrier(port, &tunnel, &carrier),
             Backing::Pipe => self.drop_loose_end(&open.spec),
+            // The halves first: whoever drops the last of a device closes it, and it is to be closed when this returns.
+            Backing::Dpdk(_device) => drop(parts),
             Backing::Relay(_) => {
                 let source = self.sockets.close_relay(port);
                 self.watched.forget(&source);
             }
             Backing::Kernel(device) => self.gone.push(Gone { _device: device, _parts: parts }),
         }
+        self.carry_no_more(port, open.index);
         self.give_slot(open.index);
         self.touched.insert(port.clone());
         tracing::debug!(%port, "port closed");
@@ -426,19 +492,25 @@ impl Ports {
             let owner = self.engine.owner(underlay.index);
             self.tables.set(underlay.index, Entry { forward: Forward::Nowhere, owner });
         }
+        self.carriers.put_into(&mut self.tables);
         self.domains.put_into(&mut self.tables);
         self.tables.generation = generation;
         self.unpublished = false;
         self.engine.publish(self.tables.clone())?;
         self.domains.settled();
+        self.carriers.wind();
         Ok(())
     }
 
     /// Counters of ports and underlays, by name.
     pub fn reports(&self) -> Vec<PortReport> {
-        let ports = self.open.iter().map(|(name, open)| (name.to_string(), open.index));
-        let underlays = self.underlays.iter().map(|(local, u)| (underlay_name(*local), u.index));
-        let report = |(name, index): (String, PortIndex)| {
+        let driver = |open: &OpenPort| match &open.backing {
+            Backing::Dpdk(device) => device.statistics(),
+            _ => Vec::new(),
+        };
+        let ports = self.open.iter().map(|(name, open)| (name.to_string(), open.index, driver(open)));
+        let underlays = self.underlays.iter().map(|(local, u)| (underlay_name(*local), u.index, Vec::new()));
+        let report = |(name, index, device): (String, PortIndex, Vec<(String, u64)>)| {
             let port = self.counters.port(index);
             let up = port.state() == PortState::Up;
             PortReport {
@@ -447,6 +519,7 @@ impl Ports {
                 up,
                 worker: self.engine.owner(index),
                 counters: port.snapshot(),
+                device,
             }
         };
         let mut reports: Vec<_> = ports.chain(underlays).map(report).collect();
@@ -478,8 +551,9 @@ impl Lines for Ports {
         let open = self.open.get(port)?;
         let mtu = match (&open.spec, &open.backing) {
             (PortSpec::Kernel(spec), _) => spec.mtu.get(),
+            (PortSpec::Dpdk(spec), _) => spec.mtu.get(),
             // Its frames are counted with an Ethernet header, also where the port's have none.
-            (_, Backing::Vxlan(tunnel, _)) => {
+            (_, Backing::Vxlan(tunnel, _) | Backing::Carried(tunnel, _)) => {
                 u16::try_from(tunnel.max_frame.saturating_sub(14)).unwrap_or(u16::MAX)
             }
             #[cfg(feature = "af_xdp")]

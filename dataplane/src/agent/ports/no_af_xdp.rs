@@ -18,7 +18,7 @@ impl Ports {
     ) -> Result<(Backing, Link), OpenError> {
         let ifname = spec.ifname.as_str();
         Err(OpenError::new(
-            Cause::Request,
+            Cause::System,
             format!(
                 "AF_XDP on {ifname}: this engine was built without the feature af_xdp; build it with that, or use kind = \"kernel\" and the kernel-UDP underlay"
             ),

@@ -23,7 +23,7 @@ impl Ports {
         index: PortIndex,
         worker: WorkerId,
     ) -> Result<(Backing, Link), OpenError> {
-        let local = spec.underlay();
+        let local = spec.endpoint();
         if !self.underlays.contains_key(&local) {
             let underlay = self.open_underlay(local, worker)?;
             self.underlays.insert(local, underlay);

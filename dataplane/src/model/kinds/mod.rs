@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 mod af_xdp;
+mod dpdk;
 mod kernel;
 mod memif;
 mod pipe;
@@ -10,6 +11,7 @@ mod relay;
 mod vxlan;
 
 pub use af_xdp::{AfXdpSpec, CopyMode};
+pub use dpdk::{DpdkName, DpdkSpec};
 pub use kernel::KernelSpec;
 pub use memif::{MemifSpec, Role};
 pub use pipe::PipeSpec;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Deserialize;
 
 use super::Mode;
-use crate::model::value::{Invalid, UdpPort, UnderlayMtu, Vni, usable};
+use crate::model::value::{Invalid, PortName, UdpPort, UnderlayMtu, Vni, usable};
 
 /// A VXLAN tunnel to one peer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -23,6 +23,8 @@ pub struct VxlanSpec {
     pub underlay_mtu: Option<UnderlayMtu>,
     /// What the port's frames are. Both ends must say the same.
     pub mode: Mode,
+    /// The port that is its underlay; a UDP socket of the kernel if `None`.
+    pub underlay: Option<PortName>,
 }
 
 #[derive(Deserialize)]
@@ -36,13 +38,14 @@ struct RawVxlan {
     underlay_mtu: Option<UnderlayMtu>,
     #[serde(default)]
     mode: Mode,
+    underlay: Option<PortName>,
 }
 
 impl TryFrom<RawVxlan> for VxlanSpec {
     type Error = Invalid;
     fn try_from(raw: RawVxlan) -> Result<Self, Invalid> {
-        let RawVxlan { vni, local, remote, port, underlay_mtu, mode } = raw;
-        Self { vni, local, remote, port, underlay_mtu, mode }.checked()
+        let RawVxlan { vni, local, remote, port, underlay_mtu, mode, underlay } = raw;
+        Self { vni, local, remote, port, underlay_mtu, mode, underlay }.checked()
     }
 }
 
@@ -64,8 +67,8 @@ impl VxlanSpec {
         Ok(self)
     }
 
-    /// The UDP socket that carries this tunnel, and others with the same.
-    pub fn underlay(&self) -> SocketAddr {
+    /// What its peer sends to. Without [`Self::underlay`], a UDP socket there carries this tunnel, and others with the same.
+    pub fn endpoint(&self) -> SocketAddr {
         SocketAddr::new(self.local, self.port.get())
     }
 

@@ -136,7 +136,8 @@ mod tests {
         fn any_bytes_will_do(mut bytes in proptest::collection::vec(any::<u8>(), 0..HEAD)) {
             if bytes.len() > 14 {
                 let kind: [[u8; 3]; 4] = [[8, 0, 0x45], [8, 0, 0x4f], [0x86, 0xdd, 0x60], [0x81, 0, 0]];
-                bytes[12..15].copy_from_slice(&kind[bytes[0] as usize % 4]);
+                let chosen = kind[usize::from(bytes[0] % 4)];
+                bytes[12..15].copy_from_slice(&chosen);
             }
             if let Some(owed) = open_checksum(&bytes) {
                 prop_assert!(usize::from(owed.csum_start + owed.csum_offset) + 2 <= bytes.len());

@@ -176,6 +176,22 @@ impl KernelDevice {
         self.queues[0].as_fd()
     }
 
+    /// Has the kernel cut large UDP frames itself from now on: each frame that it gives is one datagram at most.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn without_udp_segments(&self) -> io::Result<()> {
+        sys::offer_tcp_offloads(self.queue())
+    }
+
+    /// Gives it another hardware address.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_mac(&self, mac: [u8; 6]) -> io::Result<()> {
+        sys::set_mac(self.queue(), mac)
+    }
+
     /// What a port with this interface is made of.
     pub fn parts(&self, port: PortIndex) -> PortParts {
         let rx =

@@ -75,6 +75,11 @@ pub fn offer_offloads(fd: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
+/// The same but for UDP segmentation.
+pub fn offer_tcp_offloads(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_offloads(fd, SEGMENTATION)
+}
+
 fn set_offloads(fd: BorrowedFd<'_>, offloads: u32) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(offloads)) })
@@ -85,6 +90,18 @@ pub fn set_header_len(fd: BorrowedFd<'_>, len: usize) -> io::Result<()> {
     let len = len as libc::c_int;
     // SAFETY: TUNSETVNETHDRSZ reads an int.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &raw const len) })
+}
+
+/// Gives the interface behind a tap's descriptor another hardware address.
+pub fn set_mac(fd: BorrowedFd<'_>, mac: [u8; 6]) -> io::Result<()> {
+    let mut request = request("");
+    let mut address = [0 as libc::c_char; 14];
+    for (to, from) in address.iter_mut().zip(mac) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_hwaddr = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: address };
+    // SAFETY: SIOCSIFHWADDR on a tap's descriptor reads an ifreq with the address, and changes that tap, wherever it is.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFHWADDR as _, &raw mut request) })
 }
 
 /// The number of the interface `name` in the calling thread's namespace.

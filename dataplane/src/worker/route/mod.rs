@@ -77,6 +77,11 @@ impl Router {
             sources: Recent::new(()),
         }
     }
+
+    /// Takes a message of the agent's to be sent by `port`.
+    pub fn say(&mut self, port: PortIndex, frame: Vec<u8>) {
+        self.own.push((port, frame));
+    }
 }
 
 /// A packet's way out.

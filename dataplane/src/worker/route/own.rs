@@ -111,6 +111,14 @@ impl Forwarder<'_> {
         reason
     }
 
+    /// Sends what the agent gave the worker to send.
+    #[inline]
+    pub fn post_said(&mut self) {
+        if !self.router.own.is_empty() {
+            self.post_own();
+        }
+    }
+
     /// Sends the messages of the domains' own.
     #[cold]
     pub(super) fn post_own(&mut self) {
