@@ -194,8 +194,7 @@ impl MemifSockets {
             Source::Relay(name) => {
                 let Some(relay) = self.relays.get_mut(name) else { return Vec::new() };
                 relay.process().into_iter().map(|event| relayed(name, event)).collect()
-            }
-            // Not a memif's.
+            } // Not a memif's.
         }
     }
 }

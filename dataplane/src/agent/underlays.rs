@@ -51,6 +51,12 @@ struct Kernel {
 }
 
 impl Kernel {
+    fn new(side: KernelSide<'_>, port: &PortName, watched: &mut Watched) -> Result<Self, OpenError> {
+        let tables = KernelTables::new(side.netns, side.index).map_err(OpenError::system)?;
+        watched.add(tables.as_fd(), Source::Kernel(port.clone()))?;
+        Ok(Self { tables, steer: side.steer, steered: BTreeSet::new() })
+    }
+
     /// Has the kernel send these datagrams to the port, and no others.
     fn steer(&mut self, endpoints: &[SocketAddr]) {
         let wanted: BTreeSet<SocketAddr> = endpoints.iter().copied().collect();
@@ -119,10 +125,17 @@ impl Carrier {
 
     /// Who is asked for, to reach `remote`.
     fn next_hop(&mut self, local: IpAddr, remote: IpAddr) -> Option<IpAddr> {
-        let Some(kernel) = &mut self.kernel else { return self.station.next_hop(remote) };
+        let Some(kernel) = self.kernel.as_mut().filter(|_| !self.station.has_gateway(remote)) else {
+            return self.station.next_hop(remote);
+        };
         match kernel.tables.way(local, remote) {
             Ok(Way::By(next_hop)) => Some(next_hop),
-            Ok(Way::Elsewhere) => None,
+            Ok(Way::Elsewhere) => {
+                tracing::warn!(
+                    "the kernel has no way from {local} to {remote} by the underlay's interface; give the interface the address, or a route"
+                );
+                None
+            }
             Err(error) => {
                 tracing::warn!("asking the kernel for the way from {local} to {remote}: {error}");
                 None
@@ -250,12 +263,8 @@ impl Ports {
         spec: &UnderlaySpec,
         backing: &Backing,
     ) -> Result<(), OpenError> {
-        let kernel = backing.kernel_side().map(|side| -> Result<Kernel, OpenError> {
-            let tables = KernelTables::new(side.netns, side.index).map_err(OpenError::system)?;
-            self.watched.add(tables.as_fd(), Source::Kernel(port.clone()))?;
-            Ok(Kernel { tables, steer: side.steer, steered: BTreeSet::new() })
-        });
-        let kernel = kernel.transpose()?;
+        let kernel =
+            backing.kernel_side().map(|side| Kernel::new(side, port, &mut self.watched)).transpose()?;
         let mac = spec.mac.or(backing.mac()).unwrap_or_else(|| Mac::of_name(port.as_str()));
         if let Backing::Kernel(device) = backing
             && let Err(error) = device.without_udp_segments()
@@ -410,8 +419,17 @@ impl Ports {
 
     /// A port that may be an underlay can carry again.
     pub(super) fn carrier_up(&mut self, port: &PortName) {
+        let now = Instant::now();
         let Some(carrier) = self.carriers.all.get_mut(port) else { return };
-        carrier.neighbours.forget(Instant::now());
+        carrier.neighbours.forget(now);
+        // The interface may be another one now, with another program on it.
+        if let Some(side) = self.open.get(port).and_then(|open| open.backing.kernel_side()) {
+            self.watched.forget(&Source::Kernel(port.clone()));
+            carrier.kernel = Kernel::new(side, port, &mut self.watched)
+                .inspect_err(|error| tracing::error!(%port, "{error}"))
+                .ok();
+            carrier.find_ways(now);
+        }
         carrier.changed = true;
         for (name, tunnel) in &carrier.tunnels {
             let Some(open) = self.open.get_mut(name) else { continue };

@@ -79,13 +79,19 @@ impl Backing {
     pub(super) fn mac(&self) -> Option<Mac> {
         match self {
             Backing::Dpdk(device) => Some(Mac(device.mac())).filter(|mac| mac.is_station()),
+            #[cfg(feature = "af_xdp")]
+            Backing::AfXdp(nic) => nic.interface().map(|nic| Mac(nic.mac)).filter(|mac| mac.is_station()),
             _ => None,
         }
     }
 
     /// The interface whose addresses, routes and neighbours stay the kernel's, if the port is on one.
     pub(super) fn kernel_side(&self) -> Option<KernelSide<'_>> {
-        None
+        match self {
+            #[cfg(feature = "af_xdp")]
+            Backing::AfXdp(nic) => nic.kernel_side(),
+            _ => None,
+        }
     }
 
     /// The tunnel that it is.

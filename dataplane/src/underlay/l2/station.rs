@@ -75,6 +75,11 @@ impl Station {
         &self.domain.gateways
     }
 
+    /// Whether it was given a router that leads to `remote`.
+    pub fn has_gateway(&self, remote: IpAddr) -> bool {
+        self.domain.vias.iter().any(|(_, via)| via.is_ipv4() == remote.is_ipv4())
+    }
+
     /// Who is to be asked for, to reach `remote`: itself if it is on link, else the first router of its family.
     pub fn next_hop(&self, remote: IpAddr) -> Option<IpAddr> {
         if self.domain.lookup(remote).is_some_and(|target| target.member == AT) {
