@@ -155,7 +155,11 @@ fn the_kernels_routes_and_neighbours_are_followed() {
         wait_until("the route to be followed", ping);
 
         router.ip("link set u0 address 02:aa:bb:cc:dd:ee");
-        wait_until("the router's new hardware address", ping);
+        // It has forgotten who is who, and asks, and so the node's kernel hears of it.
+        let asks = format!("ping -c 1 -W 1 {local}");
+        wait_until("the router's new hardware address", || {
+            router.command(&asks).output().unwrap().status.success() && ping()
+        });
 
         router.ip(&format!("addr add {second}/{more} dev u0 {}", if more == 64 { "nodad" } else { "" }));
         node.ip(&format!("route replace {remote}/{len} via {second}"));
@@ -200,8 +204,10 @@ fn a_tunnel_waits_for_its_interface() {
         space.ip("link set u0 up");
         Family::V4.assign(space, host);
     }
-    rig.peer.ip(&format!("link del vx{VNI}"));
+    // The vxlan device went with the interface that it was on.
     kernel_vxlan(&rig.peer, "u0", Family::V4, VNI, THEIRS);
+    // It has another hardware address inside the tunnel now.
+    rig.host.ip("neigh flush dev t0");
     rig.engine.wait_up("tun", true);
     rig.wait_for_peer();
 }
