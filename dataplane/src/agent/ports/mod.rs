@@ -67,8 +67,11 @@ impl Backing {
     }
 
     /// The hardware address that the device behind the port has.
-    pub(super) const fn mac(&self) -> Option<Mac> {
-        None
+    pub(super) fn mac(&self) -> Option<Mac> {
+        match self {
+            Backing::Dpdk(device) => Some(Mac(device.mac())),
+            _ => None,
+        }
     }
 
     /// The tunnel that it is.
