@@ -98,7 +98,7 @@ impl Interface {
                 LinkAttribute::Address(mac) => interface.mac = mac.as_slice().try_into().unwrap_or_default(),
                 LinkAttribute::NumRxQueues(queues) => interface.queues = (*queues).max(1),
                 LinkAttribute::LinkInfo(infos) => {
-                    interface.local = infos.iter().any(|info| *info == LinkInfo::Kind(InfoKind::Veth));
+                    interface.local = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
                 }
                 _ => {}
             }
