@@ -24,6 +24,7 @@ impl Ports {
                 None => self.take_engine_events(),
                 Some(Source::Nic(port)) => self.nic_changed(port),
                 Some(Source::Clock) => self.turn_underlays(),
+                Some(Source::Kernel(port)) => self.read_kernel(port),
                 Some(source) => {
                     for event in self.sockets.process(source) {
                         self.take_memif_event(event, state);

@@ -205,7 +205,7 @@ impl PortSpec {
 
     /// Whether the port's frames are those of a kernel interface that keeps its addresses, routes and neighbours.
     pub const fn has_kernel_routes(&self) -> bool {
-        false
+        matches!(self, Self::AfXdp(_))
     }
 
     /// True for what is no port: a [`RelaySpec`].

@@ -6,6 +6,7 @@ use vwire_proto::stats::PortState;
 
 use super::super::memif_sockets::Source;
 use super::super::open_error::{Cause, OpenError};
+use super::super::underlays::KernelSide;
 use super::super::{Link, SentFds, sent};
 use super::{Backing, Ports, up};
 use crate::model::{AfXdpSpec, CopyMode, Netns, PortName};
@@ -36,6 +37,17 @@ impl Nic {
     /// The interface, while it is there.
     pub(in crate::agent) fn interface(&self) -> Option<&Interface> {
         self.device.as_ref().map(AfXdpDevice::interface)
+    }
+
+    /// What of the interface is the kernel's, if the port gets only some of its frames.
+    pub(super) fn kernel_side(&self) -> Option<KernelSide<'_>> {
+        let (steerer, interface) = (self.steerer()?, self.interface()?);
+        let steer = move |to, ours| {
+            let done = if ours { steerer.add(to) } else { steerer.remove(to) };
+            done.map_err(|error| error.to_string())
+        };
+        let netns = self.spec.netns.as_ref().map(std::os::fd::AsFd::as_fd);
+        Some(KernelSide { index: interface.index, netns, steer: Box::new(steer) })
     }
 
     /// The namespace that it was given in a descriptor.
@@ -84,7 +96,12 @@ impl Ports {
         worker: WorkerId,
         fds: &SentFds,
     ) -> Result<(Backing, Link), OpenError> {
-        let spec = port_spec(spec, Steering::All, fds)?;
+        // An underlay takes its tunnels' datagrams, once there are tunnels; the rest of the interface stays the kernel's.
+        let steering = match self.engine.is_underlay(index) {
+            true => Steering::Datagrams(Vec::new()),
+            false => Steering::All,
+        };
+        let spec = port_spec(spec, steering, fds)?;
         let events = LinkEvents::open(&spec).map_err(OpenError::system)?;
         let mut nic = Nic { spec, events, device: None, opened: Instant::now() };
         let parts = nic.open(index).map_err(refused)?;
@@ -183,6 +200,8 @@ impl Ports {
             open.link = link;
         }
         self.touched.insert(port.clone());
+        let up = self.open.get(port).is_some_and(|open| open.link.up);
+        if up { self.carrier_up(port) } else { self.carrier_down(port) }
     }
 
     /// A worker gave the port up. Its interface may be gone, of which we shall hear; if not, the port is opened anew.

@@ -12,7 +12,7 @@ use super::domains::{Domains, Line, Lines};
 use super::memif_sockets::MemifSockets;
 use super::open_error::{Cause, OpenError};
 use super::placement::place;
-use super::underlays::Carriers;
+use super::underlays::{Carriers, KernelSide};
 use super::watched::Watched;
 use super::{Link, Made, PortReport, SentFds, sent};
 use crate::engine::{Engine, EngineError};
@@ -76,8 +76,22 @@ impl Backing {
     }
 
     /// The hardware address that the device behind the port has.
-    pub(super) const fn mac(&self) -> Option<Mac> {
-        None
+    pub(super) fn mac(&self) -> Option<Mac> {
+        match self {
+            Backing::Dpdk(device) => Some(Mac(device.mac())).filter(|mac| mac.is_station()),
+            #[cfg(feature = "af_xdp")]
+            Backing::AfXdp(nic) => nic.interface().map(|nic| Mac(nic.mac)).filter(|mac| mac.is_station()),
+            _ => None,
+        }
+    }
+
+    /// The interface whose addresses, routes and neighbours stay the kernel's, if the port is on one.
+    pub(super) fn kernel_side(&self) -> Option<KernelSide<'_>> {
+        match self {
+            #[cfg(feature = "af_xdp")]
+            Backing::AfXdp(nic) => nic.kernel_side(),
+            _ => None,
+        }
     }
 
     /// The tunnel that it is.
@@ -332,8 +346,12 @@ impl Ports {
         if let Some(tunnel) = backing.tunnel() {
             self.tables.tunnels.insert(tunnel);
         }
-        if let Some(underlay) = &underlay {
-            self.carry(port, index, underlay, &backing);
+        if let Some(underlay) = &underlay
+            && let Err(error) = self.carry(port, index, underlay, &backing)
+        {
+            self.detach(index);
+            self.give_slot(index);
+            return Err(error);
         }
         let open = OpenPort { spec, underlay, index, worker, link, backing, warned: None };
         self.count(&open, true);
