@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use vwire_control::lab::{Lab, Programs, Spec};
 
 mod lab_support;
-use lab_support::Run;
+use lab_support::{Run, inside};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -29,14 +29,6 @@ fn script(run: &Run, name: &str, arguments: &[&str]) -> Output {
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
-}
-
-/// What a program says in a client's namespace.
-fn inside(lab: &Lab, client: &str, words: &[&str]) -> (bool, String) {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", &lab.layout().namespace(client)]).args(words);
-    let output = command.output().unwrap();
-    (output.status.success(), String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// The first address of a client, and the name server that it was told.

@@ -171,6 +171,15 @@ impl Lab {
     /// # Errors
     /// [`LabError::Failed`] if the lab has no such process, it still runs, or does not become ready.
     pub async fn restart(&mut self, name: &str) -> Result<(), LabError> {
+        self.start_again(name)?;
+        self.ready(name).await
+    }
+
+    /// As [`restart`](Self::restart), and does not wait.
+    ///
+    /// # Errors
+    /// [`LabError::Failed`] if the lab has no such process, or it still runs.
+    pub fn start_again(&mut self, name: &str) -> Result<(), LabError> {
         if process::is_alive(self.place(name)?) {
             return Err(LabError::failed(format!("restarting {name}"), "it runs"));
         }
@@ -178,8 +187,7 @@ impl Lab {
         let start = all.into_iter().find(|start| start.name == name);
         let start = start.ok_or_else(|| LabError::failed(format!("restarting {name}"), "no such process"))?;
         self.record.processes.retain(|place| place.name != name);
-        self.start(&start)?;
-        self.ready(&start.name).await
+        self.start(&start)
     }
 
     fn place(&self, name: &str) -> Result<&Place, LabError> {

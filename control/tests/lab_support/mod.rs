@@ -42,6 +42,19 @@ impl Drop for Run {
     }
 }
 
+/// Runs a program in the namespace of a part of a lab: whether it was content, and what it said.
+pub fn inside(lab: &Lab, part: &str, words: &[&str]) -> (bool, String) {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &lab.layout().namespace(part)]).args(words);
+    let output = command.output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Whether one ping of this part is answered.
+pub fn pings_once(lab: &Lab, part: &str, address: &str) -> bool {
+    inside(lab, part, &["ping", "-n", "-c", "1", "-W", "1", address]).0
+}
+
 /// How long a `ping` may take to say or do what is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
