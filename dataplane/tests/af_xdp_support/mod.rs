@@ -1,5 +1,5 @@
 //! Namespaces joined to an engine's AF_XDP ports by veth pairs.
-#![allow(dead_code, reason = "each test program uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test program uses its own part")]
 
 use std::process::Command;
 

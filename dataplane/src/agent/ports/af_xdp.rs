@@ -180,9 +180,13 @@ impl Ports {
 
     fn nic_gone(&mut self, port: &PortName) {
         let Some((nic, _)) = self.nic(port) else { return };
-        if nic.lose() {
-            let reason = nic.link().reason;
+        let lost = nic.lose();
+        let reason = nic.link().reason;
+        if lost {
             self.down(port, reason);
+        } else {
+            // A worker noticed first.
+            self.explain(port, reason);
         }
     }
 
