@@ -280,7 +280,11 @@ fn an_underlay_is_a_port_with_addresses_and_its_exception_a_cross_connect() {
     );
     assert_eq!(
         refused(&|text| text.replace("underlay]]\nport = \"nic\"", "underlay]]\nport = \"gone\"")),
-        "f.toml:9: port[2]: port t: underlay: port nic is no underlay; describe it as one, with its addresses"
+        "f.toml:16: underlay[0]: xconnect gone - host: there is no port gone"
+    );
+    assert_eq!(
+        refused(&|text| text.replace("underlay = \"nic\"", "underlay = \"host\"")),
+        "f.toml:9: port[2]: port t: underlay: port host is no underlay; describe it as one, with its addresses"
     );
     assert_eq!(
         refused(&|text| text.replace("exception = \"host\"", "exception = \"nic\"")),
