@@ -11,7 +11,7 @@ mod cli;
 
 /// The vwire packet engine: moves frames between memif, kernel, AF_XDP, DPDK and VXLAN ports.
 #[derive(Parser)]
-#[command(version, args_conflicts_with_subcommands = true, arg_required_else_help = true, after_help = UNDERLAYS)]
+#[command(version, args_conflicts_with_subcommands = true, arg_required_else_help = true, after_help = kinds() + "\n\n" + UNDERLAYS)]
 struct Args {
     /// The configuration file; see config/ for examples with every key.
     #[arg(long, value_name = "FILE")]
@@ -28,6 +28,23 @@ struct Args {
     log_format: Option<LogFormat>,
     #[command(subcommand)]
     command: Option<Command>,
+}
+
+/// Which kinds of ports this build has: some are features.
+fn kinds() -> String {
+    let built = [
+        ("af_xdp", cfg!(feature = "af_xdp"), "--features af_xdp"),
+        ("dpdk", vwire_dataplane::port::dpdk::BUILT, "--features dpdk; needs libdpdk-dev and libclang-dev"),
+    ];
+    let has: Vec<&str> = built.iter().filter(|(_, has, _)| *has).map(|(kind, ..)| *kind).collect();
+    let mut said = format!(
+        "Kinds of ports in this build: {}",
+        [&["memif", "kernel", "vxlan", "pipe"], &has[..]].concat().join(", ")
+    );
+    for (kind, _, how) in built.iter().filter(|(_, has, _)| !*has) {
+        said += &format!("\nNot in this build: {kind} ({how})");
+    }
+    said
 }
 
 /// Which port and which underlay to choose when; the README has the whole table.
