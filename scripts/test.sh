@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what the tests need on a bare Debian 12 (root; rustup's stable toolchain and Go are the prerequisites) and runs them all:
 # formatting, lints, unit tests, tests against real peers in their own network namespaces, loom, and each fuzz target briefly.
+# VWIRE_WITHOUT_DPDK=1 leaves out what builds and tests the ports on DPDK's drivers, and installs no libdpdk-dev for it.
 # Can be run twice; leaves no namespace, socket or huge page behind. VWIRE_LOGS=DIR keeps the logs there.
 . "$(dirname "$0")/lib.sh"
 
@@ -9,6 +10,7 @@ need_rust
 need_go
 # build-essential and libclang are for libFuzzer's runtime; the rest are peers and witnesses.
 need_packages build-essential iproute2 iputils-ping ethtool tcpdump iperf3 tshark nsd bind9-dnsutils mariadb-server jq curl nftables dpdk-dev openvswitch-switch
+[ -n "${VWIRE_WITHOUT_DPDK:-}" ] || need_packages libdpdk-dev libclang-dev pkg-config
 need_hugepages 128
 modprobe tun 2>/dev/null || true
 
@@ -29,6 +31,11 @@ step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-d
 step "Go peers: vet and build" build_go_peers
 step "build of tests" cargo test --workspace --locked --no-run
 loud_step "tests" env VWIRE_LOGS="$LOGS/tests" scripts/run_tests.sh
+# Everything before is built without the feature. With it only vwire-dataplane is built again; --workspace keeps its dependencies as they are.
+if [ -z "${VWIRE_WITHOUT_DPDK:-}" ]; then
+    step "DPDK ports: lints" cargo clippy --workspace --features vwire-dataplane/dpdk --test 'dpdk_*' --locked -- -D warnings
+    loud_step "DPDK ports: tests" cargo test --workspace --features vwire-dataplane/dpdk --test 'dpdk_*' --locked --no-fail-fast -- --test-threads=2
+fi
 step "loom: hand-off rings and table swap, every interleaving" env RUSTFLAGS="--cfg loom" \
     cargo test -p vwire-dataplane --lib --locked --target-dir target/loom loom
 step "loom: memif queues, up to three preemptions" env RUSTFLAGS="--cfg loom" \

@@ -1,17 +1,20 @@
 //! VXLAN without the kernel: what a frame costs on its way into a send group, and on its way out of a received run.
 
 use std::hint::black_box;
+use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use memif::Lent;
-use vwire_dataplane::burst::{BURST, Burst};
+use vwire_dataplane::burst::{BURST, Burst, Frames};
 use vwire_dataplane::offload::Link;
-use vwire_dataplane::port::{PortIndex, Refused, RxContext, TxContext, UnderlayTx, Underlays};
+use vwire_dataplane::port::{PortIndex, Refused, RxContext, Tx, TxContext, UnderlayTx, Underlays};
+use vwire_dataplane::route::domain::Mac;
 use vwire_dataplane::stats::Counters;
-use vwire_dataplane::tables::{Tables, Tunnel, Vni};
+use vwire_dataplane::tables::{Hop, Tables, Tunnel, Vni};
 use vwire_dataplane::underlay::decap::{Decap, Run};
 use vwire_dataplane::underlay::encap::Encap;
 use vwire_dataplane::underlay::group::{Batch, Carrier};
+use vwire_dataplane::underlay::l2::send::L2Tx;
 use vwire_dataplane::wire::vxlan;
 
 const UNDERLAY: PortIndex = PortIndex(0);
@@ -83,6 +86,54 @@ fn encapsulation(c: &mut Criterion) {
     group.finish();
 }
 
+/// Copies frames once, as a device's sender does, and forgets them.
+struct OneCopy(Vec<u8>);
+
+impl Tx for OneCopy {
+    fn send(&mut self, frames: Frames<'_, '_>, context: &mut TxContext<'_>) {
+        for frame in frames.as_slice() {
+            let mut at = 0;
+            for view in frames.views(frame) {
+                at += view.copy_to(&mut self.0[at..]);
+            }
+            black_box(&self.0[..at]);
+        }
+        context.sent(frames.len() as u64, frames.bytes());
+    }
+}
+
+/// The same behind all headers, from the template of an underlay on an Ethernet port.
+fn template(c: &mut Criterion) {
+    let mut group = c.benchmark_group("template");
+    group.throughput(Throughput::Elements(BURST as u64));
+    let (tunnel, counters) = (tunnel(), Counters::anonymous(4).expect("counters"));
+    let mut tables = Tables { publication: 1, ..Tables::default() };
+    let (from, to) = (Mac([2; 6]), Mac([4; 6]));
+    tables.set_hop(TUNNEL, Some(Hop { from, to, local: [10, 9, 0, 1].into(), max_frame: 1464 }));
+    for len in [64, 512, 1450] {
+        let frames = frames(len, 1);
+        let (mut others, mut refused) = (Underlays::default(), Refused::new());
+        let mut underlay = L2Tx::new(UNDERLAY, Box::new(OneCopy(vec![0; 2048])), Arc::default());
+        group.bench_function(BenchmarkId::from_parameter(len), |b| {
+            b.iter(|| {
+                let mut burst = Burst::new(UNDERLAY);
+                frames.iter().cycle().take(BURST).for_each(|frame| burst.push(Lent::from(&frame[..])));
+                let mut context = TxContext {
+                    port: TUNNEL,
+                    counters: &counters,
+                    tables: &tables,
+                    underlays: &mut others,
+                    refused: &mut refused,
+                };
+                for (_, run) in burst.runs() {
+                    underlay.send(&tunnel, run, &mut context);
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
 fn decapsulation(c: &mut Criterion) {
     let mut group = c.benchmark_group("decapsulation");
     group.throughput(Throughput::Elements(BURST as u64));
@@ -113,5 +164,5 @@ fn decapsulation(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, encapsulation, decapsulation);
+criterion_group!(benches, encapsulation, template, decapsulation);
 criterion_main!(benches);

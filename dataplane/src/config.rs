@@ -420,6 +420,7 @@ fn port(entry: Spanned<DeValue<'_>>) -> Result<(PortName, PortSpec), Refusal> {
     let spec = match kind.as_str() {
         "memif" => PortSpec::Memif(value(rest)?),
         "kernel" => PortSpec::Kernel(value(rest)?),
+        "af_xdp" => PortSpec::AfXdp(value(rest)?),
         "vxlan" => PortSpec::Vxlan(value(rest)?),
         "pipe" => PortSpec::Pipe(value(rest)?),
         "dpdk" => PortSpec::Dpdk(value(rest)?),
@@ -427,7 +428,7 @@ fn port(entry: Spanned<DeValue<'_>>) -> Result<(PortName, PortSpec), Refusal> {
             let said = shown(other);
             return Err(Refusal::at(
                 kind_span,
-                format!("kind is memif, kernel, vxlan, pipe or dpdk, not {said}"),
+                format!("kind is memif, kernel, af_xdp, vxlan, pipe or dpdk, not {said}"),
             ));
         }
     };

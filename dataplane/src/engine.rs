@@ -188,6 +188,11 @@ impl Engine {
         }
     }
 
+    /// Whether `port` carries tunnels.
+    pub fn is_underlay(&self, port: PortIndex) -> bool {
+        self.underlays.contains(&port)
+    }
+
     /// Gives a port to a worker. Frames flow once the tables name it, too.
     ///
     /// # Errors

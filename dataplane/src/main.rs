@@ -9,9 +9,9 @@ use vwire_dataplane::config::{Config, Log, LogFormat};
 
 mod cli;
 
-/// The vwire packet engine: moves frames between memif, kernel and VXLAN ports.
+/// The vwire packet engine: moves frames between memif, kernel, AF_XDP, DPDK and VXLAN ports.
 #[derive(Parser)]
-#[command(version, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(version, args_conflicts_with_subcommands = true, arg_required_else_help = true, after_help = kinds() + "\n\n" + UNDERLAYS)]
 struct Args {
     /// The configuration file; see config/ for examples with every key.
     #[arg(long, value_name = "FILE")]
@@ -29,6 +29,34 @@ struct Args {
     #[command(subcommand)]
     command: Option<Command>,
 }
+
+/// Which kinds of ports this build has: some are features.
+fn kinds() -> String {
+    let built = [
+        ("af_xdp", cfg!(feature = "af_xdp"), "--features af_xdp"),
+        ("dpdk", vwire_dataplane::port::dpdk::BUILT, "--features dpdk; needs libdpdk-dev and libclang-dev"),
+    ];
+    let has: Vec<&str> = built.iter().filter(|(_, has, _)| *has).map(|(kind, ..)| *kind).collect();
+    let mut said = format!(
+        "Kinds of ports in this build: {}",
+        [&["memif", "kernel", "vxlan", "pipe"], &has[..]].concat().join(", ")
+    );
+    for (kind, _, how) in built.iter().filter(|(_, has, _)| !*has) {
+        said += &format!("\nNot in this build: {kind} ({how})");
+    }
+    said
+}
+
+/// Which underlay to choose when; the README has the whole table.
+const UNDERLAYS: &str = "\
+What carries VXLAN tunnels:
+  a UDP socket of the kernel   the default: any interface, nothing to set up; the kernel does ARP, routes and path MTU
+  kind = \"af_xdp\"            where the kernel's UDP path is the limit: Linux 5.9, CAP_NET_ADMIN and CAP_BPF; the card, its
+                               addresses and all other traffic stay the kernel's
+  kind = \"dpdk\"              a card that is given to the engine whole, in a build with the feature dpdk; other traffic goes
+                               by the exception port
+A tunnel that names a port (underlay = \"nic\") goes by it; [[underlay]] says which addresses it has, its gateways, its MTU and
+its exception port. config/underlay.toml is an example, config/dataplane.toml has every key.";
 
 #[derive(Subcommand)]
 enum Command {

@@ -25,7 +25,7 @@ fn bad_requests_are_refused_with_the_field_and_change_nothing() {
             (
                 vec![kindless],
                 Code::InvalidArgument,
-                "ops[0].set_port.kind: is needed: memif, kernel, vxlan or pipe",
+                "ops[0].set_port.kind: is needed: memif, kernel, af_xdp, vxlan, pipe or dpdk",
             ),
             (
                 vec![set(pipe("c", "pc")), nul],

@@ -22,7 +22,9 @@ impl Ports {
         for source in &ready {
             match source {
                 None => self.take_engine_events(),
+                Some(Source::Nic(port)) => self.nic_changed(port),
                 Some(Source::Clock) => self.turn_underlays(),
+                Some(Source::Kernel(port)) => self.read_kernel(port),
                 Some(source) => {
                     for event in self.sockets.process(source) {
                         self.take_memif_event(event, state);
@@ -85,7 +87,7 @@ impl Ports {
     }
 
     /// The link is gone; the port stays, and waits for the next.
-    fn down(&mut self, port: &PortName, reason: String) {
+    pub(super) fn down(&mut self, port: &PortName, reason: String) {
         let Some(open) = self.open.get_mut(port) else { return };
         tracing::info!(%port, %reason, "link down");
         let index = open.index;
@@ -102,7 +104,7 @@ impl Ports {
     }
 
     /// Says why a port that is down stays down. False if it is up, or that was known.
-    fn explain(&mut self, port: &PortName, reason: String) -> bool {
+    pub(super) fn explain(&mut self, port: &PortName, reason: String) -> bool {
         let Some(open) = self.open.get_mut(port) else { return false };
         let new = !open.link.up && open.link.reason != reason;
         if new {
@@ -130,6 +132,7 @@ impl Ports {
             self.sockets.disconnect(port, &spec, reason);
         }
         self.down(port, reason.to_owned());
+        self.nic_fault(port);
     }
 
     fn take_engine_events(&mut self) {

@@ -41,8 +41,12 @@ pub enum Source {
     Dialer(PortName),
     /// A relay.
     Relay(PortName),
+    /// The kernel, about the interface of a port.
+    Nic(PortName),
     /// What is to be done at a certain time.
     Clock,
+    /// The kernel's routes and neighbours, for an underlay.
+    Kernel(PortName),
 }
 
 struct Served {
@@ -101,7 +105,7 @@ impl MemifSockets {
             Source::Listener(socket) => self.listeners.get(socket).map(|served| served.listener.as_fd()),
             Source::Dialer(port) => self.dialers.get(port).map(AsFd::as_fd),
             Source::Relay(relay) => self.relays.get(relay).map(AsFd::as_fd),
-            Source::Clock => None,
+            Source::Nic(_) | Source::Clock | Source::Kernel(_) => None,
         }
     }
 
@@ -166,7 +170,7 @@ impl MemifSockets {
     /// Does what is to be done for `source`.
     pub fn process(&mut self, source: &Source) -> Vec<MemifEvent> {
         match source {
-            Source::Clock => Vec::new(),
+            Source::Nic(_) | Source::Clock | Source::Kernel(_) => Vec::new(),
             Source::Listener(socket) => {
                 let Some(served) = self.listeners.get_mut(socket) else { return Vec::new() };
                 let events = served.listener.process();
@@ -190,7 +194,7 @@ impl MemifSockets {
             Source::Relay(name) => {
                 let Some(relay) = self.relays.get_mut(name) else { return Vec::new() };
                 relay.process().into_iter().map(|event| relayed(name, event)).collect()
-            }
+            } // Not a memif's.
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Ports that are underlays: who is behind them, where each tunnel's datagrams go, and what the underlay says itself. Workers are told
 //! by the tables, and tell what they hear; see [`l2`](crate::underlay::l2).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use crate::model::{Mac, PortName, UnderlaySpec, VxlanSpec};
 use crate::port::PortIndex;
 use crate::port::vxlan::VxlanTx;
 use crate::tables::{Hop, Line, Tables, Tunnel};
+use crate::underlay::l2::kernel::{KernelTables, Way};
 use crate::underlay::l2::neighbours::{Neighbours, Question};
 use crate::underlay::l2::station::{Heard, Station};
 
@@ -28,6 +29,47 @@ use crate::underlay::l2::station::{Heard, Station};
 const NARROW_FOR: Duration = Duration::from_secs(600);
 /// Most paths that routers' words are remembered of.
 const NARROW_PATHS: usize = 256;
+
+/// Says which datagrams come to the port (`true`), and which stay the kernel's.
+pub(super) type Steer = Box<dyn Fn(SocketAddr, bool) -> Result<(), String> + Send>;
+
+/// A port on an interface that goes on being the kernel's.
+pub(super) struct KernelSide<'b> {
+    /// The interface's number.
+    pub index: u32,
+    /// Where it is.
+    pub netns: Option<BorrowedFd<'b>>,
+    /// What of it is the port's.
+    pub steer: Steer,
+}
+
+/// What an underlay leaves to the kernel.
+struct Kernel {
+    tables: KernelTables,
+    steer: Steer,
+    steered: BTreeSet<SocketAddr>,
+}
+
+impl Kernel {
+    fn new(side: KernelSide<'_>, port: &PortName, watched: &mut Watched) -> Result<Self, OpenError> {
+        let tables = KernelTables::new(side.netns, side.index).map_err(OpenError::system)?;
+        watched.add(tables.as_fd(), Source::Kernel(port.clone()))?;
+        Ok(Self { tables, steer: side.steer, steered: BTreeSet::new() })
+    }
+
+    /// Has the kernel send these datagrams to the port, and no others.
+    fn steer(&mut self, endpoints: &[SocketAddr]) {
+        let wanted: BTreeSet<SocketAddr> = endpoints.iter().copied().collect();
+        let gone = self.steered.difference(&wanted).map(|to| (*to, false));
+        let new = wanted.difference(&self.steered).map(|to| (*to, true));
+        for (to, ours) in new.chain(gone) {
+            if let Err(error) = (self.steer)(to, ours) {
+                tracing::warn!("{error}");
+            }
+        }
+        self.steered = wanted;
+    }
+}
 
 /// A tunnel on its carrier.
 struct Carried {
@@ -48,6 +90,8 @@ struct Carrier {
     neighbours: Neighbours,
     /// Paths that are narrower than the link, and until when that is believed.
     narrow: HashMap<SocketAddr, (usize, Instant)>,
+    /// Who does ARP, neighbour discovery and routes, if it is the kernel.
+    kernel: Option<Kernel>,
     changed: bool,
 }
 
@@ -69,10 +113,94 @@ impl Carrier {
 
     fn put_into(&mut self, tables: &mut Tables) {
         self.changed = false;
-        tables.set_line(self.index, Some(Arc::new(self.line())));
+        let line = self.line();
+        if let Some(kernel) = &mut self.kernel {
+            kernel.steer(&line.endpoints);
+        }
+        tables.set_line(self.index, Some(Arc::new(line)));
         for tunnel in self.tunnels.values() {
             tables.set_hop(tunnel.index, self.hop(tunnel));
         }
+    }
+
+    /// Who is asked for, to reach `remote`.
+    fn next_hop(&mut self, local: IpAddr, remote: IpAddr) -> Option<IpAddr> {
+        let Some(kernel) = self.kernel.as_mut().filter(|_| !self.station.has_gateway(remote)) else {
+            return self.station.next_hop(remote);
+        };
+        match kernel.tables.way(local, remote) {
+            Ok(Way::By(next_hop)) => Some(next_hop),
+            Ok(Way::Elsewhere) => {
+                tracing::warn!(
+                    "the kernel has no way from {local} to {remote} by the underlay's interface; give the interface the address, or a route"
+                );
+                None
+            }
+            Err(error) => {
+                tracing::warn!("asking the kernel for the way from {local} to {remote}: {error}");
+                None
+            }
+        }
+    }
+
+    /// The kernel's routes have changed.
+    fn find_ways(&mut self, now: Instant) {
+        let ends: Vec<_> =
+            self.tunnels.iter().map(|(name, t)| (name.clone(), t.local, t.remote.ip(), t.next_hop)).collect();
+        for (name, local, remote, before) in ends {
+            let after = self.next_hop(local, remote);
+            if after == before {
+                continue;
+            }
+            if let Some(after) = after {
+                self.neighbours.want(after, now);
+            }
+            if let Some(before) = before {
+                self.neighbours.leave(before);
+            }
+            if let Some(tunnel) = self.tunnels.get_mut(&name) {
+                tunnel.next_hop = after;
+            }
+            self.changed = true;
+        }
+        let mac = self.kernel.as_mut().and_then(|kernel| kernel.tables.mac().ok().flatten());
+        if let Some(mac) = mac.filter(|mac| *mac != self.station.mac()) {
+            self.station = self.station.clone().with_mac(mac);
+            self.changed = true;
+        }
+    }
+
+    /// Reads the kernel's neighbours.
+    fn find_neighbours(&mut self, now: Instant) {
+        let Some(kernel) = &mut self.kernel else { return };
+        let wanted: Vec<_> = self.neighbours.iter().map(|(address, _)| address).collect();
+        for address in wanted {
+            match kernel.tables.neighbour(address) {
+                Ok(mac) => self.changed |= self.neighbours.told(address, mac, now),
+                Err(error) => tracing::warn!("asking the kernel who has {address}: {error}"),
+            }
+        }
+    }
+
+    /// Does what is due. Returns what is to be said on the link.
+    fn turn(&mut self, now: Instant) -> Vec<Vec<u8>> {
+        let (questions, lost) = self.neighbours.turn(now);
+        let paths = self.narrow.len();
+        self.narrow.retain(|_, (_, until)| *until > now);
+        self.changed |= lost || paths != self.narrow.len();
+        let Some(kernel) = &mut self.kernel else {
+            let frame = |Question { address, to }: Question| self.station.question(address, to);
+            return questions.into_iter().map(frame).collect();
+        };
+        for Question { address, .. } in &questions {
+            if let Err(error) = kernel.tables.resolve(*address) {
+                tracing::warn!("having the kernel find out who has {address}: {error}");
+            }
+        }
+        if !questions.is_empty() {
+            self.find_neighbours(now);
+        }
+        Vec::new()
     }
 
     /// When there is something to do.
@@ -134,7 +262,9 @@ impl Ports {
         index: PortIndex,
         spec: &UnderlaySpec,
         backing: &Backing,
-    ) {
+    ) -> Result<(), OpenError> {
+        let kernel =
+            backing.kernel_side().map(|side| Kernel::new(side, port, &mut self.watched)).transpose()?;
         let mac = spec.mac.or(backing.mac()).unwrap_or_else(|| Mac::of_name(port.as_str()));
         if let Backing::Kernel(device) = backing
             && let Err(error) = device.without_udp_segments()
@@ -149,15 +279,18 @@ impl Ports {
             tunnels: BTreeMap::new(),
             neighbours: Neighbours::default(),
             narrow: HashMap::new(),
+            kernel,
             changed: true,
         };
         self.carriers.all.insert(port.clone(), carrier);
+        Ok(())
     }
 
     /// A port has been closed, which may have been an underlay.
     pub(super) fn carry_no_more(&mut self, port: &PortName, index: PortIndex) {
         if self.carriers.all.remove(port).is_some() {
             self.carriers.gone.push(index);
+            self.watched.forget(&Source::Kernel(port.clone()));
         }
     }
 
@@ -187,7 +320,7 @@ impl Ports {
             link: link_of(spec.mode),
         };
         self.engine.attach(index, worker, VxlanTx::new(tunnel.clone()).into_parts())?;
-        let next_hop = carrier.station.next_hop(spec.remote);
+        let next_hop = carrier.next_hop(spec.local, spec.remote);
         if let Some(next_hop) = next_hop {
             carrier.neighbours.want(next_hop, Instant::now());
         }
@@ -263,22 +396,40 @@ impl Ports {
         let _ = rustix::io::read(&self.carriers.clock, &mut ticks);
         let mut questions = Vec::new();
         for carrier in self.carriers.all.values_mut() {
-            let (asked, lost) = carrier.neighbours.turn(now);
-            let paths = carrier.narrow.len();
-            carrier.narrow.retain(|_, (_, until)| *until > now);
-            carrier.changed |= lost || paths != carrier.narrow.len();
+            questions.extend(carrier.turn(now).into_iter().map(|frame| (carrier.index, frame)));
             self.unpublished |= carrier.changed;
-            let frame = |Question { address, to }| (carrier.index, carrier.station.question(address, to));
-            questions.extend(asked.into_iter().map(frame));
         }
         questions.into_iter().for_each(|(index, frame)| self.say(index, frame));
         self.carriers.wind();
     }
 
+    /// The kernel says that something has changed.
+    pub(super) fn read_kernel(&mut self, port: &PortName) {
+        let now = Instant::now();
+        let Some(carrier) = self.carriers.all.get_mut(port) else { return };
+        let Some(kernel) = &mut carrier.kernel else { return };
+        let changes = kernel.tables.take_changes();
+        if changes.routes {
+            carrier.find_ways(now);
+        }
+        carrier.find_neighbours(now);
+        self.unpublished |= carrier.changed;
+        self.carriers.wind();
+    }
+
     /// A port that may be an underlay can carry again.
     pub(super) fn carrier_up(&mut self, port: &PortName) {
+        let now = Instant::now();
         let Some(carrier) = self.carriers.all.get_mut(port) else { return };
-        carrier.neighbours.forget(Instant::now());
+        carrier.neighbours.forget(now);
+        // The interface may be another one now, with another program on it.
+        if let Some(side) = self.open.get(port).and_then(|open| open.backing.kernel_side()) {
+            self.watched.forget(&Source::Kernel(port.clone()));
+            carrier.kernel = Kernel::new(side, port, &mut self.watched)
+                .inspect_err(|error| tracing::error!(%port, "{error}"))
+                .ok();
+            carrier.find_ways(now);
+        }
         carrier.changed = true;
         for (name, tunnel) in &carrier.tunnels {
             let Some(open) = self.open.get_mut(name) else { continue };

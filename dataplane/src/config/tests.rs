@@ -119,7 +119,7 @@ const BAD: &[(&str, &str)] = &[
     ("[[port]]\nname = \"a\"", "f.toml:1: port[0]: missing field `kind`"),
     (
         "[[port]]\nname = \"a\"\nkind = \"tap\"",
-        "f.toml:3: port[0].kind: kind is memif, kernel, vxlan or pipe, not \"tap\"",
+        "f.toml:3: port[0].kind: kind is memif, kernel, af_xdp, vxlan, pipe or dpdk, not \"tap\"",
     ),
     (
         "[[port]]\nname = \"a b\"\nkind = \"pipe\"\npipe = \"x\"",

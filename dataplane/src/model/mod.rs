@@ -16,7 +16,10 @@ mod underlay_proto;
 mod value;
 
 pub use edit::Edit;
-pub use kinds::{DpdkName, DpdkSpec, KernelSpec, MemifSpec, Mode, PipeSpec, RelaySpec, Role, VxlanSpec};
+pub use kinds::{
+    AfXdpSpec, CopyMode, DpdkName, DpdkSpec, KernelSpec, MemifSpec, Mode, PipeSpec, RelaySpec, Role,
+    VxlanSpec,
+};
 pub use note::{Note, Notes};
 pub use proto::{FieldError, op_from_proto, state_from_proto, state_to_proto};
 pub use routing::{DomainState, Mac, MemberSpec, Network, RouteMtu, RouteSpec, Routing, TouchedRouting};
@@ -24,7 +27,7 @@ pub use underlay::UnderlaySpec;
 pub(crate) use value::shown;
 pub use value::{
     BufferSize, Buffers, ControlSocket, Descriptors, IfName, Inode, Invalid, Mtu, Netns, PortName, Prefix,
-    Queues, RingSize, Secret, UdpPort, UnderlayMtu, Vni,
+    QueueIndex, Queues, RingSize, Secret, UdpPort, UnderlayMtu, Vni, XdpFrameSize, XdpRingSize,
 };
 
 /// What a port is.
@@ -34,6 +37,8 @@ pub enum PortSpec {
     Memif(MemifSpec),
     /// A network interface.
     Kernel(KernelSpec),
+    /// An interface that is there already, by AF_XDP sockets.
+    AfXdp(AfXdpSpec),
     /// A tunnel.
     Vxlan(VxlanSpec),
     /// One end of an in-process pipe.
@@ -92,6 +97,8 @@ pub enum Claim {
     Memif(bool, ControlSocket, u32),
     /// A network interface.
     Kernel(Option<Netns>, IfName),
+    /// The XDP program of an interface.
+    AfXdp(Option<Netns>, IfName),
     /// What a tunnel's datagrams are known by.
     Vxlan(SocketAddr, u32, IpAddr),
     /// A pipe, which has two ends.
@@ -117,6 +124,8 @@ impl fmt::Display for Claim {
             Claim::Memif(_, socket, id) => write!(f, "memif {socket} id {id}"),
             Claim::Kernel(Some(netns), name) => write!(f, "interface {} in {netns}", name.as_str()),
             Claim::Kernel(None, name) => write!(f, "interface {}", name.as_str()),
+            Claim::AfXdp(Some(netns), name) => write!(f, "the XDP program of {} in {netns}", name.as_str()),
+            Claim::AfXdp(None, name) => write!(f, "the XDP program of {}", name.as_str()),
             Claim::Vxlan(local, vni, remote) => write!(f, "vni {vni} from {local} to {remote}"),
             Claim::Pipe(pipe) => write!(f, "pipe {pipe}"),
             Claim::Dpdk(device) => write!(f, "DPDK device {device}"),
@@ -132,6 +141,7 @@ impl PortSpec {
         match self {
             Self::Memif(_) => "memif",
             Self::Kernel(_) => "kernel",
+            Self::AfXdp(_) => "af_xdp",
             Self::Vxlan(_) => "vxlan",
             Self::Pipe(_) => "pipe",
             Self::Dpdk(_) => "dpdk",
@@ -146,6 +156,7 @@ impl PortSpec {
             // Where the interface lives is its owner's matter, and names are unique only there.
             Self::Kernel(KernelSpec { device: Some(_), .. }) => return None,
             Self::Kernel(kernel) => Claim::Kernel(kernel.netns.clone(), kernel.ifname.clone()),
+            Self::AfXdp(nic) => Claim::AfXdp(nic.netns.clone(), nic.ifname.clone()),
             Self::Vxlan(VxlanSpec { underlay: Some(port), vni, remote, .. }) => {
                 Claim::Carried(port.clone(), vni.get(), *remote)
             }
@@ -161,6 +172,7 @@ impl PortSpec {
         match self {
             Self::Memif(memif) => Some(memif.mode),
             Self::Kernel(kernel) => Some(kernel.mode),
+            Self::AfXdp(_) => Some(Mode::Ethernet),
             Self::Vxlan(vxlan) => Some(vxlan.mode),
             Self::Dpdk(_) => Some(Mode::Ethernet),
             Self::Pipe(_) | Self::Relay(_) => None,
@@ -172,6 +184,7 @@ impl PortSpec {
         let (first, second) = match self {
             Self::Memif(MemifSpec { socket: ControlSocket::Sent(inode), .. })
             | Self::Kernel(KernelSpec { netns: Some(Netns::Sent(inode)), .. })
+            | Self::AfXdp(AfXdpSpec { netns: Some(Netns::Sent(inode)), .. })
             | Self::Kernel(KernelSpec { device: Some(inode), .. }) => (Some(*inode), None),
             Self::Relay(RelaySpec { listen, netns: Some(Netns::Sent(netns)), .. }) => {
                 (Some(*listen), Some(*netns))
@@ -192,7 +205,7 @@ impl PortSpec {
 
     /// Whether the port's frames are those of a kernel interface that keeps its addresses, routes and neighbours.
     pub const fn has_kernel_routes(&self) -> bool {
-        false
+        matches!(self, Self::AfXdp(_))
     }
 
     /// True for what is no port: a [`RelaySpec`].

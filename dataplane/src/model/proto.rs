@@ -8,8 +8,8 @@ use super::routing_proto::{domains_to_proto, routing_op, routing_ops};
 use super::underlay_proto::{underlay, underlay_ops, underlay_to_proto};
 use super::value::{Invalid, shown};
 use super::{
-    DpdkSpec, KernelSpec, MemifSpec, Mode, Note, Op, PipeSpec, PortName, PortSpec, RelaySpec, Role, State,
-    StateError, VxlanSpec, Xconnect,
+    AfXdpSpec, CopyMode, DpdkSpec, KernelSpec, MemifSpec, Mode, Note, Op, PipeSpec, PortName, PortSpec,
+    RelaySpec, Role, State, StateError, VxlanSpec, Xconnect,
 };
 
 /// A field of a request that won't do.
@@ -91,6 +91,28 @@ fn kernel(raw: &pb::Kernel) -> Result<KernelSpec, FieldError> {
     spec.checked().map_err(split)
 }
 
+fn af_xdp(raw: &pb::AfXdpPort) -> Result<AfXdpSpec, FieldError> {
+    let netns = if raw.netns.is_empty() { None } else { Some(raw.netns.parse().field("netns")?) };
+    let queue = |(i, raw): (usize, &u32)| i64::from(*raw).try_into().field(&format!("queues[{i}]"));
+    let mode = match pb::af_xdp_port::CopyMode::try_from(raw.mode) {
+        Ok(pb::af_xdp_port::CopyMode::Unspecified | pb::af_xdp_port::CopyMode::Auto) => CopyMode::Auto,
+        Ok(pb::af_xdp_port::CopyMode::ZeroCopy) => CopyMode::ZeroCopy,
+        Ok(pb::af_xdp_port::CopyMode::Copy) => CopyMode::Copy,
+        Ok(pb::af_xdp_port::CopyMode::Generic) => CopyMode::Generic,
+        Err(_) => return Err(FieldError::new("mode", format!("there is no mode {}", raw.mode))),
+    };
+    let spec = AfXdpSpec {
+        ifname: raw.ifname.parse().field("ifname")?,
+        netns,
+        queues: raw.queues.iter().enumerate().map(queue).collect::<Result<_, _>>()?,
+        frame_size: number(raw.frame_size, "frame_size")?,
+        ring_size: number(raw.ring_size, "ring_size")?,
+        mode,
+        busy_poll: raw.busy_poll,
+    };
+    spec.checked().map_err(split)
+}
+
 fn vxlan(raw: &pb::Vxlan) -> Result<VxlanSpec, FieldError> {
     let address = |text: &str, name: &str| -> Result<IpAddr, FieldError> {
         text.parse().map_err(|_| FieldError::new(name, format!("{} is not an IP address", shown(text))))
@@ -138,12 +160,13 @@ fn port(raw: &pb::Port) -> Result<(PortName, PortSpec, Note), FieldError> {
     let spec = match &raw.kind {
         Some(pb::port::Kind::Memif(raw)) => PortSpec::Memif(memif(raw).map_err(|e| e.inside("memif"))?),
         Some(pb::port::Kind::Kernel(raw)) => PortSpec::Kernel(kernel(raw).map_err(|e| e.inside("kernel"))?),
+        Some(pb::port::Kind::AfXdp(raw)) => PortSpec::AfXdp(af_xdp(raw).map_err(|e| e.inside("af_xdp"))?),
         Some(pb::port::Kind::Vxlan(raw)) => PortSpec::Vxlan(vxlan(raw).map_err(|e| e.inside("vxlan"))?),
         Some(pb::port::Kind::Pipe(raw)) => {
             PortSpec::Pipe(PipeSpec { pipe: raw.pipe.parse().field("pipe.pipe")? })
         }
         Some(pb::port::Kind::Dpdk(raw)) => PortSpec::Dpdk(dpdk(raw).map_err(|e| e.inside("dpdk"))?),
-        None => return Err(FieldError::new("kind", "is needed: memif, kernel, vxlan, pipe or dpdk")),
+        None => return Err(FieldError::new("kind", "is needed: memif, kernel, af_xdp, vxlan, pipe or dpdk")),
     };
     Ok((name, spec, Note::try_from(&raw.note[..]).field("note")?))
 }
@@ -291,6 +314,20 @@ fn kind_to_proto(spec: &PortSpec) -> Option<pb::port::Kind> {
             mode: mode_to_proto(kernel.mode),
             queues: kernel.queues.get().into(),
             device: kernel.device.map(|inode| inode.to_string()).unwrap_or_default(),
+        }),
+        PortSpec::AfXdp(nic) => pb::port::Kind::AfXdp(pb::AfXdpPort {
+            ifname: nic.ifname.as_str().to_owned(),
+            netns: nic.netns.as_ref().map(ToString::to_string).unwrap_or_default(),
+            queues: nic.queues.iter().map(|queue| queue.get().into()).collect(),
+            frame_size: nic.frame_size.get(),
+            ring_size: nic.ring_size.get(),
+            mode: match nic.mode {
+                CopyMode::Auto => pb::af_xdp_port::CopyMode::Auto.into(),
+                CopyMode::ZeroCopy => pb::af_xdp_port::CopyMode::ZeroCopy.into(),
+                CopyMode::Copy => pb::af_xdp_port::CopyMode::Copy.into(),
+                CopyMode::Generic => pb::af_xdp_port::CopyMode::Generic.into(),
+            },
+            busy_poll: nic.busy_poll,
         }),
         PortSpec::Vxlan(vxlan) => pb::port::Kind::Vxlan(pb::Vxlan {
             vni: vxlan.vni.get(),

@@ -86,7 +86,7 @@ fn a_bad_field_is_named_with_its_reason() {
             nameless,
             "state.ports[0].name: a port's name has 1 to 63 bytes of A-Z a-z 0-9 . _ -; \"a/b\" does not",
         ),
-        (kindless, "state.ports[0].kind: is needed: memif, kernel, vxlan or pipe"),
+        (kindless, "state.ports[0].kind: is needed: memif, kernel, af_xdp, vxlan, pipe or dpdk"),
         (roleless, "state.ports[0].memif.role: is needed: ROLE_SERVER or ROLE_CLIENT"),
         (far, "state.ports[0].vxlan.vni: a vni can be 0 to 16777215 (24 bits), not 16777216"),
         (pb_vxlan("t", |t| t.port = 65_536), "state.ports[0].vxlan.port: port can be 1 to 65535, not 65536"),

@@ -159,6 +159,14 @@ impl State {
         if let Some(peer) = self.peer(port).filter(|peer| self.underlays.contains_key(*peer)) {
             return refuse(subject, format!("exception: port {peer} is itself an underlay"));
         }
+        if self.ports.get(port).is_some_and(PortSpec::has_kernel_routes)
+            && let Some(peer) = self.peer(port)
+        {
+            let why = format!(
+                "exception: what is for no tunnel stays the kernel's on an af_xdp port, and does not come to port {peer}; leave it out"
+            );
+            return refuse(subject, why);
+        }
         Ok(())
     }
 

@@ -92,6 +92,18 @@ bounded! {
     Some((|raw| raw % 64 == 0, "a multiple of 64 from "))
 }
 bounded! {
+    /// Bytes of each buffer of an AF_XDP port, of which the kernel keeps 256; longer frames are spread over several.
+    XdpFrameSize(u32), "frame_size", (2048..=4096), " bytes", default 2048, Some((is_power_of_two, "a power of two from "))
+}
+bounded! {
+    /// Entries of an AF_XDP port's rings.
+    XdpRingSize(u32), "ring_size", (64..=32_768), " entries", default 1024, Some((is_power_of_two, "a power of two from "))
+}
+bounded! {
+    /// A receive queue of an interface, counted from 0.
+    QueueIndex(u16), "a queue's number", (0..=1023), "", default 0, None
+}
+bounded! {
     /// MTU of a kernel interface in bytes: IPv4's minimum (RFC 791) to the most that a tap takes.
     Mtu(u16), "mtu", (68..=65_521), " bytes", default 1500, None
 }

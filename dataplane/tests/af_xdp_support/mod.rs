@@ -1,5 +1,5 @@
 //! Namespaces joined to an engine's AF_XDP ports by veth pairs.
-#![allow(dead_code, reason = "each test program uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test program uses its own part")]
 
 use std::process::Command;
 
@@ -9,7 +9,8 @@ use vwire_dataplane::tables::WorkerId;
 
 #[path = "../kernel_support/mod.rs"]
 mod kernel_support;
-pub use kernel_support::*;
+pub use kernel_support::spec as kernel_spec;
+pub use kernel_support::{Bench, Netns, ip, tcp_both_ways, udp_both_ways, wait_until};
 
 /// Joins `host`, where the interface gets the addresses, to `nic`, where the engine's port will be. `more` is added to what makes
 /// the pair: numbers of queues, say.
@@ -80,7 +81,6 @@ impl TwoHosts {
             let nic = format!("nic{i}");
             let addresses = [format!("10.70.0.{}/24", i + 1), format!("fd70::{}/64", i + 1)];
             veth((host, "eth0"), (&nics, &nic), more, &addresses.each_ref().map(String::as_str));
-            run(host, &["ethtool", "-K", "eth0", "tx", "off"]);
             devices.push(attach(&mut bench, i as u16, &change(spec(&nics, &nic))));
         }
         bench.xconnect(&[(0, 1)]);

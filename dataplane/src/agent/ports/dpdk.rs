@@ -43,8 +43,10 @@ impl Ports {
         if link != open.link {
             tracing::info!(%port, up = link.up, "link changed");
             self.counters.port(index).set_state(if link.up { PortState::Up } else { PortState::Down });
-            open.link = link;
+            open.link = link.clone();
+            let port = port.clone();
             self.touched.insert(port.clone());
+            if link.up { self.carrier_up(&port) } else { self.carrier_down(&port) }
         }
     }
 }

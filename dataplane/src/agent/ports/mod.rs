@@ -12,7 +12,7 @@ use super::domains::{Domains, Line, Lines};
 use super::memif_sockets::MemifSockets;
 use super::open_error::{Cause, OpenError};
 use super::placement::place;
-use super::underlays::Carriers;
+use super::underlays::{Carriers, KernelSide};
 use super::watched::Watched;
 use super::{Link, Made, PortReport, SentFds, sent};
 use crate::engine::{Engine, EngineError};
@@ -26,9 +26,13 @@ use crate::tables::{Entry, Forward, Tables, Tunnel, WorkerId};
 use crate::underlay::MtuProbe;
 use crate::worker::capture::CaptureReader;
 
+#[cfg(feature = "af_xdp")]
+mod af_xdp;
 mod dpdk;
 mod kernel;
 mod memif;
+#[cfg(not(feature = "af_xdp"))]
+mod no_af_xdp;
 mod pipe;
 mod vxlan;
 
@@ -41,6 +45,9 @@ pub(super) enum Backing {
     Memif { spec: MemifSpec, handed_over: Option<OwnedFd> },
     /// The interface goes with this.
     Kernel(KernelDevice),
+    /// The interface is the kernel's again when this goes.
+    #[cfg(feature = "af_xdp")]
+    AfXdp(Box<af_xdp::Nic>),
     /// Needs its underlay.
     Vxlan(Tunnel, SocketAddr),
     /// Needs the port that carries it.
@@ -60,6 +67,8 @@ impl Backing {
         let made_of = match self {
             Backing::Memif { handed_over, .. } => handed_over.take(),
             Backing::Kernel(device) => sent::namespace_of(device.queue()).ok(),
+            #[cfg(feature = "af_xdp")]
+            Backing::AfXdp(nic) => nic.take_netns(),
             Backing::Vxlan(..) | Backing::Carried(..) | Backing::Pipe | Backing::Dpdk(_) => None,
             Backing::Relay(fds) => return std::mem::take(fds),
         };
@@ -67,8 +76,22 @@ impl Backing {
     }
 
     /// The hardware address that the device behind the port has.
-    pub(super) const fn mac(&self) -> Option<Mac> {
-        None
+    pub(super) fn mac(&self) -> Option<Mac> {
+        match self {
+            Backing::Dpdk(device) => Some(Mac(device.mac())).filter(|mac| mac.is_station()),
+            #[cfg(feature = "af_xdp")]
+            Backing::AfXdp(nic) => nic.interface().map(|nic| Mac(nic.mac)).filter(|mac| mac.is_station()),
+            _ => None,
+        }
+    }
+
+    /// The interface whose addresses, routes and neighbours stay the kernel's, if the port is on one.
+    pub(super) fn kernel_side(&self) -> Option<KernelSide<'_>> {
+        match self {
+            #[cfg(feature = "af_xdp")]
+            Backing::AfXdp(nic) => nic.kernel_side(),
+            _ => None,
+        }
     }
 
     /// The tunnel that it is.
@@ -308,6 +331,7 @@ impl Ports {
         let made = match &spec {
             PortSpec::Memif(spec) => self.open_memif(port, spec, fds),
             PortSpec::Kernel(spec) => self.open_kernel(port, spec, index, worker, fds),
+            PortSpec::AfXdp(spec) => self.open_af_xdp(port, spec, index, worker, fds),
             PortSpec::Vxlan(tunnel) => match &tunnel.underlay {
                 Some(carrier) => self.open_carried(port, tunnel, carrier, index),
                 None => self.open_vxlan(tunnel, index, worker),
@@ -322,8 +346,12 @@ impl Ports {
         if let Some(tunnel) = backing.tunnel() {
             self.tables.tunnels.insert(tunnel);
         }
-        if let Some(underlay) = &underlay {
-            self.carry(port, index, underlay, &backing);
+        if let Some(underlay) = &underlay
+            && let Err(error) = self.carry(port, index, underlay, &backing)
+        {
+            self.detach(index);
+            self.give_slot(index);
+            return Err(error);
         }
         let open = OpenPort { spec, underlay, index, worker, link, backing, warned: None };
         self.count(&open, true);
@@ -430,6 +458,8 @@ impl Ports {
                     self.watched.forget(&source);
                 }
             }
+            #[cfg(feature = "af_xdp")]
+            Backing::AfXdp(_) => self.close_af_xdp(port),
             Backing::Vxlan(_, local) => self.leave_underlay(local),
             Backing::Carried(tunnel, carrier) => self.leave_carrier(port, &tunnel, &carrier),
             Backing::Pipe => self.drop_loose_end(&open.spec),
@@ -543,6 +573,10 @@ impl Lines for Ports {
             // Its frames are counted with an Ethernet header, also where the port's have none.
             (_, Backing::Vxlan(tunnel, _) | Backing::Carried(tunnel, _)) => {
                 u16::try_from(tunnel.max_frame.saturating_sub(14)).unwrap_or(u16::MAX)
+            }
+            #[cfg(feature = "af_xdp")]
+            (_, Backing::AfXdp(nic)) => {
+                nic.interface().map_or(1500, |nic| u16::try_from(nic.mtu).unwrap_or(u16::MAX))
             }
             _ => 1500,
         };

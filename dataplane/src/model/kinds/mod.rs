@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+mod af_xdp;
 mod dpdk;
 mod kernel;
 mod memif;
@@ -9,6 +10,7 @@ mod pipe;
 mod relay;
 mod vxlan;
 
+pub use af_xdp::{AfXdpSpec, CopyMode};
 pub use dpdk::{DpdkName, DpdkSpec};
 pub use kernel::KernelSpec;
 pub use memif::{MemifSpec, Role};

@@ -15,6 +15,12 @@
 //! | copy, native program | the driver's buffer is copied into our frame | our frame is copied into a new socket buffer |
 //! | copy, generic program (the driver knows no XDP) | the kernel's socket buffer is copied into our frame | as above |
 //!
+//! # Checksums that are open
+//! A stack of this host leaves TCP's and UDP's checksums open in what it sends by a veth pair, and AF_XDP has no field that says so.
+//! Such frames are recognised where the interface is a veth (see `unfinished`). Behind any other interface that a local stack sends
+//! to directly, its sender has to complete them: `ethtool -K eth0 tx off`. Nor are frames whole that a stack sends uncut
+//! (`tso off`), but for a veth with the native program, whose peer cuts them itself.
+//!
 //! # Limits
 //! * Frames carry no offloads: what a frame owes is paid in software before it is sent.
 //! * A frame with a VLAN tag that the device has taken out of the frame comes without it: switch that off
@@ -30,10 +36,11 @@
 //! | `socket`, `sys` | sockets and system calls |
 //! | `umem`, `ring` | memory shared with the kernel |
 //! | [`ledger`] | whether what the kernel says of it can be |
+//! | `unfinished` | checksums that were left open |
 //! | [`rx`](AfXdpRx), [`tx`](AfXdpTx) | the two halves |
 //! | [`error`](AfXdpError) | why there is no port |
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -54,9 +61,10 @@ mod steering;
 mod sys;
 mod tx;
 mod umem;
+mod unfinished;
 
 pub use error::AfXdpError;
-pub use netdev::{Interface, LinkChange};
+pub use netdev::{Interface, LinkChange, LinkEvents};
 pub use rx::AfXdpRx;
 pub use steering::{STEERING_MAX, Steerer, Steering, SteeringError};
 pub use tx::AfXdpTx;
@@ -160,7 +168,6 @@ fn fits(frame_size: u32) -> u32 {
 /// What keeps an open port's interface ours. Dropped, the interface is the kernel's again.
 pub struct AfXdpDevice {
     attached: load::Attached,
-    events: netdev::LinkEvents,
     interface: Interface,
     longest: Arc<AtomicU32>,
     zero_copy: bool,
@@ -187,24 +194,16 @@ impl AfXdpDevice {
         self.attached.native
     }
 
-    /// What happened to the interface since the last call. A new MTU is in force for sending at once.
-    pub fn take_changes(&mut self) -> Vec<LinkChange> {
-        let changes = self.events.take();
-        for change in &changes {
-            if let LinkChange::Is(interface) = change {
-                self.longest.store(interface.mtu + HEADER, Ordering::Relaxed);
-                self.interface.clone_from(interface);
-            }
-        }
-        changes
+    /// The interface is now like this: its MTU, and whether it is up, are in force for sending at once.
+    pub fn note(&mut self, interface: &Interface) {
+        self.longest.store(longest(interface), Ordering::Relaxed);
+        self.interface.clone_from(interface);
     }
 }
 
-/// Readable when [`AfXdpDevice::take_changes`] has something to tell.
-impl AsFd for AfXdpDevice {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.events.as_fd()
-    }
+/// The longest frame that the interface takes now, in bytes; nothing while it is down.
+fn longest(interface: &Interface) -> u32 {
+    if interface.up { interface.mtu + HEADER } else { 0 }
 }
 
 /// Opens the port `port`: its parts are for a worker, and frames come from now on.
@@ -220,9 +219,6 @@ pub fn open(spec: &AfXdpSpec, port: PortIndex) -> Result<(AfXdpDevice, PortParts
 
 fn open_here(spec: &AfXdpSpec, port: PortIndex) -> Result<(AfXdpDevice, PortParts), AfXdpError> {
     let ifname = spec.ifname.as_str();
-    // First, so that no change after the look is missed.
-    let events =
-        netdev::LinkEvents::new(ifname).map_err(error::refused(ifname, "listening to the kernel's links"))?;
     let interface = find(ifname)?;
     let queues = choose(spec, &interface)?;
     let fragments = interface.mtu > fits(spec.frame_size);
@@ -244,9 +240,9 @@ fn open_here(spec: &AfXdpSpec, port: PortIndex) -> Result<(AfXdpDevice, PortPart
         attached.connect(*queue, &*opened.socket)?;
     }
     let zero_copy = opened.iter().all(|queue| queue.zero_copy);
-    let longest = Arc::new(AtomicU32::new(interface.mtu + HEADER));
-    let parts = parts(spec, port, opened, fragments, &longest);
-    Ok((AfXdpDevice { attached, events, interface, longest, zero_copy }, parts))
+    let longest = Arc::new(AtomicU32::new(longest(&interface)));
+    let parts = parts(spec, port, opened, fragments, &interface, &longest);
+    Ok((AfXdpDevice { attached, interface, longest, zero_copy }, parts))
 }
 
 fn find(ifname: &str) -> Result<Interface, AfXdpError> {
@@ -276,13 +272,15 @@ fn parts(
     port: PortIndex,
     queues: Vec<socket::Queue>,
     fragments: bool,
+    interface: &Interface,
     longest: &Arc<AtomicU32>,
 ) -> PortParts {
     let (mut receivers, mut senders) = (Vec::<Box<dyn Rx>>::new(), Vec::new());
     for queue in queues {
         let socket::Queue { socket, umem, rx, fill, tx, completion, receiving, sending, .. } = queue;
         let (rings, shared) = ((rx, fill), (Arc::clone(&socket), umem.clone()));
-        receivers.push(Box::new(AfXdpRx::new(port, shared.0, shared.1, rings, receiving, spec.busy_poll)));
+        let habits = rx::Habits { busy_poll: spec.busy_poll, open_checksums: interface.local };
+        receivers.push(Box::new(AfXdpRx::new(port, shared.0, shared.1, rings, receiving, habits)));
         senders.push(tx::TxQueue::new(socket, umem, (tx, completion), sending, fragments));
     }
     let tx = AfXdpTx::new(senders, Arc::clone(longest));

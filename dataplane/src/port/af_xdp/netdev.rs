@@ -9,7 +9,9 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use super::sys;
+use super::error::{AfXdpError, refused};
+use super::{AfXdpSpec, sys};
+use crate::netns::in_netns;
 
 /// `RTMGRP_LINK`.
 const GROUP_LINK: u32 = 1;
@@ -38,8 +40,20 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// The interface of this name, if there is one.
-    pub fn find(name: &str) -> io::Result<Option<Self>> {
+    /// The interface that a port is to be on, if it is there.
+    ///
+    /// # Errors
+    /// [`AfXdpError`], if its namespace can't be entered or the kernel does not answer.
+    pub fn look(spec: &AfXdpSpec) -> Result<Option<Self>, AfXdpError> {
+        let found = in_netns(spec.netns.as_ref().map(AsFd::as_fd), || Self::find(&spec.ifname));
+        let ifname = spec.ifname.clone();
+        found
+            .map_err(|error| AfXdpError::Netns { ifname, error })?
+            .map_err(refused(&spec.ifname, "asking the kernel for it"))
+    }
+
+    /// The interface of this name in the calling thread's namespace, if there is one.
+    pub(super) fn find(name: &str) -> io::Result<Option<Self>> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
@@ -84,7 +98,7 @@ impl Interface {
                 LinkAttribute::Address(mac) => interface.mac = mac.as_slice().try_into().unwrap_or_default(),
                 LinkAttribute::NumRxQueues(queues) => interface.queues = (*queues).max(1),
                 LinkAttribute::LinkInfo(infos) => {
-                    interface.local = infos.iter().any(|info| *info == LinkInfo::Kind(InfoKind::Veth));
+                    interface.local = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
                 }
                 _ => {}
             }
@@ -93,7 +107,7 @@ impl Interface {
     }
 
     /// How many receive queues are in use.
-    pub fn queues(&self) -> u32 {
+    pub(super) fn queues(&self) -> u32 {
         let asked = Socket::new(NETLINK_ROUTE).and_then(|socket| sys::channels(socket.as_fd(), &self.name));
         match asked {
             Ok(channels) => (channels.rx + channels.combined).max(1),
@@ -127,12 +141,22 @@ pub struct LinkEvents {
 }
 
 impl LinkEvents {
-    /// For the interface `name` of the calling thread's namespace, there or not.
-    pub fn new(name: &str) -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind(&SocketAddr::new(0, GROUP_LINK))?;
-        socket.set_non_blocking(true)?;
-        Ok(Self { socket, name: name.to_owned() })
+    /// For the interface that a port is to be on, there or not.
+    ///
+    /// # Errors
+    /// [`AfXdpError`], if its namespace can't be entered or the kernel does not let us listen.
+    pub fn open(spec: &AfXdpSpec) -> Result<Self, AfXdpError> {
+        let listen = || {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.bind(&SocketAddr::new(0, GROUP_LINK))?;
+            socket.set_non_blocking(true)?;
+            Ok(socket)
+        };
+        let ifname = spec.ifname.clone();
+        let socket = in_netns(spec.netns.as_ref().map(AsFd::as_fd), listen)
+            .map_err(|error| AfXdpError::Netns { ifname, error })?
+            .map_err(refused(&spec.ifname, "listening to the kernel's links"))?;
+        Ok(Self { socket, name: spec.ifname.clone() })
     }
 
     /// What happened since the last call, in order.

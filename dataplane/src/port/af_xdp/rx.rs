@@ -10,10 +10,10 @@ use rustix::net::xdp::XdpStatistics;
 use super::ledger::{BadRing, Descriptor, Ledger, MORE};
 use super::ring::{Consumer, Producer};
 use super::socket::Xsk;
-use super::sys;
 use super::umem::Umem;
+use super::{sys, unfinished};
 use crate::DropReason;
-use crate::burst::{BURST, Burst, CHAIN_VIEWS};
+use crate::burst::{BURST, Burst, CHAIN_VIEWS, Offload};
 use crate::port::{PortFault, PortIndex, Rx, RxContext};
 
 /// Most frames that one packet is spread over: the kernel has 17 fragments and a head (`MAX_SKB_FRAGS`).
@@ -36,10 +36,18 @@ pub struct AfXdpRx {
     lent: ArrayVec<u64, LENT>,
     until_look: u32,
     counted: Option<XdpStatistics>,
-    /// The kernel delivers only to who asks.
-    busy_poll: bool,
+    habits: Habits,
     // Last, so that the descriptor is closed after the rings are unmapped.
     socket: Arc<Xsk>,
+}
+
+/// What is done for some interfaces only.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Habits {
+    /// The kernel delivers only to who asks.
+    pub busy_poll: bool,
+    /// Frames may come with open checksums.
+    pub open_checksums: bool,
 }
 
 impl AfXdpRx {
@@ -49,11 +57,11 @@ impl AfXdpRx {
         umem: Umem,
         rings: (Consumer<Descriptor>, Producer<u64>),
         ledger: Ledger,
-        busy_poll: bool,
+        habits: Habits,
     ) -> Self {
         let (rx, fill) = rings;
         let (lent, counted) = (ArrayVec::new(), None);
-        Self { port, umem, rx, fill, ledger, lent, until_look: EMPTY_POLLS, counted, busy_poll, socket }
+        Self { port, umem, rx, fill, ledger, lent, until_look: EMPTY_POLLS, counted, habits, socket }
     }
 
     /// Counts what the kernel dropped, and notices when the interface is gone.
@@ -97,27 +105,28 @@ impl Rx for AfXdpRx {
             self.look(context)?;
         }
         if available == 0 {
-            if self.busy_poll || self.fill.needs_wakeup() {
+            if self.habits.busy_poll || self.fill.needs_wakeup() {
                 // Where the interface is down there is nothing to hear.
                 let _ = sys::kick_receive(self.socket.as_fd());
             }
             return Ok(());
         }
-        let Self { port, umem, rx, ledger, lent, .. } = self;
+        let Self { port, umem, rx, ledger, lent, habits, .. } = self;
         let mut taken = 0;
         while taken < available && burst.room() > 0 && lent.remaining_capacity() >= PARTS {
             let packet = rx.read(taken);
             if packet.options & MORE == 0 {
                 taken += 1;
                 lent.push(ledger.receive(&packet).map_err(fault)?);
-                match umem.lend(packet.address, packet.len) {
-                    Some(view) if packet.len > 0 => burst.push(view),
-                    _ => context.counters.port(*port).dropped(DropReason::TooShort, 1),
+                let view = umem.lend(packet.address, packet.len).filter(|view| !view.is_empty());
+                if !view.is_some_and(|view| lend(&[view], *habits, burst)) {
+                    context.counters.port(*port).dropped(DropReason::TooShort, 1);
                 }
                 continue;
             }
             let Some(parts) = whole(rx, taken, available) else { break };
-            let refused = lend_chain(umem, ledger, lent, burst, rx, taken, parts).map_err(fault)?;
+            let refused =
+                lend_chain(umem, ledger, lent, burst, rx, *habits, taken..taken + parts).map_err(fault)?;
             taken += parts;
             if let Some(reason) = refused {
                 context.counters.port(*port).dropped(reason, 1);
@@ -151,6 +160,27 @@ impl Rx for AfXdpRx {
     }
 }
 
+/// Lends a frame, and says what it owes. False if there is no room for it.
+#[inline(always)]
+fn lend<'a>(views: &[Lent<'a>], habits: Habits, burst: &mut Burst<'a>) -> bool {
+    match views {
+        [view] if !habits.open_checksums => {
+            burst.push(*view);
+            true
+        }
+        _ => {
+            let owed = if habits.open_checksums { owed(views) } else { None };
+            burst.push_with(views, owed)
+        }
+    }
+}
+
+fn owed(views: &[Lent<'_>]) -> Option<Offload> {
+    let mut head = [0; unfinished::HEAD];
+    let len = views.first()?.copy_to(&mut head);
+    unfinished::open_checksum(&head[..len])
+}
+
 /// How many descriptors the packet has that begins with the `from`th; `None` if its end is not there yet.
 #[cold]
 fn whole(rx: &Consumer<Descriptor>, from: u32, available: u32) -> Option<u32> {
@@ -165,19 +195,19 @@ fn lend_chain<'a>(
     lent: &mut ArrayVec<u64, LENT>,
     burst: &mut Burst<'a>,
     rx: &Consumer<Descriptor>,
-    from: u32,
-    parts: u32,
+    habits: Habits,
+    parts: std::ops::Range<u32>,
 ) -> Result<Option<DropReason>, BadRing> {
-    if parts as usize > PARTS {
-        return Err(BadRing::Index { size: PARTS as u32, filled: parts });
+    if parts.len() > PARTS {
+        return Err(BadRing::Index { size: PARTS as u32, filled: parts.len() as u32 });
     }
     let mut views = ArrayVec::<Lent<'a>, PARTS>::new();
-    for nth in from..from + parts {
+    for nth in parts {
         let part = rx.read(nth);
         lent.push(ledger.receive(&part)?);
         views.extend(umem.lend(part.address, part.len).filter(|view| !view.is_empty()));
     }
-    Ok((!burst.push_with(&views, None)).then_some(DropReason::TooBig))
+    Ok((!lend(&views, habits, burst)).then_some(DropReason::TooBig))
 }
 
 fn fault(error: BadRing) -> PortFault {

@@ -1,5 +1,6 @@
 //! Which frames of an interface are ours, and changing that while the program runs.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -36,7 +37,12 @@ pub fn key(to: SocketAddr) -> Key {
 /// Says which datagrams come to a port that was opened with [`Steering::Datagrams`]. Copies speak of the same port; in force at once,
 /// for as long as the port lives.
 #[derive(Clone)]
-pub struct Steerer(Arc<Mutex<HashMap<MapData, Key, u8>>>);
+pub struct Steerer(Arc<Mutex<Destinations>>);
+
+struct Destinations {
+    map: HashMap<MapData, Key, u8>,
+    known: BTreeSet<SocketAddr>,
+}
 
 /// The kernel did not take a change of steering.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +56,7 @@ pub struct SteeringError {
 
 impl Steerer {
     pub(super) fn new(map: HashMap<MapData, Key, u8>) -> Self {
-        Self(Arc::new(Mutex::new(map)))
+        Self(Arc::new(Mutex::new(Destinations { map, known: BTreeSet::new() })))
     }
 
     /// From now on datagrams to this address and port come to the port. No matter if they already did.
@@ -58,8 +64,10 @@ impl Steerer {
     /// # Errors
     /// [`SteeringError`] if there are too many.
     pub fn add(&self, to: SocketAddr) -> Result<(), SteeringError> {
-        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        map.insert(key(to), 1, 0).map_err(|error| SteeringError { to, error })
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.map.insert(key(to), 1, 0).map_err(|error| SteeringError { to, error })?;
+        all.known.insert(to);
+        Ok(())
     }
 
     /// From now on they go to the kernel. No matter if they already did.
@@ -67,14 +75,23 @@ impl Steerer {
     /// # Errors
     /// [`SteeringError`], the kernel's.
     pub fn remove(&self, to: SocketAddr) -> Result<(), SteeringError> {
-        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match map.remove(&key(to)) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.known.remove(&to);
+        match all.map.remove(&key(to)) {
             Ok(()) | Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
             Err(MapError::SyscallError(refused)) if refused.io_error.raw_os_error() == Some(libc::ENOENT) => {
                 Ok(())
             }
             Err(error) => Err(SteeringError { to, error }),
         }
+    }
+}
+
+impl Steerer {
+    /// Where the datagrams go that come to the port.
+    pub fn destinations(&self) -> Vec<SocketAddr> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.known.iter().copied().collect()
     }
 }
 

@@ -26,7 +26,7 @@ const ETHERNET: usize = 14;
 /// Sends by all queues of the interface; a flow stays on one.
 pub struct AfXdpTx {
     queues: Vec<TxQueue>,
-    /// The longest frame that the interface takes: its MTU may change.
+    /// The longest frame that the interface takes, 0 while it is down.
     longest: Arc<AtomicU32>,
 }
 
@@ -138,6 +138,9 @@ impl TxQueue {
         let len: usize = views.iter().map(Lent::len).sum();
         let frame_size = self.umem.frame_size() as usize;
         let parts = len.div_ceil(frame_size);
+        if longest == 0 {
+            return Err(DropReason::EgressDown);
+        }
         if len > longest || (parts > 1 && !self.fragments) || parts > PARTS {
             return Err(DropReason::TooBig);
         }

@@ -87,7 +87,7 @@ fn copy_head(frames: &Frames<'_, '_>, frame: &Frame<'_>, to: &mut [u8; MAX_HEADE
 
 impl Debt {
     /// The length of the longest frame that a frame of `len` bytes will be on the wire.
-    pub fn frame_len(&self, len: usize) -> usize {
+    pub fn longest(&self, len: usize) -> usize {
         match self.raw.segment_size {
             0 => len,
             size => len.min(self.head_len + usize::from(size)),

@@ -27,6 +27,8 @@ pub(super) struct About {
     pub mac: [u8; 6],
     /// Bytes of the longest frame it sends.
     pub max_frame: usize,
+    /// Bytes of the longest frame that it makes of a longer one.
+    pub max_segment: usize,
     /// What it does with frames it sends, in DPDK's bits.
     pub offloads: u64,
     /// The kernel interface it stands on, if any.
@@ -89,6 +91,9 @@ pub(super) fn start(device: &Plugged, spec: &DeviceSpec, pool: &Pool) -> Result<
     Ok(About {
         mac,
         max_frame: usize::from(spec.mtu) + HEADERS,
+        // net_tap holds the whole frame against the MTU, its Ethernet header included (22.11 to 24.11), and refuses it as if it
+        // had no room.
+        max_segment: usize::from(spec.mtu) + if plan.driver == "net_tap" { 0 } else { HEADERS },
         offloads: plan.tx_offloads(),
         interface: Some(plan.info.if_index).filter(|index| *index > 0),
         driver: plan.driver,

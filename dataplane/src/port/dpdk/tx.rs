@@ -85,8 +85,10 @@ impl DpdkTx {
         let frame = &frames.as_slice()[i];
         match frames.offload(frame) {
             Some(owed) => match debt::of(frames, frame, &owed, self.device.offloads()) {
-                Some(debt) => self.push_debt(frames, i, &debt, context),
-                None => self.push_plain(frames, i, context),
+                Some(debt) if debt.longest(frame.len()) <= self.device.about().max_segment => {
+                    self.push_debt(frames, i, &debt, context)
+                }
+                _ => self.push_plain(frames, i, context),
             },
             None if frame.len() > self.device.max_frame() => Err(DropReason::TooBig),
             None if self.push_taken(frames, i) => Ok(()),
@@ -103,9 +105,6 @@ impl DpdkTx {
         context: &mut TxContext<'_>,
     ) -> Result<(), DropReason> {
         let frame = &frames.as_slice()[i];
-        if debt.frame_len(frame.len()) > self.device.max_frame() {
-            return Err(DropReason::TooBig);
-        }
         let mut writer = Writer::new(&mut self.stock, self.device.pool().raw());
         debt.write(frames, frame, |view| writer.append(view))?;
         let Some((mbuf, len)) = writer.finish() else { return Err(DropReason::TooShort) };

@@ -11,6 +11,7 @@
 //! | [`template`] | outer headers, made once, patched for each frame; pure |
 //! | [`send`] | a tunnel's frames → datagrams; plain frames |
 //! | [`neighbours`] | who has which hardware address, and when to ask; pure |
+//! | `kernel` | the kernel's routes and neighbours of an interface |
 //! | [`station`] | what is said to the underlay itself, and what it answers; pure |
 //!
 //! # Next hops
@@ -37,6 +38,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::port::{PortFault, PortIndex, PortParts, Rx};
 use crate::worker::command::Events;
 
+#[cfg(not(loom))]
+pub mod kernel;
 pub mod neighbours;
 pub mod outer;
 pub mod receive;

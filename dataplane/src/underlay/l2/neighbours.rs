@@ -113,6 +113,18 @@ impl Neighbours {
         }
     }
 
+    /// Somebody who knows says who has `address`. True if that is news.
+    pub fn told(&mut self, address: IpAddr, mac: Option<Mac>, now: Instant) -> bool {
+        let known = self.get(address);
+        let Some(neighbour) = self.0.get_mut(&address) else { return false };
+        match mac {
+            Some(mac) => (neighbour.state, neighbour.next) = (State::Known(mac), now + REFRESH),
+            None if known.is_some() => (neighbour.state, neighbour.next) = (State::Asked(0), now),
+            None => {}
+        }
+        known != mac
+    }
+
     /// When [`Neighbours::turn`] is to be called next.
     pub fn due(&self) -> Option<Instant> {
         self.0.values().map(|neighbour| neighbour.next).min()
@@ -222,6 +234,18 @@ mod tests {
         assert_eq!(next(&mut neighbours, &mut now), (vec![None], true));
         assert!(neighbours.heard(host(1), NEW, now), "the old one is silent");
         assert_eq!(neighbours.get(host(1)), Some(NEW));
+    }
+
+    #[test]
+    fn who_knows_is_believed_at_once() {
+        let now = Instant::now();
+        let mut neighbours = wanted(now);
+        assert!(!neighbours.told(host(1), None, now) && !neighbours.told(host(2), Some(OLD), now));
+        assert!(neighbours.told(host(1), Some(OLD), now) && !neighbours.told(host(1), Some(OLD), now));
+        assert!(neighbours.told(host(1), Some(NEW), now));
+        assert_eq!((neighbours.get(host(1)), neighbours.due()), (Some(NEW), Some(now + REFRESH)));
+        assert!(neighbours.told(host(1), None, now) && !neighbours.told(host(1), None, now));
+        assert_eq!((neighbours.get(host(1)), neighbours.due()), (None, Some(now)));
     }
 
     #[test]

@@ -63,9 +63,21 @@ impl Station {
         self.member.mac
     }
 
+    /// The same with another hardware address.
+    #[must_use]
+    pub fn with_mac(mut self, mac: Mac) -> Self {
+        self.member.mac = mac;
+        self
+    }
+
     /// Its own addresses.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.domain.gateways
+    }
+
+    /// Whether it was given a router that leads to `remote`.
+    pub fn has_gateway(&self, remote: IpAddr) -> bool {
+        self.domain.vias.iter().any(|(_, via)| via.is_ipv4() == remote.is_ipv4())
     }
 
     /// Who is to be asked for, to reach `remote`: itself if it is on link, else the first router of its family.

@@ -1,0 +1,186 @@
+//! net_pcap: what a file holds comes in byte for byte, and what goes out stands in a file byte for byte.
+#![cfg(feature = "dpdk")]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use vwire_dataplane::burst::{Gso, Offload};
+use vwire_dataplane::engine::{Engine, EngineSpec};
+use vwire_dataplane::port::PortIndex;
+use vwire_dataplane::port::dpdk::{self, DeviceSpec, DpdkError, Settings};
+use vwire_dataplane::port::pipe::{PipeEnd, pipe};
+use vwire_dataplane::stats::Counters;
+use vwire_dataplane::tables::{Entry, Forward, Tables, WorkerId};
+
+const PCAP: PortIndex = PortIndex(0);
+const PIPE: PortIndex = PortIndex(1);
+
+fn settings() -> Settings {
+    Settings { huge_pages: false, memory: Some(128), buffers: 8192, ..Settings::default() }
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// An engine whose first port, still to come, is cross-connected with a pipe: its first frame has a way out.
+fn engine() -> (Engine, PipeEnd) {
+    assert!(dpdk::configure(&settings()));
+    let mut engine = Engine::start(&EngineSpec::default(), Counters::anonymous(4).unwrap()).unwrap();
+    let (near, far) = pipe(1 << 20).unwrap();
+    engine.counters().port(PIPE).open("pipe", "pipe");
+    engine.counters().port(PCAP).open("pcap", "dpdk");
+    engine.attach(PIPE, WorkerId(0), near.into_parts()).unwrap();
+    let mut tables = Tables { generation: 1, ..Tables::default() };
+    for (from, to) in [(PCAP, PIPE), (PIPE, PCAP)] {
+        tables.set(from, Entry { forward: Forward::Xconnect(to), owner: Some(WorkerId(0)) });
+    }
+    engine.publish(tables).unwrap();
+    (engine, far)
+}
+
+/// A pcap file of the classic format: Ethernet, microseconds, little endian.
+fn write_pcap(file: &Path, frames: &[Vec<u8>]) {
+    let mut bytes = Vec::new();
+    for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
+        bytes.extend(word.to_le_bytes());
+    }
+    for (i, frame) in frames.iter().enumerate() {
+        for word in [i as u32, 0, frame.len() as u32, frame.len() as u32] {
+            bytes.extend(word.to_le_bytes());
+        }
+        bytes.extend(frame);
+    }
+    std::fs::write(file, bytes).unwrap();
+}
+
+fn read_pcap(file: &Path) -> Vec<Vec<u8>> {
+    let bytes = std::fs::read(file).unwrap();
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    assert!(matches!(word(0), 0xa1b2_c3d4 | 0xa1b2_3c4d) && word(20) == 1, "a pcap file of Ethernet frames");
+    let (mut frames, mut at) = (Vec::new(), 24);
+    while at < bytes.len() {
+        let (kept, whole) = (word(at + 8), word(at + 12));
+        assert_eq!(kept, whole, "a frame was cut");
+        frames.push(bytes[at + 16..at + 16 + kept].to_vec());
+        at += 16 + kept;
+    }
+    frames
+}
+
+fn golden() -> Vec<Vec<u8>> {
+    let frame = |i: usize| (0..60 + (i * 37) % 1455).map(|b| (b ^ (b / 251) ^ i) as u8).collect();
+    (0..500).map(frame).collect()
+}
+
+#[test]
+fn a_file_is_received_as_it_is_and_what_is_sent_is_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (read, written) = (dir.path().join("in.pcap"), dir.path().join("out.pcap"));
+    write_pcap(&read, &golden());
+    let (mut engine, mut far) = engine();
+    let device = format!("net_pcap0,rx_pcap={},tx_pcap={}", read.display(), written.display());
+    let (parts, device) = dpdk::open(PCAP, &DeviceSpec::new(device)).unwrap();
+    engine.attach(PCAP, WorkerId(0), parts).unwrap();
+    let mut received = Vec::new();
+    wait_until("the file's frames", || {
+        received.extend(far.collect().into_iter().map(|(frame, _)| frame));
+        received.len() >= golden().len()
+    });
+    assert!(received == golden(), "they are as they were, and in order");
+
+    let sent: Vec<Vec<u8>> = golden().into_iter().rev().collect();
+    for (i, frame) in sent.iter().enumerate() {
+        wait_until("room", || far.inject(frame));
+        wait_until("the frame's way out", || engine.counters().port(PCAP).snapshot().tx.0 == i as u64 + 1);
+    }
+    let counted = engine.counters().port(PCAP).snapshot();
+    assert_eq!((counted.rx.0, counted.tx.0, counted.dropped_in_all()), (500, 500, 0));
+    drop((engine.detach(PCAP).unwrap(), device));
+    assert!(read_pcap(&written) == sent, "the file holds what was sent");
+}
+
+/// Ethernet, IPv6, UDP; the checksum is open over the pseudo header, as a kernel leaves it.
+fn open_datagram(payload: usize) -> (Vec<u8>, Offload) {
+    let mut frame = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2, 0x86, 0xdd];
+    frame.extend([0x60, 0, 0, 0]);
+    let udp = (8 + payload) as u16;
+    frame.extend(udp.to_be_bytes());
+    frame.extend([17, 64]);
+    let addresses: Vec<u8> = (0..32_u8).map(|i| 0xfd ^ i.wrapping_mul(11)).collect();
+    frame.extend(&addresses);
+    frame.extend([0x12, 0xb5, 0x12, 0xb6]);
+    frame.extend(udp.to_be_bytes());
+    let pseudo = sum(&addresses) + u32::from(udp) + 17;
+    frame.extend(fold(pseudo).to_be_bytes());
+    frame.extend((0..payload).map(|i| (i * 3) as u8));
+    let offload =
+        Offload { needs_csum: true, gso: Gso::None, csum_start: 54, csum_offset: 6, ..Offload::default() };
+    (frame, offload)
+}
+
+fn sum(bytes: &[u8]) -> u32 {
+    bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum()
+}
+
+fn fold(mut sum: u32) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+#[test]
+fn an_open_checksum_of_ipv6_is_paid_before_the_frame_is_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = dir.path().join("out.pcap");
+    let (mut engine, mut far) = engine();
+    let read = dir.path().join("in.pcap");
+    write_pcap(&read, &[]);
+    let device = format!("net_pcap1,rx_pcap={},tx_pcap={}", read.display(), written.display());
+    let (parts, device) = dpdk::open(PCAP, &DeviceSpec::new(device)).unwrap();
+    engine.attach(PCAP, WorkerId(0), parts).unwrap();
+    for payload in [0, 1, 2, 99, 1452] {
+        let (frame, offload) = open_datagram(payload);
+        wait_until("room", || far.inject_with(&frame, Some(offload)));
+    }
+    wait_until("all five", || engine.counters().port(PCAP).snapshot().tx.0 == 5);
+    drop((engine.detach(PCAP).unwrap(), device));
+    for (written, payload) in read_pcap(&written).iter().zip([0, 1, 2, 99, 1452]) {
+        let (sent, _) = open_datagram(payload);
+        let udp = sent.len() - 54;
+        let over = sum(&written[22..54]) + udp as u32 + 17 + sum(&written[54..]);
+        assert_eq!(fold(over), 0xffff, "{payload} bytes: the sum over everything");
+        assert!(written[..60] == sent[..60] && written[62..] == sent[62..], "nothing else is changed");
+    }
+}
+
+#[test]
+fn more_queues_than_the_driver_has_are_refused_with_its_limit() {
+    assert!(dpdk::configure(&settings()));
+    let dir = tempfile::tempdir().unwrap();
+    let read = dir.path().join("in.pcap");
+    write_pcap(&read, &[]);
+    let device = format!("net_pcap2,rx_pcap={}", read.display());
+    let refused =
+        dpdk::open(PCAP, &DeviceSpec { queues: 2, ..DeviceSpec::new(&device) }).map(drop).unwrap_err();
+    let limit = DpdkError::Limit {
+        device: "net_pcap2".into(),
+        what: "queues",
+        asked: 2,
+        driver: "net_pcap".into(),
+        low: 1,
+        high: 1,
+    };
+    assert_eq!(refused, limit);
+    assert_eq!(limit.to_string(), "device net_pcap2: queues is 2, but its driver net_pcap allows 1 to 1");
+    let nothing = dir.path().join("nothing.pcap");
+    let missing = dpdk::open(PCAP, &DeviceSpec::new(format!("net_pcap2,rx_pcap={}", nothing.display())));
+    let said = missing.map(drop).unwrap_err().to_string();
+    assert!(said.contains("can't be probed") && said.contains("nothing.pcap"), "{said}");
+    drop(dpdk::open(PCAP, &DeviceSpec::new(device)).unwrap());
+}
