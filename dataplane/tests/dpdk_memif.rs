@@ -38,8 +38,9 @@ fn frames_pass_both_ways_whichever_side_listens_and_again_after_the_peer_came_ba
                 rig.wait_link("d", true).await;
                 for (i, frame) in frames().into_iter().enumerate() {
                     assert!(p.inject(&frame) && q.inject(&frame));
-                    assert_eq!(collect(&mut p, 1).await, [frame.clone()], "{role:?} {round} {i}");
-                    assert_eq!(collect(&mut q, 1).await, [frame], "{role:?} {round} {i}");
+                    for end in [&mut p, &mut q] {
+                        assert!(collect(end, 1).await[0] == frame, "{role:?} {round} {i}");
+                    }
                 }
                 let stats = rig.stats("d").await;
                 let copied = stats.device["vwire_tx_copied_bytes"];
