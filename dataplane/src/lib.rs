@@ -8,7 +8,7 @@
 //! | [`engine`] | all workers, and what an agent asks of them |
 //! | [`worker`] | the loop that ties them together |
 //! | [`netns`] | doing something inside another network namespace |
-//! | [`underlay`] | what carries VXLAN datagrams: kernel UDP sockets |
+//! | [`underlay`] | what carries VXLAN datagrams: kernel UDP sockets, or an Ethernet port of any kind |
 //! | [`wire`] | headers: bytes to values and back |
 //! | [`offload`] | checksums and segments that a frame still owes; joining segments again |
 //! | [`route`] | routing domains: longest prefix match, headers, ARP, neighbour discovery and ICMP |

@@ -42,6 +42,7 @@ pub enum Source {
     /// A relay.
     Relay(PortName),
     /// The kernel, about the interface of a port.
+    #[cfg_attr(not(feature = "af_xdp"), allow(dead_code, reason = "only AF_XDP ports are on such"))]
     Nic(PortName),
     /// What is to be done at a certain time.
     Clock,
