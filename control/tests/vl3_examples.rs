@@ -108,6 +108,48 @@ async fn clients_of_two_endpoints_find_each_other_by_name() {
     }
 }
 
+/// A client with a name server of its own asks the vL3's for what is there: whole names, short ones by the search domain that it was told,
+/// addresses, and as many endpoints away as there are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clients_own_name_server_knows_the_network() {
+    let mut spec = shipped("vl3-single.yaml");
+    let run = Run::of(&mut spec, "vl3own");
+    std::fs::create_dir_all(run.folder()).unwrap();
+    let file = run.folder().join("resolv.conf");
+    // Of a net that cannot be reached from there.
+    let before = "nameserver 192.0.2.53\noptions timeout:3\n";
+    std::fs::write(&file, before).unwrap();
+    let client = &mut spec.domains[0].nodes[0].clients[0];
+    assert_eq!(client.name, "hello-1");
+    client.env.insert("NSM_LOCAL_DNS_SERVER_ENABLED".into(), "true".into());
+    client.env.insert("VWIRE_RESOLV_CONF".into(), file.display().to_string());
+    let lab = run.up(&spec).await;
+    assert!(std::fs::read_to_string(&file).unwrap().contains("\nnameserver 127.0.0.1\n"));
+    for name in ["hello-1", "hello-2"] {
+        let (address, _) = told(&lab, name);
+        let whole = format!("{name}.vl3");
+        dig(&lab, "hello-1", "127.0.0.1", &["+short", &whole, "A"], &address).await;
+        dig(&lab, "hello-1", "127.0.0.1", &["+short", "+tcp", &whole, "A"], &address).await;
+        // With the name that it stands for, as stub resolvers want to see it.
+        dig(&lab, "hello-1", "127.0.0.1", &["+short", name, "A"], &format!("{whole}.\n{address}")).await;
+        dig(&lab, "hello-1", "127.0.0.1", &["+short", "-x", &address], &format!("{whole}.")).await;
+    }
+    dig(&lab, "hello-1", "127.0.0.1", &["nobody.vl3", "A"], "status: NXDOMAIN").await;
+    // Who is gone has no name there, either; and at the client's end resolv.conf is as it was.
+    let end = |process: &str| {
+        let (place, _) = lab.processes().into_iter().find(|(place, _)| place.name == process).unwrap();
+        assert!(Command::new("kill").arg(place.pid.to_string()).status().unwrap().success());
+    };
+    end("nsc-hello-2");
+    dig(&lab, "hello-1", "127.0.0.1", &["hello-2.vl3", "A"], "status: NXDOMAIN").await;
+    end("nsc-hello-1");
+    let deadline = Instant::now() + PATIENCE;
+    while std::fs::read_to_string(&file).unwrap() != before {
+        assert!(Instant::now() < deadline, "{}", std::fs::read_to_string(&file).unwrap());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_demo_runs_both_examples_and_the_check_names_a_broken_link() {
     let mut spec = shipped("vl3-single.yaml");

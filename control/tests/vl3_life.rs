@@ -146,6 +146,7 @@ async fn an_endpoint_ends_when_it_has_no_client_whatever_links_it_has() {
         node.vl3[0].env.insert("NSM_IDLE_TIMEOUT".into(), time.into());
     }
     let lab = run.up(&spec).await;
+    reaches(&lab, "one", "172.16.0.0").await;
     let pings = Pings::on_and_on(&lab, "one", "172.16.0.0");
     until("the endpoint without a client ends", async || {
         so(!runs(&lab, "vl3-b"), peer(&lab, "a", "b").await)
@@ -193,6 +194,7 @@ async fn what_is_found_again_of_a_client_that_died_meanwhile_ends_with_its_token
     let mut lab = run.up(&spec).await;
     let (stays, goes) = (address(&lab, "one").await.unwrap(), address(&lab, "short").await.unwrap());
     assert_eq!(views(&lab, "vl3-a").await.len(), 2);
+    reaches(&lab, "one", "172.16.0.0").await;
     let pings = Pings::on_and_on(&lab, "one", "172.16.0.0");
     lab.kill("vl3-a").await.unwrap();
     lab.kill("nsc-short").await.unwrap();
@@ -279,6 +281,8 @@ async fn two_domains_of_one_prefix_are_refused_until_one_has_another() {
     assert_eq!([prefixes("vl3-1").await, prefixes("vl3-2").await], [r#"["172.16.0.0/24"]"#; 2]);
     let before = [engine(&lab, "vl3-1").await.domains, engine(&lab, "vl3-2").await.domains];
     let (one, two) = (address(&lab, "one-more").await.unwrap(), address(&lab, "two-more").await.unwrap());
+    reaches(&lab, "one", &one).await;
+    reaches(&lab, "two", &two).await;
     let pings = [Pings::on_and_on(&lab, "one", &one), Pings::on_and_on(&lab, "two", &two)];
     let why = "it announces 172.16.0.0/24, which overlaps 172.16.0.0/24, our own prefix: each domain's IPAM needs a prefix of its own";
     // One of them dials, and hears why it is refused; the other one has refused it. Which one: who was first.
@@ -321,6 +325,9 @@ async fn two_domains_of_one_prefix_are_refused_until_one_has_another() {
     reaches(&lab, "one", &two).await;
     reaches(&lab, "two-more", &one).await;
     assert_eq!(address(&lab, "one-more").await.unwrap(), one, "who need not change does not");
-    assert!(!report(&lab, "vl3-1").await["peers"].to_string().contains("overlaps"));
+    for (at, other) in [("vl3-1", "vl3-2"), ("vl3-2", "vl3-1")] {
+        let peer = peer(&lab, at, other).await;
+        assert!(peer["error"].is_null(), "nothing is wrong any more: {peer}");
+    }
     lab.down(&Silent).await.unwrap();
 }

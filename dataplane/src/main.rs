@@ -47,8 +47,12 @@ fn kinds() -> String {
     said
 }
 
-/// Which underlay to choose when; the README has the whole table.
+/// Which port and which underlay to choose when; the README has the whole table.
 const UNDERLAYS: &str = "\
+Ports that meet the kernel:
+  kind = \"kernel\"            makes an interface for a workload: TCP passes uncut, in frames of up to 64 KiB
+  kind = \"af_xdp\"            takes an interface that is there already, a card's for example, past the kernel's stack
+
 What carries VXLAN tunnels:
   a UDP socket of the kernel   the default: any interface, nothing to set up; the kernel does ARP, routes and path MTU
   kind = \"af_xdp\"            where the kernel's UDP path is the limit: Linux 5.9, CAP_NET_ADMIN and CAP_BPF; the card, its

@@ -58,6 +58,32 @@ pub struct Endpoint {
     pub name_servers: Vec<IpAddr>,
 }
 
+impl Endpoint {
+    /// The first field, other than the service's name, in which another one differs: its place in the file, what the other has, and
+    /// what this one has.
+    fn differs(&self, other: &Self) -> Option<(&'static str, String, String)> {
+        fn one<T: ToString>(value: &Option<T>) -> String {
+            value.as_ref().map_or("nothing".to_owned(), ToString::to_string)
+        }
+        fn all<T: ToString>(values: &[T]) -> String {
+            if values.is_empty() { "nothing".to_owned() } else { list(values).unwrap_or_default() }
+        }
+        let labels = |endpoint: &Self| {
+            if endpoint.labels.is_empty() { "nothing".to_owned() } else { pairs(&endpoint.labels) }
+        };
+        let fields = [
+            ("nsename", one(&other.name), one(&self.name)),
+            ("labels", labels(other), labels(self)),
+            ("ipam.prefixpool", one(&other.pool), one(&self.pool)),
+            ("ipam.prefixlength", one(&other.length), one(&self.length)),
+            ("ipam.routes", all(&other.routes), all(&self.routes)),
+            ("ipam.serveraddress", one(&other.server), one(&self.server)),
+            ("nameservers", all(&other.name_servers), all(&self.name_servers)),
+        ];
+        fields.into_iter().find(|(_, here, first)| here != first)
+    }
+}
+
 /// One network service that is asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Client {
@@ -109,10 +135,11 @@ fn composite(fields: Map<String, Value>) -> Result<Composite, String> {
     let actions = fields.list("initactions")?.into_iter().map(client).collect::<Result<Vec<_>, _>>()?;
     fields.end()?;
     for (number, other) in endpoints.iter().enumerate().skip(1) {
-        let same = Endpoint { service: endpoints[0].service.clone(), ..other.clone() };
-        if same != endpoints[0] {
+        if let Some((field, here, first)) = endpoints[0].differs(other) {
             return Err(format!(
-                "endpoints[{number}]: differs from endpoints[0] in more than its name: a process is one endpoint; give each a file of its own"
+                "endpoints[{number}].{field}: {here}, and endpoints[0] has {first}: one process is one endpoint, and all that it offers \
+                 under several names has to be equal; give {:?} a file and a process of its own, or both the same {field}",
+                other.service
             ));
         }
     }

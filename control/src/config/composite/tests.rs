@@ -139,7 +139,34 @@ fn what_can_not_be_done_is_refused_with_its_place() {
         (filters, "endpoints[0].action: nothing of it can be done here, and it must not be lost"),
         ("endpoints: [{labels: {}}]", "endpoints[0].name: missing"),
         ("endpoints: [{name: a, colour: red}]", "endpoints[0].colour: nobody knows it"),
-        ("endpoints: [{name: a}, {name: b, labels: {x: y}}]", "endpoints[1]: differs from endpoints[0]"),
+        (
+            "endpoints: [{name: a}, {name: b, labels: {x: y}}]",
+            "endpoints[1].labels: x:y, and endpoints[0] has nothing: one process is one endpoint",
+        ),
+        (
+            "endpoints: [{name: a, nsename: n}, {name: b, nsename: n}, {name: c, nsename: m}]",
+            "endpoints[2].nsename: m, and endpoints[0] has n",
+        ),
+        (
+            "endpoints: [{name: a, ipam: {prefixpool: 10.60.0.0/16}}, {name: b, vl3: {ipam: {prefixpool: 10.61.0.0/16}}}]",
+            "endpoints[1].ipam.prefixpool: 10.61.0.0/16, and endpoints[0] has 10.60.0.0/16",
+        ),
+        (
+            "endpoints: [{name: a, ipam: {prefixlength: 24}}, {name: b}]",
+            "endpoints[1].ipam.prefixlength: nothing, and endpoints[0] has 24",
+        ),
+        (
+            "endpoints: [{name: a, ipam: {routes: [10.0.0.0/8]}}, {name: b, ipam: {routes: [10.0.0.0/8, 11.0.0.0/8]}}]",
+            "endpoints[1].ipam.routes: 10.0.0.0/8,11.0.0.0/8, and endpoints[0] has 10.0.0.0/8",
+        ),
+        (
+            "endpoints: [{name: a}, {name: b, ipam: {serveraddress: 'x:5006'}}]",
+            "endpoints[1].ipam.serveraddress: x:5006, and endpoints[0] has nothing",
+        ),
+        (
+            "endpoints: [{name: a, nameservers: [10.0.0.1]}, {name: b}]",
+            "endpoints[1].nameservers: nothing, and endpoints[0] has 10.0.0.1",
+        ),
         (
             "endpoints: [{name: a, ipam: {prefixpool: 10.60.0.0}}]",
             "endpoints[0].ipam.prefixpool: \"10.60.0.0\" is not a prefix",

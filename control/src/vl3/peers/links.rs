@@ -1,6 +1,6 @@
 //! What there is: our links, theirs, and what each peer announces. Decisions are `pairing`'s.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -19,6 +19,7 @@ use super::pairing::{Action, Admission, Caller, Candidate, Pairing};
 use super::ports::{Leg, Ports};
 use crate::client::{Phase, Session, SessionStatus};
 use crate::dataplane::wanted::short;
+use crate::domain;
 
 /// What we are in the network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,7 +67,7 @@ struct State {
     /// What each endpoint is found by: `service` or `service@domain`.
     services: BTreeMap<String, String>,
     refused: u64,
-    /// Why a peer's last call was refused, and when.
+    /// Why a peer's last call was refused, and when; by the peer's name without its domain, which a caller does not say.
     turned_away: BTreeMap<String, (SystemTime, String)>,
 }
 
@@ -162,7 +163,7 @@ impl Links {
     pub fn left(&self, name: &str) {
         let mut state = self.lock();
         state.services.remove(name);
-        state.turned_away.remove(name);
+        state.turned_away.remove(domain::target(name));
         state.pairing.unregistered(name);
         drop(state);
         self.changed.notify_one();
@@ -290,6 +291,7 @@ impl Links {
         match attached {
             Ok(()) if ours.leg.as_ref().is_some_and(|(_, wanted)| *wanted == leg) => {
                 (ours.attached, ours.error) = (true, None);
+                state.turned_away.remove(domain::target(peer));
                 tracing::debug!(peer, routes = ?leg.routes, "a link of ours to a peer");
             }
             Ok(()) => {}
@@ -373,7 +375,7 @@ impl Links {
         let entry = Theirs { caller, port: port.to_owned(), announced: said, up: false };
         let up = former.is_none() && state.theirs.get(id).is_some_and(|before| before.up);
         state.theirs.insert(id.to_owned(), Theirs { up, ..entry });
-        state.turned_away.remove(&name);
+        state.turned_away.remove(domain::target(&name));
         Ok(Entry { routes, ours: (admission == Admission::InPlaceOfOurs).then_some(name), former })
     }
 
@@ -448,11 +450,12 @@ impl State {
     fn turn_away(&mut self, name: &str, refused: &Refused) {
         self.refused += 1;
         let text = format!("peer {name}: {refused}; it is not linked");
-        if self.turned_away.get(name).is_none_or(|(_, before)| *before != text) {
+        let key = domain::target(name);
+        if self.turned_away.get(key).is_none_or(|(_, before)| *before != text) {
             tracing::warn!(peer = name, error = text, "a peer's call is refused");
         }
-        if self.turned_away.len() < MOST_TURNED_AWAY || self.turned_away.contains_key(name) {
-            self.turned_away.insert(name.to_owned(), (SystemTime::now(), text));
+        if self.turned_away.len() < MOST_TURNED_AWAY || self.turned_away.contains_key(key) {
+            self.turned_away.insert(key.to_owned(), (SystemTime::now(), text));
         }
     }
 
@@ -522,7 +525,8 @@ impl State {
         let linked = self.linked();
         let mut names: Vec<&str> = self.pairing.names().collect();
         names.extend(linked.iter().map(|peer| peer.name.as_str()));
-        names.extend(self.turned_away.keys().map(String::as_str));
+        let known: BTreeSet<&str> = names.iter().map(|name| domain::target(name)).collect();
+        names.extend(self.turned_away.keys().map(String::as_str).filter(|name| !known.contains(name)));
         names.sort_unstable();
         names.dedup();
         names.into_iter().map(|name| self.line(name, &linked)).collect()
@@ -532,7 +536,7 @@ impl State {
         let peer = linked.iter().find(|peer| peer.name == name);
         let ours = self.ours.get(name);
         let status = ours.map(|ours| ours.status.borrow().clone());
-        let away = self.turned_away.get(name);
+        let away = self.turned_away.get(domain::target(name)).filter(|_| peer.is_none());
         let failed = status.as_ref().and_then(|status| status.last_error.as_ref());
         let failed = failed.map(|(at, status)| (at, status.message()));
         let failed = failed.or(away.map(|(at, text)| (at, text.as_str())));

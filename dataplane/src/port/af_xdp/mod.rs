@@ -61,7 +61,7 @@ mod steering;
 mod sys;
 mod tx;
 mod umem;
-mod unfinished;
+pub mod unfinished;
 
 pub use error::AfXdpError;
 pub use netdev::{Interface, LinkChange, LinkEvents};

@@ -22,8 +22,9 @@ use super::{AfXdpSpec, CopyMode};
 /// A queue's frames for receiving, in multiples of its rings' size. A driver that receives without copies keeps a ring of its own
 /// full of them, beside ours.
 const RECEIVE_SHARE: u32 = 2;
-/// How long a queue may stay taken after its last socket was closed: the kernel lets go of it in the background.
-const BUSY_FOR: Duration = Duration::from_millis(1500);
+/// How long a queue may stay taken after its last socket was closed: the kernel lets go of it in the background, mostly within a
+/// millisecond, but it needs the lock of all interfaces for that. 1.5 s were too short once in 10,000 times, on a busy machine.
+const BUSY_FOR: Duration = Duration::from_secs(5);
 /// Pauses between attempts to get such a queue.
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
 /// Bytes that the kernel may hold in frames that are being sent with a copy.
