@@ -130,12 +130,7 @@ impl Carrier {
         };
         match kernel.tables.way(local, remote) {
             Ok(Way::By(next_hop)) => Some(next_hop),
-            Ok(Way::Elsewhere) => {
-                tracing::warn!(
-                    "the kernel has no way from {local} to {remote} by the underlay's interface; give the interface the address, or a route"
-                );
-                None
-            }
+            Ok(Way::Elsewhere) => None,
             Err(error) => {
                 tracing::warn!("asking the kernel for the way from {local} to {remote}: {error}");
                 None
@@ -160,6 +155,9 @@ impl Carrier {
             }
             if let Some(tunnel) = self.tunnels.get_mut(&name) {
                 tunnel.next_hop = after;
+            }
+            if after.is_none() {
+                say_no_way(local, remote);
             }
             self.changed = true;
         }
@@ -321,8 +319,9 @@ impl Ports {
         };
         self.engine.attach(index, worker, VxlanTx::new(tunnel.clone()).into_parts())?;
         let next_hop = carrier.next_hop(spec.local, spec.remote);
-        if let Some(next_hop) = next_hop {
-            carrier.neighbours.want(next_hop, Instant::now());
+        match next_hop {
+            Some(next_hop) => carrier.neighbours.want(next_hop, Instant::now()),
+            None => say_no_way(spec.local, spec.remote),
         }
         let Tunnel { remote, max_frame, .. } = tunnel;
         let carried = Carried { index, local: spec.local, remote, max_frame, next_hop };
@@ -451,6 +450,12 @@ impl Ports {
             self.touched.insert(name.clone());
         }
     }
+}
+
+fn say_no_way(local: IpAddr, remote: IpAddr) {
+    tracing::warn!(
+        "there is no way from {local} to {remote} by the underlay's interface; give the interface the address, or a route"
+    );
 }
 
 fn waits_for(carrier: &PortName, reason: &str) -> Link {

@@ -260,3 +260,36 @@ proptest::proptest! {
         let _ = parse(&text);
     }
 }
+
+#[test]
+fn an_underlay_is_a_port_with_addresses_and_its_exception_a_cross_connect() {
+    let port = |name: &str| format!("[[port]]\nname = \"{name}\"\nkind = \"pipe\"\npipe = \"{name}\"\n");
+    let tunnel = "[[port]]\nname = \"t\"\nkind = \"vxlan\"\nvni = 1\nlocal = \"192.0.2.1\"\nremote = \"192.0.2.2\"\nunderlay = \"nic\"\n";
+    let ports = [port("nic"), port("host"), tunnel.to_owned()].concat();
+    let underlay = "[[underlay]]\nport = \"nic\"\naddresses = [\"192.0.2.1/24\"]\ngateways = [\"192.0.2.254\"]\nmtu = 9000\n\
+                    mac = \"02:00:00:00:00:07\"\nexception = \"host\"\n";
+    let state = parse(&format!("{ports}{underlay}")).unwrap().state;
+    let spec = &state.underlays()[&"nic".parse().unwrap()];
+    assert_eq!((spec.mtu.get(), spec.mac.unwrap().to_string()), (9000, "02:00:00:00:00:07".to_owned()));
+    assert_eq!(state.xconnects().iter().map(ToString::to_string).collect::<Vec<_>>(), ["host - nic"]);
+
+    let refused = |edit: &dyn Fn(String) -> String| refusal(&edit(format!("{ports}{underlay}")));
+    assert_eq!(
+        refused(&|text| text.replace("local = \"192.0.2.1\"", "local = \"192.0.2.9\"")),
+        "f.toml:9: port[2]: port t: local: 192.0.2.9 is not an address of underlay nic, which has 192.0.2.1/24"
+    );
+    assert_eq!(
+        refused(&|text| text.replace("underlay]]\nport = \"nic\"", "underlay]]\nport = \"gone\"")),
+        "f.toml:16: underlay[0]: xconnect gone - host: there is no port gone"
+    );
+    assert_eq!(
+        refused(&|text| text.replace("underlay = \"nic\"", "underlay = \"host\"")),
+        "f.toml:9: port[2]: port t: underlay: port host is no underlay; describe it as one, with its addresses"
+    );
+    assert_eq!(
+        refused(&|text| text.replace("exception = \"host\"", "exception = \"nic\"")),
+        "f.toml:16: underlay[0]: exception: port nic can't be cross-connected with itself"
+    );
+    assert!(refused(&|text| format!("{text}{underlay}")).contains("port: nic has two underlays"));
+    assert!(refused(&|text| text.replace("mtu = 9000", "mtu = 100")).contains("576 to 65535"));
+}
