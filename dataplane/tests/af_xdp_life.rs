@@ -1,4 +1,5 @@
 //! What an AF_XDP port does while its interface changes, goes and comes back, and what is left when it ends. Needs root.
+#![cfg(feature = "af_xdp")]
 
 mod af_xdp_support;
 mod support;

@@ -1,5 +1,6 @@
 //! What is refused, with what to do about it, and that nothing is left of a port. A program of its own, because it counts the process's
 //! descriptors and pinned memory. Needs root.
+#![cfg(feature = "af_xdp")]
 
 mod af_xdp_support;
 

@@ -1,4 +1,5 @@
 //! Real traffic of real kernels through AF_XDP ports on veth pairs. Needs root.
+#![cfg(feature = "af_xdp")]
 
 mod af_xdp_support;
 mod support;

@@ -143,11 +143,10 @@ fn a_frame_longer_than_a_buffer_lies_in_several() {
 }
 
 #[test]
-fn what_a_full_device_has_no_room_for_is_counted_and_its_buffers_come_back() {
+fn under_overload_every_frame_comes_back_or_is_counted() {
     run(async {
         let mut rig = Rig::with(DPDK).await;
         let ring = device("net_ring");
-        // Nobody takes from the ring: the device's receiving side has no way out, and what it gives is dropped there.
         let ops = vec![set(pipe("pipe", "p")), set(port("ring", on(&ring))), join("pipe", "ring")];
         rig.apply(ops).await.unwrap();
         let mut far = rig.far_end("p");

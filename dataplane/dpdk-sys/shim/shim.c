@@ -96,7 +96,9 @@ void vwire_forget_rx(struct rte_mbuf *mbuf)
 uint16_t vwire_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs, const uint16_t *lens, uint16_t count)
 {
 	for (uint16_t i = 0; i < count; i++)
-		if (lens[i] != 0)
+		if (lens[i] == VWIRE_TAKEN)
+			vwire_forget_rx(mbufs[i]);
+		else if (lens[i] != 0)
 			vwire_set_len(mbufs[i], lens[i]);
 	return rte_eth_tx_burst(port, queue, mbufs, count);
 }

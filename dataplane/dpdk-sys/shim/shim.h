@@ -61,7 +61,7 @@ void vwire_set_len(struct rte_mbuf *mbuf, uint16_t len);
 void vwire_set_debt(struct rte_mbuf *mbuf, const struct vwire_debt *debt);
 /* A received mbuf is to be sent as it is: what the receiving driver noted about it is forgotten. */
 void vwire_forget_rx(struct rte_mbuf *mbuf);
-/* rte_eth_tx_burst. Mbufs whose `lens` is not 0 get that length first. */
+/* rte_eth_tx_burst. Before, an mbuf gets the length in `lens`, or vwire_forget_rx where that is VWIRE_TAKEN, or nothing where it is 0. */
 uint16_t vwire_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs, const uint16_t *lens, uint16_t count);
 /* rte_eth_tx_prepare */
 uint16_t vwire_tx_prepare(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs, uint16_t count);
@@ -77,6 +77,7 @@ struct rte_device *vwire_device(uint16_t port);
 /* What DPDK logs goes to `sink`, a line or a part of one at a time. Call it before rte_eal_init. 0, or an errno. */
 int vwire_log_to(void (*sink)(const char *text, size_t len));
 
+static const uint16_t VWIRE_TAKEN = UINT16_MAX;
 static const uint64_t VWIRE_RX_SCATTER = RTE_ETH_RX_OFFLOAD_SCATTER;
 static const uint64_t VWIRE_RX_RSS_HASH = RTE_ETH_RX_OFFLOAD_RSS_HASH;
 static const uint64_t VWIRE_TX_TCP_CKSUM = RTE_ETH_TX_OFFLOAD_TCP_CKSUM;

@@ -42,7 +42,7 @@ pub enum Source {
     /// A relay.
     Relay(PortName),
     /// The kernel, about the interface of a port.
-    #[cfg_attr(not(feature = "af_xdp"), allow(dead_code, reason = "only AF_XDP ports are on such"))]
+    #[cfg_attr(not(feature = "af_xdp"), expect(dead_code, reason = "only AF_XDP ports listen to it"))]
     Nic(PortName),
     /// What is to be done at a certain time.
     Clock,

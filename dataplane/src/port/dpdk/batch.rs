@@ -76,7 +76,8 @@ pub(super) fn slot(room: &mut sys::vwire_room) -> Option<Slot<'_>> {
 /// Frames that go to the device in one call.
 pub(super) struct Batch {
     mbufs: [*mut sys::rte_mbuf; BURST],
-    /// Lengths that are still to be written into the mbufs; 0 for those that have theirs.
+    /// Lengths that are still to be written into the mbufs; 0 for those that have theirs, `VWIRE_TAKEN` for those that are sent as
+    /// they were received.
     lens: [u16; BURST],
     bytes: [u32; BURST],
     /// Which frame of the call each is, or is a part of.
@@ -125,7 +126,7 @@ impl Batch {
     /// Adds a received mbuf as it is. The batch must not be full.
     #[inline]
     pub fn push_taken(&mut self, i: usize, mbuf: *mut sys::rte_mbuf, bytes: usize) {
-        self.push(i, mbuf, 0, bytes);
+        self.push(i, mbuf, sys::VWIRE_TAKEN, bytes);
         self.copied -= bytes as u64;
         self.taken += 1;
     }
@@ -166,7 +167,12 @@ impl Batch {
         for (mbuf, len) in self.mbufs.iter().zip(&mut self.lens).take(self.count).filter(|(_, len)| **len > 0)
         {
             // SAFETY: the mbuf is ours, and has so many bytes.
-            unsafe { sys::vwire_set_len(*mbuf, std::mem::take(len)) }
+            unsafe {
+                match std::mem::take(len) {
+                    sys::VWIRE_TAKEN => sys::vwire_forget_rx(*mbuf),
+                    len => sys::vwire_set_len(*mbuf, len),
+                }
+            }
         }
         let mut at = 0;
         while at < self.count {

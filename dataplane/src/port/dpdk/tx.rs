@@ -68,8 +68,6 @@ impl DpdkTx {
             return false;
         };
         frames.take(i);
-        // SAFETY: it is ours since it was taken.
-        unsafe { dpdk_sys::vwire_forget_rx(mbuf.as_ptr()) }
         self.batch.push_taken(i, mbuf.as_ptr(), frame.len());
         true
     }
