@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the workspace's tests as `cargo test --workspace` does, but in two lanes side by side: the control plane's, which mostly wait for
-# peers, and all others. A third of the time is saved so. Fails if any test did, after all have run, and names them.
+# peers, and all others, with the one of the control plane's that waits longest. Nearly half of the time is saved so. Fails if any test
+# did, after all have run, and names them.
 #   scripts/run_tests.sh
 . "$(dirname "$0")/lib.sh"
 
@@ -37,15 +38,17 @@ lane() {
 
 rm -f "$LOGS"/*.failed
 programs >"$LOGS/programs"
-grep -F "$ROOT/control" "$LOGS/programs" >"$LOGS/programs.control"
-grep -vF "$ROOT/control" "$LOGS/programs" >"$LOGS/programs.engine"
+CONTROL="^$ROOT/control"
+LONGEST=$'\ttest conformance_go_peers\t'
+grep "$CONTROL" "$LOGS/programs" | grep -v "$LONGEST" >"$LOGS/programs.control"
+{ grep -v "$CONTROL" "$LOGS/programs"; grep "$LONGEST" "$LOGS/programs"; } >"$LOGS/programs.others"
 lane control <"$LOGS/programs.control" &
-CONTROL=$!
-undo stop_pid "$CONTROL"
-lane engine <"$LOGS/programs.engine" &
-ENGINE=$!
-undo stop_pid "$ENGINE"
-wait "$ENGINE" "$CONTROL"
+FIRST=$!
+undo stop_pid "$FIRST"
+lane others <"$LOGS/programs.others" &
+SECOND=$!
+undo stop_pid "$SECOND"
+wait "$FIRST" "$SECOND"
 cargo test --workspace --locked --doc
 if cat "$LOGS"/*.failed 2>/dev/null; then
     say "failed: the above"
