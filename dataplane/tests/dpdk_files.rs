@@ -1,9 +1,12 @@
 //! net_pcap: what a file holds comes in byte for byte, and what goes out stands in a file byte for byte.
 #![cfg(feature = "dpdk")]
 
+mod dpdk_support;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use dpdk_support::write_pcap;
 use vwire_dataplane::burst::{Gso, Offload};
 use vwire_dataplane::engine::{Engine, EngineSpec};
 use vwire_dataplane::port::PortIndex;
@@ -41,21 +44,6 @@ fn engine() -> (Engine, PipeEnd) {
     }
     engine.publish(tables).unwrap();
     (engine, far)
-}
-
-/// A pcap file of the classic format: Ethernet, microseconds, little endian.
-fn write_pcap(file: &Path, frames: &[Vec<u8>]) {
-    let mut bytes = Vec::new();
-    for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
-        bytes.extend(word.to_le_bytes());
-    }
-    for (i, frame) in frames.iter().enumerate() {
-        for word in [i as u32, 0, frame.len() as u32, frame.len() as u32] {
-            bytes.extend(word.to_le_bytes());
-        }
-        bytes.extend(frame);
-    }
-    std::fs::write(file, bytes).unwrap();
 }
 
 fn read_pcap(file: &Path) -> Vec<Vec<u8>> {
