@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use std::net::UdpSocket;
 use std::time::Instant;
 
-use dpdk_support::{Process, dpdk, dpdk_port, pair, write_pcap};
+use dpdk_support::files::write_pcap;
+use dpdk_support::{Process, dpdk, dpdk_port, pair};
 use kernel_support::hosts::{address, pinging, veth};
 use kernel_support::{Netns, wait_until};
 use support::{join, part, remove, set};

@@ -2,7 +2,9 @@
 //! network namespace.
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use std::path::{Path, PathBuf};
+pub mod files;
+
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -184,19 +186,4 @@ pub fn dpdk(device: &str) -> String {
 pub fn dpdk_port(name: &str, device: &str) -> pb::Port {
     let kind = pb::port::Kind::Dpdk(pb::DpdkPort { device: device.into(), ..Default::default() });
     pb::Port { name: name.into(), kind: Some(kind), ..Default::default() }
-}
-
-/// A pcap file of the classic format: Ethernet, microseconds, little endian.
-pub fn write_pcap(file: &Path, frames: &[Vec<u8>]) {
-    let mut bytes = Vec::new();
-    for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
-        bytes.extend(word.to_le_bytes());
-    }
-    for (i, frame) in frames.iter().enumerate() {
-        for word in [i as u32, 0, frame.len() as u32, frame.len() as u32] {
-            bytes.extend(word.to_le_bytes());
-        }
-        bytes.extend(frame);
-    }
-    std::fs::write(file, bytes).unwrap();
 }
