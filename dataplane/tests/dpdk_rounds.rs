@@ -167,7 +167,7 @@ fn on_a_tap() {
 }
 
 /// Theirs has this role, ours the other, and something floods it. Of each port that goes the driver keeps some 32 KiB of DPDK's
-/// memory (22.11 to 25.11: an interrupt handle of its transmit queue).
+/// memory (22.11: an interrupt handle of its transmit queue).
 fn memif(theirs: &str, ours: &str, rounds: usize) -> (Rig, String) {
     let memif = format!("kind = \"memif\"\nrole = \"{ours}\"\nsocket = \"$DIR/m.sock\"");
     let more = pair("m", &memif, "more", &dpdk("net_null1"));
@@ -187,7 +187,7 @@ fn on_a_memif() {
     rig.rounds(rounds, |_| device.clone(), both_ways, NOTHING);
 }
 
-/// The driver never closes the socket that it listens at (22.11 to 25.11): that, and nothing else, stays of each port.
+/// The driver never closes the socket that it listens at (22.11): that, and nothing else, stays of each port.
 #[test]
 fn on_a_memif_that_listens() {
     let rounds = rounds(60).min(400);

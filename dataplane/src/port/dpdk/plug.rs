@@ -64,8 +64,8 @@ fn port_of(name: &str) -> Option<u16> {
     (error == 0).then_some(id)
 }
 
-/// This driver hears of its peer on DPDK's own thread, and ends the program if it is closed while it does (22.11 to 25.11).
-const LISTENER: &str = "net_memif";
+/// This driver hears of its peer on DPDK's own thread, and ends the program if it is closed while it does (22.11).
+pub(super) const NET_MEMIF: &str = "net_memif";
 
 /// A port that DPDK's thread is to close, and who waits for it.
 struct Closing {
@@ -117,7 +117,7 @@ impl Drop for Plugged {
         // SAFETY: the port is ours, and nobody polls it any more: the halves are gone with the device that this is a part of.
         let error = unsafe {
             let device = sys::vwire_device(self.id);
-            match self.name.starts_with(LISTENER) {
+            match self.name.starts_with(NET_MEMIF) {
                 true => close_on_dpdks_thread(self.id, self.ours),
                 false => close(self.id, self.ours),
             }
