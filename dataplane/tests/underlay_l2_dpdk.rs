@@ -1,17 +1,24 @@
-//! Tunnels whose underlay is a DPDK port, on a veth pair by net_af_packet, against the kernel's vxlan device at the other end. The
-//! engine does ARP and neighbour discovery; the node's own kernel is behind the exception port.
+//! Tunnels whose underlay is a DPDK port, against the kernel's vxlan device at the other end: by net_af_packet on a veth pair, where
+//! the node's own kernel is behind the exception port, and by net_tap, where the kernel that the engine runs on is the other node.
+//! The engine does ARP and neighbour discovery.
 #![cfg(feature = "dpdk")]
 
 mod adversity_support;
 mod lab;
 mod underlay_support;
 
+use adversity_support::wait_until;
 use lab::{Family, Netns, join, tcp_echo};
-use underlay_support::{Rig, THEIRS, prefix, tap};
+use underlay_support::{OURS, Rig, THEIRS, VNI, kernel_vxlan, literal, prefix, tap};
 use vwire_dataplane::DropReason;
 
-const NIC: &str = "[dpdk]\nhuge_pages = false\nmemory = 256\n\
-    [[port]]\nname = \"nic\"\nkind = \"dpdk\"\ndevice = \"net_af_packet0,iface=u0\"\n";
+/// A DPDK port as the underlay.
+fn nic(device: &str) -> String {
+    format!(
+        "[dpdk]\nhuge_pages = false\nmemory = 256\n\
+         [[port]]\nname = \"nic\"\nkind = \"dpdk\"\ndevice = \"{device},iface=u0\"\n"
+    )
+}
 
 struct OnCard {
     rig: Rig,
@@ -33,27 +40,90 @@ impl OnCard {
         }
         family.assign(&peer, 2);
         let kernel = tap("kernel", "e0", &own, &[format!("{}/{}", family.local(), prefix(family))], 1500);
-        let rig = Rig::on(NIC, peer, family, "exception = \"kernel\"", &kernel, Some(&card));
+        let (nic, exception) = (nic("net_af_packet0"), "exception = \"kernel\"");
+        let rig = Rig::on(&nic, peer, family, exception, &kernel, Some(&card.name));
         rig.wait_for_peer();
         Self { rig, own, _card: card }
     }
 }
 
-fn tcp_and_lengths(family: Family) {
-    let OnCard { rig, .. } = &OnCard::new(family);
+/// The tap's interface is the other node's. It comes and goes with the engine.
+fn on_tap(family: Family) -> Rig {
+    let (peer, engine) = (Netns::new("p"), nic("net_tap0"));
+    let name = peer.name.clone();
+    let rig = Rig::on(&engine, peer, family, "", "", Some(&name));
+    tap_is_there(&rig);
+    rig
+}
+
+fn tap_is_there(rig: &Rig) {
+    // The driver gives the interface the hardware address that it has itself; two nodes have two.
+    rig.peer.ip("link set u0 address 02:00:00:00:00:99");
+    rig.family.assign(&rig.peer, 2);
+    rig.wait_for_peer();
+}
+
+fn tcp_and_lengths(rig: &Rig) {
     rig.tcp_both_ways(1_000_000);
-    assert_eq!(rig.engine.dropped("nic", DropReason::NotTunnel), 0);
     rig.lengths_at_the_limit();
 }
 
 #[test]
 fn ping_and_tcp_go_both_ways_up_to_the_mtu_over_ipv4() {
-    tcp_and_lengths(Family::V4);
+    let OnCard { rig, .. } = &OnCard::new(Family::V4);
+    tcp_and_lengths(rig);
+    assert_eq!(rig.engine.dropped("nic", DropReason::NotTunnel), 0);
 }
 
 #[test]
 fn ping_and_tcp_go_both_ways_up_to_the_mtu_over_ipv6() {
-    tcp_and_lengths(Family::V6);
+    let OnCard { rig, .. } = &OnCard::new(Family::V6);
+    tcp_and_lengths(rig);
+    assert_eq!(rig.engine.dropped("nic", DropReason::NotTunnel), 0);
+}
+
+#[test]
+fn ping_and_tcp_go_both_ways_up_to_the_mtu_by_a_tap_of_dpdks() {
+    for family in [Family::V4, Family::V6] {
+        tcp_and_lengths(&on_tap(family));
+    }
+}
+
+/// Kills the engine in the middle of the peer's pings, and starts it again; the pings go on when it is `there`.
+fn killed_in_the_middle(rig: &mut Rig, there: impl Fn(&Rig)) {
+    let mut pings = rig.peer.start(&format!("ping -q -i 0.005 {OURS}"));
+    for _ in 0..2 {
+        let before = rig.engine.stats("tun").rx.0;
+        wait_until("traffic", || rig.engine.stats("tun").rx.0 > before + 20);
+        rig.engine.kill();
+        rig.engine.restart();
+        there(rig);
+        tcp_echo(&rig.host, &rig.peer, THEIRS, 500_000);
+    }
+    let before = rig.engine.stats("tun").rx.0;
+    wait_until("traffic, as before", || rig.engine.stats("tun").rx.0 > before + 20);
+    let _ = pings.0.kill();
+}
+
+#[test]
+fn after_a_kill_the_next_engine_has_the_card_and_tunnels_and_the_kernel_go_on() {
+    for family in [Family::V4, Family::V6] {
+        let OnCard { rig, own, .. } = &mut OnCard::new(family);
+        killed_in_the_middle(rig, Rig::wait_for_peer);
+        tcp_echo(own, &rig.peer, &literal(family.remote()), 100_000);
+    }
+}
+
+#[test]
+fn after_a_kill_the_next_engine_has_the_tap_and_tunnels_go_on() {
+    for family in [Family::V4, Family::V6] {
+        let rig = &mut on_tap(family);
+        killed_in_the_middle(rig, |rig| {
+            // The vxlan device went with the interface that it was on.
+            kernel_vxlan(&rig.peer, "u0", family, VNI, THEIRS);
+            tap_is_there(rig);
+        });
+    }
 }
 
 #[test]

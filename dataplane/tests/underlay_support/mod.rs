@@ -96,8 +96,9 @@ impl Rig {
         Self::on(&nic, peer, family, keys, more, None)
     }
 
-    /// The underlay is port `nic`, as this configuration has it, whose other end is `u0` of `peer`. The engine runs inside `netns`.
-    pub fn on(nic: &str, peer: Netns, family: Family, keys: &str, more: &str, netns: Option<&Netns>) -> Self {
+    /// The underlay is port `nic`, as this configuration has it, whose other end is `u0` of `peer`. The engine runs inside the
+    /// namespace of this name.
+    pub fn on(nic: &str, peer: Netns, family: Family, keys: &str, more: &str, netns: Option<&str>) -> Self {
         let host = Netns::new("h");
         let config = [
             WORKER.to_owned(),
@@ -107,7 +108,7 @@ impl Rig {
             tunnel("tun", VNI, family, "host"),
             more.to_owned(),
         ];
-        let engine = Engine::start_with(&config.concat(), netns.map(|space| space.name.as_str()));
+        let engine = Engine::start_with(&config.concat(), netns);
         kernel_vxlan(&peer, "u0", family, VNI, THEIRS);
         Self { engine, host, peer, family }
     }
