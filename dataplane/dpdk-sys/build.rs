@@ -20,8 +20,9 @@ mod bind {
     /// Of DPDK's many libraries, those that hold what is bound. A release that lacks one has it in another of them.
     const LIBRARIES: [&str; 5] = ["rte_eal", "rte_ethdev", "rte_mempool", "rte_mbuf", "rte_log"];
 
-    const FUNCTIONS: [&str; 35] = [
+    const FUNCTIONS: [&str; 36] = [
         "rte_eal_init",
+        "rte_eal_alarm_set",
         "rte_thread_register",
         "rte_thread_unregister",
         "rte_strerror",

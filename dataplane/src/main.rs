@@ -55,8 +55,8 @@ Ports that meet the kernel:
 
 What carries VXLAN tunnels:
   a UDP socket of the kernel   the default: any interface, nothing to set up; the kernel does ARP, routes and path MTU
-  kind = \"af_xdp\"            where the kernel's UDP path is the limit: Linux 5.9, CAP_NET_ADMIN and CAP_BPF; the card, its
-                               addresses and all other traffic stay the kernel's
+  kind = \"af_xdp\"            a card whose driver has zero copy (in copy mode the default is faster): Linux 5.9, CAP_NET_ADMIN
+                               and CAP_BPF; the card, its addresses and all other traffic stay the kernel's
   kind = \"dpdk\"              a card that is given to the engine whole, in a build with the feature dpdk; other traffic goes
                                by the exception port
 A tunnel that names a port (underlay = \"nic\") goes by it; [[underlay]] says which addresses it has, its gateways, its MTU and

@@ -1,80 +1,28 @@
 //! net_pcap: what a file holds comes in byte for byte, and what goes out stands in a file byte for byte.
 #![cfg(feature = "dpdk")]
 
-use std::path::Path;
-use std::time::{Duration, Instant};
+mod dpdk_support;
 
+use dpdk_support::files::{PCAP, engine, read_pcap, settings, wait_until, write_pcap};
+use vwire_dataplane::DropReason;
 use vwire_dataplane::burst::{Gso, Offload};
-use vwire_dataplane::engine::{Engine, EngineSpec};
-use vwire_dataplane::port::PortIndex;
-use vwire_dataplane::port::dpdk::{self, DeviceSpec, DpdkError, Settings};
-use vwire_dataplane::port::pipe::{PipeEnd, pipe};
-use vwire_dataplane::stats::Counters;
-use vwire_dataplane::tables::{Entry, Forward, Tables, WorkerId};
-
-const PCAP: PortIndex = PortIndex(0);
-const PIPE: PortIndex = PortIndex(1);
-
-fn settings() -> Settings {
-    Settings { huge_pages: false, memory: Some(128), buffers: 8192, ..Settings::default() }
-}
-
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// An engine whose first port, still to come, is cross-connected with a pipe: its first frame has a way out.
-fn engine() -> (Engine, PipeEnd) {
-    assert!(dpdk::configure(&settings()));
-    let mut engine = Engine::start(&EngineSpec::default(), Counters::anonymous(4).unwrap()).unwrap();
-    let (near, far) = pipe(1 << 20).unwrap();
-    engine.counters().port(PIPE).open("pipe", "pipe");
-    engine.counters().port(PCAP).open("pcap", "dpdk");
-    engine.attach(PIPE, WorkerId(0), near.into_parts()).unwrap();
-    let mut tables = Tables { generation: 1, ..Tables::default() };
-    for (from, to) in [(PCAP, PIPE), (PIPE, PCAP)] {
-        tables.set(from, Entry { forward: Forward::Xconnect(to), owner: Some(WorkerId(0)) });
-    }
-    engine.publish(tables).unwrap();
-    (engine, far)
-}
-
-/// A pcap file of the classic format: Ethernet, microseconds, little endian.
-fn write_pcap(file: &Path, frames: &[Vec<u8>]) {
-    let mut bytes = Vec::new();
-    for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
-        bytes.extend(word.to_le_bytes());
-    }
-    for (i, frame) in frames.iter().enumerate() {
-        for word in [i as u32, 0, frame.len() as u32, frame.len() as u32] {
-            bytes.extend(word.to_le_bytes());
-        }
-        bytes.extend(frame);
-    }
-    std::fs::write(file, bytes).unwrap();
-}
-
-fn read_pcap(file: &Path) -> Vec<Vec<u8>> {
-    let bytes = std::fs::read(file).unwrap();
-    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
-    assert!(matches!(word(0), 0xa1b2_c3d4 | 0xa1b2_3c4d) && word(20) == 1, "a pcap file of Ethernet frames");
-    let (mut frames, mut at) = (Vec::new(), 24);
-    while at < bytes.len() {
-        let (kept, whole) = (word(at + 8), word(at + 12));
-        assert_eq!(kept, whole, "a frame was cut");
-        frames.push(bytes[at + 16..at + 16 + kept].to_vec());
-        at += 16 + kept;
-    }
-    frames
-}
+use vwire_dataplane::port::dpdk::{self, DeviceSpec, DpdkError};
+use vwire_dataplane::tables::WorkerId;
 
 fn golden() -> Vec<Vec<u8>> {
-    let frame = |i: usize| (0..60 + (i * 37) % 1455).map(|b| (b ^ (b / 251) ^ i) as u8).collect();
-    (0..500).map(frame).collect()
+    let frame = |len: usize, i: usize| (0..len).map(|b| (b ^ (b / 251) ^ i) as u8).collect::<Vec<_>>();
+    let tagged = |tags: &[[u8; 4]], len: usize| {
+        let mut tagged = frame(len, tags.len());
+        tagged.splice(12..12, tags.concat());
+        tagged
+    };
+    let (vlan, outer) = ([0x81, 0, 0x20, 42], [0x88, 0xa8, 0, 7]);
+    let mut golden: Vec<_> = (0..490).map(|i| frame(60 + (i * 37) % 1455, i)).collect();
+    // With a header of 14 bytes, 1514 are the MTU; one tag more may be.
+    golden.extend([1513, 1514, 1515, 1518].map(|len| frame(len, 0)));
+    golden.extend([60, 1513, 1514].map(|len| tagged(&[vlan], len)));
+    golden.extend([60, 1509, 1510].map(|len| tagged(&[outer, vlan], len)));
+    golden
 }
 
 #[test]
@@ -100,6 +48,11 @@ fn a_file_is_received_as_it_is_and_what_is_sent_is_a_file() {
     }
     let counted = engine.counters().port(PCAP).snapshot();
     assert_eq!((counted.rx.0, counted.tx.0, counted.dropped_in_all()), (500, 500, 0));
+
+    wait_until("room", || far.inject(&vec![0; 1519]));
+    wait_until("a longer one's drop", || {
+        engine.counters().port(PCAP).snapshot().dropped(DropReason::TooBig) == 1
+    });
     drop((engine.detach(PCAP).unwrap(), device));
     assert!(read_pcap(&written) == sent, "the file holds what was sent");
 }

@@ -1,20 +1,23 @@
 //! DPDK's memif driver against our memif port, in both roles, inside one engine: what enters by a pipe on one side leaves by the
-//! pipe on the other as it was.
+//! pipe on the other as it was; and two kernels, one on each side, reach each other.
 #![cfg(feature = "dpdk")]
 
 mod dpdk_support;
+mod kernel_support;
 mod support;
 
-use dpdk_support::{PLAIN, dpdk_port};
+use dpdk_support::{PLAIN, Process, dpdk_port, pair};
+use kernel_support::Netns;
+use kernel_support::hosts::{above, kernel, traffic};
 use support::{Rig, collect, join, memif, pipe, remove, run, set};
 use vwire_proto::dataplane::v1 as pb;
 
 /// pipe p - memif m … DPDK's memif d - pipe q
-async fn chain(rig: &mut Rig, number: usize, ours: pb::memif::Role) {
+async fn chain(rig: &mut Rig, number: usize, ours: pb::memif::Role, bsize: usize) {
     let socket = rig.path("m.sock").display().to_string();
     let theirs = if ours == pb::memif::Role::Server { "client" } else { "server" };
     let device =
-        format!("net_memif{number},role={theirs},socket={socket},socket-abstract=no,id=0,bsize=2048");
+        format!("net_memif{number},role={theirs},socket={socket},socket-abstract=no,id=0,bsize={bsize}");
     // DPDK's client connects when it is started, and can't be started if nobody listens; ours tries again.
     rig.apply(vec![set(memif("m", ours, socket)), set(pipe("p", "p")), join("p", "m")]).await.unwrap();
     rig.apply(vec![set(dpdk_port("d", &device)), set(pipe("q", "q")), join("q", "d")]).await.unwrap();
@@ -28,10 +31,12 @@ fn frames() -> Vec<Vec<u8>> {
 #[test]
 fn frames_pass_both_ways_whichever_side_listens_and_again_after_the_peer_came_back() {
     run(async {
-        let roles = [pb::memif::Role::Server, pb::memif::Role::Client];
-        for (number, role) in roles.into_iter().enumerate() {
+        // A ring's buffers are the client's; a frame may lie in several.
+        use pb::memif::Role::{Client, Server};
+        for (number, (role, bsize)) in [(Server, 2048), (Client, 2048), (Server, 256)].into_iter().enumerate()
+        {
             let mut rig = Rig::with(PLAIN).await;
-            chain(&mut rig, number, role).await;
+            chain(&mut rig, number, role, bsize).await;
             let (mut p, mut q) = (rig.far_end("p"), rig.far_end("q"));
             for round in 0..2 {
                 rig.wait_link("m", true).await;
@@ -68,4 +73,47 @@ fn frames_pass_both_ways_whichever_side_listens_and_again_after_the_peer_came_ba
             rig.dataplane.stop().await;
         }
     });
+}
+
+/// Kernel of host 1 - DPDK's memif d … our memif m - kernel of host 2.
+fn kernels(theirs: &str) -> (Process, Netns, Netns) {
+    let (one, two) = (Netns::new(), Netns::new());
+    let ours = if theirs == "server" { "client" } else { "server" };
+    let memif = format!("kind = \"memif\"\nrole = \"{ours}\"\nsocket = \"$DIR/m.sock\"");
+    let first = format!("[[port]]\nname = \"k1\"\n{}\n", kernel(&one, 1, 1500));
+    let config = [PLAIN, &first, &pair("m", &memif, "k2", &kernel(&two, 2, 1500))];
+    let mut process = Process::started(None, &config.concat());
+    // DPDK's client can't be started if nobody listens.
+    let socket = process.path("m.sock").display().to_string();
+    let device = format!("net_memif0,role={theirs},socket={socket},socket-abstract=no,id=0,bsize=2048");
+    process.apply(vec![set(dpdk_port("d", &device)), join("k1", "d")]).unwrap();
+    (process, one, two)
+}
+
+#[test]
+fn two_kernels_reach_each_other_whichever_side_listens() {
+    for theirs in ["client", "server"] {
+        let (mut process, one, two) = kernels(theirs);
+        traffic(&one, &two, 1500, false);
+        let (kernel, device) = (process.stats("k1"), process.stats("d"));
+        assert!(kernel.rx_bytes / kernel.rx_packets > 2000, "uncut frames came: {kernel:?}");
+        assert!(device.tx_bytes / device.tx_packets <= 1514, "and were cut: {device:?}");
+        let named: Vec<_> = device.drops.keys().filter(|reason| *reason != "egress_down").collect();
+        assert!(named.is_empty(), "{device:?}");
+        above(&one, "k0", 1500);
+        process.wait_stats("d", |stats| stats.drops.get("too_big") == Some(&1));
+    }
+}
+
+#[test]
+fn an_mtu_that_the_driver_does_not_have_is_refused_with_its_limit() {
+    let mut process = Process::started(None, PLAIN);
+    let device = format!("net_memif0,role=server,socket={},socket-abstract=no", process.path("s").display());
+    let mut port = dpdk_port("d", &device);
+    if let Some(pb::port::Kind::Dpdk(dpdk)) = &mut port.kind {
+        dpdk.mtu = 2000;
+    }
+    let refused = process.apply(vec![set(port)]).unwrap_err();
+    assert!(refused.message().contains("device max frame size (1518)"), "{refused:?}");
+    process.apply(vec![set(dpdk_port("d", &device))]).unwrap();
 }

@@ -7,7 +7,7 @@ mod underlay_support;
 
 use adversity_support::wait_until;
 use lab::{Family, tcp_echo};
-use underlay_support::{OURS, Rig, THEIRS, inner_mtu, tap};
+use underlay_support::{OURS, Rig, THEIRS, inner_mtu, literal, tap};
 use vwire_dataplane::DropReason;
 
 fn ping_both_ways(family: Family) {
@@ -32,15 +32,8 @@ fn ping_goes_both_ways_over_ipv6() {
 
 fn tcp_both_ways(family: Family) {
     let rig = Rig::new(family);
-    wait_until("the peer to be known", || {
-        rig.host.command(&format!("ping -c 1 -W 1 {THEIRS}")).output().unwrap().status.success()
-    });
-    tcp_echo(&rig.host, &rig.peer, THEIRS, 3_000_000);
-    tcp_echo(&rig.peer, &rig.host, OURS, 3_000_000);
-    let (tunnel, nic) = (rig.engine.stats("tun"), rig.engine.stats("nic"));
-    assert!(tunnel.tx.1 > 6_000_000 && tunnel.rx.1 > 6_000_000, "{tunnel:?}");
-    assert_eq!(nic.dropped(DropReason::BadUdp) + nic.dropped(DropReason::BadOffload), 0, "{nic:?}");
-    assert_eq!(tunnel.dropped(DropReason::TooBig), 0, "{tunnel:?}");
+    rig.wait_for_peer();
+    rig.tcp_both_ways(3_000_000);
 }
 
 #[test]
@@ -53,27 +46,14 @@ fn tcp_goes_both_ways_over_ipv6() {
     tcp_both_ways(Family::V6);
 }
 
-fn lengths_at_the_limit(family: Family) {
-    let rig = Rig::new(family);
-    let mtu = inner_mtu(family);
-    // An echo request's packet is 28 bytes longer than its payload.
-    rig.host.run(&format!("ping -c 3 -i 0.05 -W 5 -M do -s {} {THEIRS}", mtu - 28));
-    rig.peer.run(&format!("ping -c 3 -i 0.05 -W 5 -M do -s {} {OURS}", mtu - 28));
-    assert_eq!(rig.engine.dropped("tun", DropReason::TooBig), 0);
-    rig.host.ip(&format!("link set t0 mtu {}", mtu + 1));
-    let one_more = format!("ping -c 1 -W 1 -M do -s {} {THEIRS}", mtu - 27);
-    assert!(!rig.host.command(&one_more).output().unwrap().status.success(), "one byte above the limit");
-    wait_until("the drop to be counted", || rig.engine.dropped("tun", DropReason::TooBig) == 1);
-}
-
 #[test]
 fn frames_at_the_mtu_pass_and_one_byte_more_is_counted_over_ipv4() {
-    lengths_at_the_limit(Family::V4);
+    Rig::new(Family::V4).lengths_at_the_limit();
 }
 
 #[test]
 fn frames_at_the_mtu_pass_and_one_byte_more_is_counted_over_ipv6() {
-    lengths_at_the_limit(Family::V6);
+    Rig::new(Family::V6).lengths_at_the_limit();
 }
 
 /// The node's only card carries tunnels, and everything else as before: its kernel has the address.
@@ -84,7 +64,7 @@ fn a_connection_to_the_nodes_own_address_shares_the_card_with_tunnels() {
         let address = format!("{}/{}", family.local(), underlay_support::prefix(family));
         let exception = tap("kernel", "e0", &own, &[address], 1500);
         let rig = Rig::with(family, "exception = \"kernel\"", &exception);
-        wait_for_peer(&rig);
+        rig.wait_for_peer();
         let (at, far) = (literal(family.local()), literal(family.remote()));
         // Both at once, both ways.
         std::thread::scope(|scope| {
@@ -99,16 +79,6 @@ fn a_connection_to_the_nodes_own_address_shares_the_card_with_tunnels() {
         assert!(rig.engine.stats("tun").rx.1 > 1_000_000);
         assert_eq!(rig.engine.dropped("nic", DropReason::NotTunnel), 0);
     }
-}
-
-/// An address as it is written before `:port`.
-fn literal(address: std::net::IpAddr) -> String {
-    if address.is_ipv6() { format!("[{address}]") } else { address.to_string() }
-}
-
-fn wait_for_peer(rig: &Rig) {
-    let ping = format!("ping -c 1 -W 1 {THEIRS}");
-    wait_until("the peer to be known", || rig.host.command(&ping).output().unwrap().status.success());
 }
 
 /// The other node is behind a router, which is given. Where the router's far side is narrower, it says so, and it is heard.
@@ -133,23 +103,9 @@ fn a_gateway_leads_to_nodes_that_are_not_on_link_and_a_narrow_path_is_followed()
             ),
         ];
         let engine = adversity_support::Engine::start_with(&config.concat(), None);
-        lab::must(std::process::Command::new("ip").args([
-            "link",
-            "add",
-            "f0",
-            "netns",
-            &router.name,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "f0",
-            "netns",
-            &far.name,
-        ]));
+        lab::join("f0", &router, &far);
         router.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
         for (space, address) in [(&router, beyond), (&far, remote)] {
-            space.ip("link set f0 up");
             space.ip(&format!("addr add {address}/{len} dev f0 {}", if len == 64 { "nodad" } else { "" }));
         }
         far.ip(&format!("route add default via {beyond}"));
@@ -159,10 +115,7 @@ fn a_gateway_leads_to_nodes_that_are_not_on_link_and_a_narrow_path_is_followed()
         ));
         far.ip(&format!("addr add {THEIRS}/24 dev vx42"));
         far.ip("link set vx42 up");
-        let ping = |payload: usize| {
-            let line = format!("ping -c 1 -W 1 -M do -s {payload} {THEIRS}");
-            host.command(&line).output().unwrap().status.success()
-        };
+        let ping = |payload: usize| host.succeeds(&format!("ping -c 1 -W 1 -M do -s {payload} {THEIRS}"));
         wait_until("the far node to answer", || ping(56));
         assert!(ping(mtu - 28), "as long as may be");
 
@@ -181,12 +134,12 @@ fn a_gateway_leads_to_nodes_that_are_not_on_link_and_a_narrow_path_is_followed()
 fn a_neighbour_with_a_new_hardware_address_is_found_again() {
     for family in [Family::V4, Family::V6] {
         let rig = Rig::new(family);
-        wait_for_peer(&rig);
+        rig.wait_for_peer();
         rig.peer.ip("link set u0 address 02:aa:bb:cc:dd:ee");
         // What goes to the old address is for another station. The peer has forgotten who is who, and asks.
         let asks = format!("ping -c 1 -W 1 {OURS}");
-        wait_until("the new address", || rig.peer.command(&asks).output().unwrap().status.success());
-        wait_for_peer(&rig);
+        wait_until("the new address", || rig.peer.succeeds(&asks));
+        rig.wait_for_peer();
     }
 }
 
@@ -208,7 +161,7 @@ fn many_tunnels_share_an_underlay() {
     for i in 0..TUNNELS {
         underlay_support::kernel_vxlan(&rig.peer, "u0", Family::V4, 100 + i, &format!("10.70.{i}.2"));
     }
-    wait_for_peer(&rig);
+    rig.wait_for_peer();
     for (i, host) in hosts.iter().enumerate() {
         host.run(&format!("ping -c 2 -i 0.05 -W 5 10.70.{i}.2"));
         let tunnel = rig.engine.stats(&format!("tun{i}"));

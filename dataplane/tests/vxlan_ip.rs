@@ -93,7 +93,7 @@ fn a_packet_of_one_byte_more_is_too_big() {
     let mtu = inner_mtu(Family::V4);
     a.space.ip(&format!("link set i0 mtu {}", mtu + 1));
     let one_more = format!("ping -c 1 -W 1 -M do -s {} 10.60.0.2", mtu - 27);
-    assert!(!a.space.command(&one_more).output().unwrap().status.success());
+    assert!(!a.space.succeeds(&one_more));
     wait_until("the drop to be counted", || a.node.dropped(TUNNEL, DropReason::TooBig) == 1);
     assert_eq!((lost(&a), lost(&b)), (1, 0));
 }

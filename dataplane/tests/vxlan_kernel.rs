@@ -109,7 +109,7 @@ fn lengths_at_the_limit(family: Family) {
 
     pair.ours.ip(&format!("link set t0 mtu {}", mtu + 1));
     let one_more = format!("ping -c 1 -W 1 -M do -s {} {THEIRS}", mtu - 27);
-    assert!(!pair.ours.command(&one_more).output().unwrap().status.success(), "one byte above the limit");
+    assert!(!pair.ours.succeeds(&one_more), "one byte above the limit");
     wait_until("the drop to be counted", || pair.node.dropped(TUNNEL, DropReason::TooBig) == 1);
     assert_eq!(pair.node.stats(TUNNEL).dropped_in_all(), 1);
 }
@@ -131,7 +131,7 @@ fn a_path_that_shrinks_makes_long_frames_too_big() {
     pair.ours.run(&format!("ping -c 1 -W 5 {THEIRS}"));
     pair.ours.ip("link set u0 mtu 1400");
     let long = format!("ping -c 3 -i 0.05 -W 1 -M do -s 1400 {THEIRS}");
-    assert!(!pair.ours.command(&long).output().unwrap().status.success());
+    assert!(!pair.ours.succeeds(&long));
     wait_until("the drops to be counted", || pair.node.dropped(TUNNEL, DropReason::TooBig) == 3);
     pair.ours.run(&format!("ping -c 1 -W 5 -s 1300 {THEIRS}"));
     assert_eq!(pair.node.mtu.path_mtu(Family::V4.remote()).unwrap(), 1400);

@@ -100,9 +100,7 @@ fn ping_and_load(family: Family) {
     let ping = "ping -c 3 -i 0.05 -W 5";
     let tunnels = ovs.control("tnl/ports/show");
     // The first packets wait for the switch's own neighbour discovery.
-    wait_until(&format!("an answer through {tunnels}"), || {
-        ours.command("ping -c 1 -W 1 10.60.0.2").output().unwrap().status.success()
-    });
+    wait_until(&format!("an answer through {tunnels}"), || ours.succeeds("ping -c 1 -W 1 10.60.0.2"));
     ours.run(&format!("{ping} 10.60.0.2"));
     ours.run(&format!("{ping} -M do -s 1372 10.60.0.2"));
     theirs.run(&format!("{ping} 10.60.0.1"));

@@ -2,7 +2,8 @@
 //! network namespace.
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use std::io::Read;
+pub mod files;
+
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -65,12 +66,13 @@ impl Process {
 
     /// Starts it and waits until it serves.
     pub fn start(&mut self, config: &str) {
-        self.child = Some(self.command(config).spawn().unwrap());
+        let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
+        self.child = Some(self.command(config).stderr(log).spawn().unwrap());
         let socket = self.path("api.sock");
         let deadline = Instant::now() + PATIENCE;
         self.client = loop {
             let ended = self.child.as_mut().unwrap().try_wait().unwrap();
-            assert!(ended.is_none(), "it ended: {ended:?}");
+            assert!(ended.is_none(), "it ended: {ended:?}; {}", self.log());
             assert!(Instant::now() < deadline, "it does not serve");
             match self.runtime.block_on(fdpass::connect(&socket)) {
                 Ok((channel, fds)) => break Some((DataplaneClient::new(channel), fds)),
@@ -84,11 +86,15 @@ impl Process {
 
     /// Starts it with a configuration that won't do, and returns what it says.
     pub fn refuses(&self, config: &str) -> String {
-        let mut child = self.command(config).stderr(Stdio::piped()).spawn().unwrap();
-        let mut said = String::new();
-        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+        let output = self.command(config).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
         said
+    }
+
+    /// What it has said since it was first started.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
     /// Kills it as if by `kill -9`.
@@ -157,6 +163,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let ended = self.child.as_mut().map(Child::try_wait);
+            eprintln!("the engine (ended: {ended:?}) said:\n{}", self.log());
+        }
         self.kill();
     }
 }

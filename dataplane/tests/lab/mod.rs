@@ -86,6 +86,11 @@ impl Netns {
         must(&mut self.command(line))
     }
 
+    /// Runs a command inside, and says whether it succeeded.
+    pub fn succeeds(&self, line: &str) -> bool {
+        self.command(line).output().unwrap().status.success()
+    }
+
     /// Starts a command inside, ended when dropped.
     pub fn start(&self, line: &str) -> Running {
         Running(self.command(line).spawn().unwrap())
@@ -151,16 +156,27 @@ impl Family {
     }
 }
 
+/// Joins two namespaces by a veth pair with the same name on both sides. Both ends are up and have no address.
+pub fn join(ifname: &str, a: &Netns, b: &Netns) {
+    let pair =
+        ["link", "add", ifname, "netns", &a.name, "type", "veth", "peer", "name", ifname, "netns", &b.name];
+    must(Command::new("ip").args(pair));
+    for space in [a, b] {
+        space.ip(&format!("link set {ifname} up"));
+    }
+}
+
+/// Joins two namespaces by a veth pair, `u0` on both sides, with the family's first and second address.
+pub fn join_with_addresses(family: Family, a: &Netns, b: &Netns) {
+    join("u0", a, b);
+    family.assign(a, 1);
+    family.assign(b, 2);
+}
+
 /// Two namespaces joined by a veth pair, `u0` on both sides, with an address each.
 pub fn two_nodes(family: Family) -> (Netns, Netns) {
     let (a, b) = (Netns::new("a"), Netns::new("b"));
-    let pair =
-        ["link", "add", "u0", "netns", &a.name, "type", "veth", "peer", "name", "u0", "netns", &b.name];
-    must(Command::new("ip").args(pair));
-    for (space, host) in [(&a, 1), (&b, 2)] {
-        space.ip("link set u0 up");
-        family.assign(space, host);
-    }
+    join_with_addresses(family, &a, &b);
     (a, b)
 }
 

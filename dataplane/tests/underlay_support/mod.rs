@@ -1,8 +1,12 @@
 //! An engine whose tunnels go by an Ethernet port, and a kernel with its own vxlan device at the other end of that port.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
-use crate::adversity_support::Engine;
-use crate::lab::{Family, Netns};
+use std::net::IpAddr;
+
+use vwire_dataplane::DropReason;
+
+use crate::adversity_support::{Engine, wait_until};
+use crate::lab::{Family, Netns, tcp_echo};
 
 pub const VNI: u32 = 42;
 pub const OURS: &str = "10.60.0.1";
@@ -65,7 +69,12 @@ pub fn kernel_vxlan(space: &Netns, device: &str, family: Family, vni: u32, addre
     space.ip(&format!("link set {name} up"));
 }
 
-/// An engine with the tap `u0` as its underlay. The kernel behind the tap is the other node.
+/// An address as it is written before `:port`.
+pub fn literal(address: IpAddr) -> String {
+    if address.is_ipv6() { format!("[{address}]") } else { address.to_string() }
+}
+
+/// An engine whose underlay is its port `nic`, and the other node at the far end: the kernel of `peer`, with `u0` and a vxlan device.
 pub struct Rig {
     pub engine: Engine,
     pub host: Netns,
@@ -74,24 +83,61 @@ pub struct Rig {
 }
 
 impl Rig {
+    /// The underlay is a tap, and the kernel behind the tap is the other node.
     pub fn new(family: Family) -> Self {
         Self::with(family, "", "")
     }
 
-    /// With further keys of the underlay, and more configuration; `$PEER` and `$HOST` are the namespaces' names.
+    /// With further keys of the underlay, and more configuration.
     pub fn with(family: Family, keys: &str, more: &str) -> Self {
-        let (host, peer) = (Netns::new("h"), Netns::new("p"));
-        let address = |host: u8| format!("{}/{}", family.address(host), prefix(family));
+        let peer = Netns::new("p");
+        let address = format!("{}/{}", family.remote(), prefix(family));
+        let nic = tap("nic", "u0", &peer, &[address], 1500);
+        Self::on(&nic, peer, family, keys, more, None)
+    }
+
+    /// The underlay is port `nic`, as this configuration has it, whose other end is `u0` of `peer`. The engine runs inside the
+    /// namespace of this name.
+    pub fn on(nic: &str, peer: Netns, family: Family, keys: &str, more: &str, netns: Option<&str>) -> Self {
+        let host = Netns::new("h");
         let config = [
             WORKER.to_owned(),
-            tap("nic", "u0", &peer, &[address(2)], 1500),
+            nic.to_owned(),
             underlay("nic", family, keys),
             tap("host", "t0", &host, &[format!("{OURS}/24")], inner_mtu(family)),
             tunnel("tun", VNI, family, "host"),
-            more.replace("$PEER", &peer.name).replace("$HOST", &host.name),
+            more.to_owned(),
         ];
-        let engine = Engine::start_with(&config.concat(), None);
+        let engine = Engine::start_with(&config.concat(), netns);
         kernel_vxlan(&peer, "u0", family, VNI, THEIRS);
         Self { engine, host, peer, family }
+    }
+
+    pub fn wait_for_peer(&self) {
+        wait_until("the peer to answer", || self.host.succeeds(&format!("ping -c 1 -W 1 {THEIRS}")));
+    }
+
+    /// TCP both ways, `bytes` each way and back. Nothing may be too long, or not whole.
+    pub fn tcp_both_ways(&self, bytes: usize) {
+        tcp_echo(&self.host, &self.peer, THEIRS, bytes);
+        tcp_echo(&self.peer, &self.host, OURS, bytes);
+        let (tunnel, nic) = (self.engine.stats("tun"), self.engine.stats("nic"));
+        let both = 2 * bytes as u64;
+        assert!(tunnel.tx.1 > both && tunnel.rx.1 > both, "{tunnel:?}");
+        assert_eq!(nic.dropped(DropReason::BadUdp) + nic.dropped(DropReason::BadOffload), 0, "{nic:?}");
+        assert_eq!(tunnel.dropped(DropReason::TooBig), 0, "{tunnel:?}");
+    }
+
+    /// Frames as long as may be pass both ways, and what is one byte longer is counted.
+    pub fn lengths_at_the_limit(&self) {
+        let mtu = inner_mtu(self.family);
+        // An echo request's packet is 28 bytes longer than its payload.
+        self.host.run(&format!("ping -c 3 -i 0.05 -W 5 -M do -s {} {THEIRS}", mtu - 28));
+        self.peer.run(&format!("ping -c 3 -i 0.05 -W 5 -M do -s {} {OURS}", mtu - 28));
+        assert_eq!(self.engine.dropped("tun", DropReason::TooBig), 0);
+        self.host.ip(&format!("link set t0 mtu {}", mtu + 1));
+        let one_more = format!("ping -c 1 -W 1 -M do -s {} {THEIRS}", mtu - 27);
+        assert!(!self.host.succeeds(&one_more), "one byte above the limit");
+        wait_until("the drop to be counted", || self.engine.dropped("tun", DropReason::TooBig) == 1);
     }
 }

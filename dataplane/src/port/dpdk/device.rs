@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dpdk_sys as sys;
 
 use super::error::DpdkError;
-use super::plug::Plugged;
+use super::plug::{self, Plugged};
 use super::pool::{Pool, Promise};
 use super::setup::{self, About};
 use super::spec::DeviceSpec;
@@ -49,6 +49,13 @@ impl Device {
         let plugged = Plugged::find(spec)?;
         let promise = pool.promise(setup::buffers(spec), &plugged.name)?;
         let about = setup::start(&plugged, spec, &pool)?;
+        if about.driver == plug::NET_MEMIF {
+            // It unmaps its rings on another thread than the one that polls them.
+            tracing::warn!(
+                device = plugged.name,
+                "if this device's peer goes while frames pass, net_memif may end the process; kind = \"memif\" does not"
+            );
+        }
         let (link, mbps) = (AtomicU32::new(DOWN), AtomicU32::new(u32::MAX));
         let control = Mutex::new(());
         let (taken, copied) = (AtomicU64::new(0), AtomicU64::new(0));

@@ -2,7 +2,8 @@
 //!
 //! Unsafe: calls with names, and with a port number that is ours alone.
 
-use std::ffi::CString;
+use std::ffi::{CString, c_void};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dpdk_sys as sys;
@@ -63,6 +64,52 @@ fn port_of(name: &str) -> Option<u16> {
     (error == 0).then_some(id)
 }
 
+/// This driver hears of its peer on DPDK's own thread, and ends the program if it is closed while it does (22.11).
+pub(super) const NET_MEMIF: &str = "net_memif";
+
+/// A port that DPDK's thread is to close, and who waits for it.
+struct Closing {
+    id: u16,
+    ours: bool,
+    done: SyncSender<()>,
+}
+
+/// # Safety
+/// The port must be the caller's, and nobody may poll it any more.
+unsafe fn close(id: u16, ours: bool) {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        sys::rte_eth_dev_stop(id);
+        if ours {
+            sys::rte_eth_dev_close(id);
+        }
+    }
+}
+
+/// # Safety
+/// As for [`close`].
+unsafe fn close_on_dpdks_thread(id: u16, ours: bool) {
+    let (done, closed) = std::sync::mpsc::sync_channel(1);
+    let closing = Box::into_raw(Box::new(Closing { id, ours, done }));
+    // SAFETY: the callback is a function of this program, which gets the box, and gets it once.
+    let error = unsafe { sys::rte_eal_alarm_set(1, Some(close_now), closing.cast()) };
+    if error == 0 {
+        let _ = closed.recv();
+    } else {
+        // SAFETY: nobody else got the box; the port is as the caller says.
+        unsafe { close_now(closing.cast()) }
+    }
+}
+
+unsafe extern "C" fn close_now(closing: *mut c_void) {
+    // SAFETY: `close_on_dpdks_thread` made it of a box, for this call, and waits, so that the port is as its caller says.
+    unsafe {
+        let closing = Box::from_raw(closing.cast::<Closing>());
+        close(closing.id, closing.ours);
+        let _ = closing.done.send(());
+    }
+}
+
 impl Drop for Plugged {
     fn drop(&mut self) {
         let mut taken = taken();
@@ -70,9 +117,9 @@ impl Drop for Plugged {
         // SAFETY: the port is ours, and nobody polls it any more: the halves are gone with the device that this is a part of.
         let error = unsafe {
             let device = sys::vwire_device(self.id);
-            sys::rte_eth_dev_stop(self.id);
-            if self.ours {
-                sys::rte_eth_dev_close(self.id);
+            match self.name.starts_with(NET_MEMIF) {
+                true => close_on_dpdks_thread(self.id, self.ours),
+                false => close(self.id, self.ours),
             }
             if self.ours && !device.is_null() { sys::rte_dev_remove(device) } else { 0 }
         };

@@ -6,7 +6,7 @@
 use std::ffi::CString;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use dpdk_sys as sys;
 
@@ -38,17 +38,37 @@ pub(super) struct Promise {
     buffers: u32,
 }
 
-static SHARED: Mutex<Weak<Pool>> = Mutex::new(Weak::new());
+static SHARED: Mutex<Shared> = Mutex::new(Shared { used: Weak::new(), left: None });
+
+struct Shared {
+    /// The pool, while a port has it.
+    used: Weak<Pool>,
+    /// One that no port has any more, and that a driver did not give back all buffers to.
+    left: Option<Left>,
+}
+
+struct Left(NonNull<sys::rte_mempool>);
+
+// SAFETY: DPDK's pools are made for many threads.
+unsafe impl Send for Left {}
+
+fn shared() -> MutexGuard<'static, Shared> {
+    SHARED.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Pool {
     /// The pool that ports share: made for the first of them, gone with the last.
     pub fn shared() -> Result<Arc<Self>, DpdkError> {
-        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pool) = shared.upgrade() {
+        let mut shared = shared();
+        if let Some(pool) = shared.used.upgrade() {
             return Ok(pool);
         }
-        let pool = Arc::new(Self::new(eal::settings().buffers, true)?);
-        *shared = Arc::downgrade(&pool);
+        let size = eal::settings().buffers;
+        let pool = Arc::new(match shared.left.take() {
+            Some(Left(raw)) => Self::of(raw, size, true),
+            None => Self::new(size, true)?,
+        });
+        shared.used = Arc::downgrade(&pool);
         Ok(pool)
     }
 
@@ -72,7 +92,12 @@ impl Pool {
             let reason = eal::why(mark, unsafe { sys::vwire_errno() });
             return Err(DpdkError::Memory { buffers: size, size: room, reason });
         };
-        Ok(Self { raw, size, room, promised: AtomicU32::new(0), shared })
+        Ok(Self::of(raw, size, shared))
+    }
+
+    fn of(raw: NonNull<sys::rte_mempool>, size: u32, shared: bool) -> Self {
+        let room = usize::from(eal::settings().buffer_size);
+        Self { raw, size, room, promised: AtomicU32::new(0), shared }
     }
 
     /// For calls of DPDK's.
@@ -126,6 +151,10 @@ impl Drop for Pool {
         if used > 0 {
             // Somebody may still write to them: better to lose the memory than to give it away.
             tracing::error!(used, "a driver did not give back all buffers; their pool stays");
+            if self.shared {
+                // It has others, and will do for the next port. Another was made if one came meanwhile.
+                shared().left.get_or_insert(Left(self.raw));
+            }
             return;
         }
         // SAFETY: every buffer is back, and whoever could ask for one is gone with the last Arc.
