@@ -4,23 +4,16 @@
 #   scripts/bench.sh [--rounds 3] [--seconds 2] [GROUP...]
 # groups: memif vxlan relay kernel latency idle ports (all unless named)
 . "$(dirname "$0")/lib.sh"
+. "$ROOT/scripts/lib_bench.sh"
 
 ROUNDS=3
 SECONDS_EACH=2
-GROUPS_WANTED=()
-while [ $# -gt 0 ]; do
-    case $1 in
-        --rounds) ROUNDS=$2; shift 2 ;;
-        --seconds) SECONDS_EACH=$2; shift 2 ;;
-        *) GROUPS_WANTED+=("$1"); shift ;;
-    esac
-done
+bench_options "$@"
+GROUPS_WANTED=("${REST[@]}")
 
 BIN=$ROOT/target/release
-RUN=$LOGS/run
-FIGURES=$LOGS/figures
-mkdir -p "$RUN"
-: >"$FIGURES"
+BINARY=$BIN/vwire-dataplane
+bench_files
 
 need_root
 need_rust
@@ -30,42 +23,8 @@ modprobe tun 2>/dev/null || true
 
 wanted() { [ ${#GROUPS_WANTED[@]} -eq 0 ] || printf '%s\n' "${GROUPS_WANTED[@]}" | grep -qx "$1"; }
 
-# figure ROW COLUMN VALUE: notes one reading.
-figure() { printf '%s\t%s\t%s\n' "$1" "$2" "$3" >>"$FIGURES"; }
-
-# field NAME: the value of a JSON field on the line read.
-field() { sed -n "s/.*\"$1\":\"\{0,1\}\([^,\"}]*\).*/\1/p"; }
-
-median() { sort -g | awk '{v[NR]=$1} END {if (NR) print (NR%2 ? v[(NR+1)/2] : (v[NR/2]+v[NR/2+1])/2); else print "-"}'; }
-
-of() { awk -F'\t' -v r="$1" -v c="$2" '$1==r && $2==c {print $3}' "$FIGURES" | median; }
-
-# What is measured runs with "nice -n -20": before other work on the machine, as a packet engine should.
-
-# engine NAME [NETNS]: starts the engine on $RUN/NAME.toml and waits until it is ready.
-engine() {
-    local name=$1 in=()
-    [ -n "${2:-}" ] && in=(ip netns exec "$2")
-    nice -n -20 "${in[@]}" "$BIN/vwire-dataplane" --config "$RUN/$name.toml" >"$LOGS/engine-$name.log" 2>&1 &
-    ENGINE=$!
-    undo stop_pid "$ENGINE"
-    wait_for 10 "engine $name to be ready (log: $LOGS/engine-$name.log)" test -S "$RUN/$name.api.sock"
-}
-
-workers() {
-    printf '[workers]\ncores = [%s]\nmode = "%s"\n[api]\nsocket = "%s"\n[stats]\npath = "%s"\n' \
-        "$2" "$3" "$RUN/$1.api.sock" "$RUN/$1.stats"
-}
-
-memif_port() { printf '[[port]]\nname = "%s"\nkind = "memif"\nrole = "server"\nsocket = "%s"\nid = %s\n' "$1" "$RUN/$2" "${3:-0}"; }
-
-vxlan_port() {
-    printf '[[port]]\nname = "%s"\nkind = "vxlan"\nvni = %s\nlocal = "%s"\nremote = "%s"\nport = 4789\n' "$1" "$2" "$3" "$4"
-}
-
-xconnect() { printf '[[xconnect]]\nports = ["%s", "%s"]\n' "$1" "$2"; }
-
-traffic() { nice -n -20 "$BIN/traffic" --core 0 --seconds "$SECONDS_EACH" "$@"; }
+# A row without a reading has no number.
+of() { readings "$@" | median -; }
 
 build() {
     cargo build --release --locked -p vwire-dataplane -p vwire-benches
@@ -160,7 +119,7 @@ af_xdp_tunnel() {
     xconnect m0 t0
 }
 
-far_traffic() { ip netns exec $FAR nice -n -20 "$BIN/traffic" --core 0 --seconds "$SECONDS_EACH" "$@"; }
+far_traffic() { nice -n -20 ip netns exec $FAR "$BIN/traffic" --core 0 --seconds "$SECONDS_EACH" "$@"; }
 
 vxlan_round() {
     local size
@@ -197,7 +156,7 @@ vxlan() {
     for ((round = 0; round < ROUNDS; round++)); do vxlan_round; done
 }
 
-# What a VPP on AF_PACKET does here (reference/dataplane.md): it is not in Debian, so it can't be run beside.
+# What a VPP on AF_PACKET does here: it is not in Debian, so it can't be run beside.
 vpp() { case $1 in 64 | imix) echo 0.46 ;; *) echo 0.21 ;; esac; }
 
 vxlan_table() {

@@ -6,35 +6,28 @@
 #   host → port → port → host       iperf3 between two hosts, each on a veth pair; with taps, each pair's near end is on a bridge with one
 #   scripts/bench_af_xdp.sh [--rounds 3] [--seconds 3]      (builds target/release/{vwire-dataplane,traffic})
 . "$(dirname "$0")/lib.sh"
+. "$ROOT/scripts/lib_bench.sh"
 
 ROUNDS=3
 SECONDS_EACH=3
-while [ $# -gt 0 ]; do
-    case $1 in
-        --rounds) ROUNDS=$2; shift 2 ;;
-        --seconds) SECONDS_EACH=$2; shift 2 ;;
-        *) say "no such option: $1"; exit 1 ;;
-    esac
-done
+bench_options "$@"
+no_more_options
 
 need_root
 need_rust
 need_packages iproute2 iperf3
 modprobe -a tun veth bridge 2>/dev/null || true
 BIN=$ROOT/target/release
+BINARY=$BIN/vwire-dataplane
 step "build" cargo build --release --locked --manifest-path "$ROOT/Cargo.toml" -p vwire-dataplane -p vwire-benches --bins
 
-RUN=$LOGS/run
-FIGURES=$LOGS/af-xdp-figures
-mkdir -p "$RUN"
-: >"$FIGURES"
+bench_files
 ID=vwx$$
 CORE=$(($(nproc) - 1))
 
-netns() {
-    ip netns add "$ID-$1"
-    undo ip netns del "$ID-$1"
-    ip -n "$ID-$1" link set lo up
+# quiet NAME: a namespace in which nothing speaks by itself.
+quiet() {
+    netns "$1"
     ip netns exec "$ID-$1" sysctl -qw net.ipv6.conf.default.disable_ipv6=1
 }
 
@@ -57,44 +50,37 @@ bridge() {
     for port in "$@"; do ip -n "$ID-node" link set "$port" master "$name"; done
 }
 
-memif() { printf '[[port]]\nname = "%s"\nkind = "memif"\nrole = "server"\nsocket = "%s"\n' "$1" "$RUN/$1.sock"; }
+memif() { memif_port "$1" "$1.sock"; }
 nic() { printf '[[port]]\nname = "%s"\nkind = "af_xdp"\nifname = "%s"\n' "$1" "$1"; }
 tap() { printf '[[port]]\nname = "%s"\nkind = "kernel"\nifname = "%s"\n' "$1" "$1"; }
-xconnect() { printf '[[xconnect]]\nports = ["%s", "%s"]\n' "$1" "$2"; }
 
-# engine NAME: on $RUN/NAME.toml, in the node's namespace, and nobody else's work before its own.
-engine() {
-    {
-        printf '[workers]\ncores = [%s]\nmode = "adaptive"\n[api]\nsocket = "%s"\n[stats]\npath = "%s"\n' \
-            "$CORE" "$RUN/$1.api.sock" "$RUN/$1.stats"
-        cat
-    } >"$RUN/$1.toml"
-    nice -n -20 ip netns exec "$ID-node" "$BIN/vwire-dataplane" --config "$RUN/$1.toml" >"$LOGS/engine-$1.log" 2>&1 &
-    undo stop_pid $!
-    wait_for 10 "engine $1 to be ready (log: $LOGS/engine-$1.log)" test -S "$RUN/$1.api.sock"
+# node_engine NAME: in the node's namespace, with the ports read. Reads `< <(…)` and not a pipe: see `engine`.
+node_engine() {
+    { workers "$1" "$CORE" adaptive; cat; } >"$RUN/$1.toml"
+    engine "$1" "$ID-node"
 }
 
 set_up() {
     local ns
-    for ns in node out1 out2 x1 x2 t1 t2 v1 v2; do netns $ns; done
+    for ns in node out1 out2 x1 x2 t1 t2 v1 v2; do quiet $ns; done
     # Two ports joined.
     veth node xa node xb
-    { memif m1; memif m2; nic xa; nic xb; xconnect m1 xa; xconnect xb m2; } | engine joined-af-xdp
-    { memif m3; memif m4; tap ta; tap tb; xconnect m3 ta; xconnect tb m4; } | engine joined-tap
+    node_engine joined-af-xdp < <(memif m1; memif m2; nic xa; nic xb; xconnect m1 xa; xconnect xb m2)
+    node_engine joined-tap < <(memif m3; memif m4; tap ta; tap tb; xconnect m3 ta; xconnect tb m4)
     bridge br0 ta tb
     # Out to a host.
     veth out1 eth0 node xo
     veth out2 eth0 node vo
-    { memif m5; nic xo; xconnect m5 xo; } | engine out-af-xdp
-    { memif m6; tap to; xconnect m6 to; } | engine out-tap
+    node_engine out-af-xdp < <(memif m5; nic xo; xconnect m5 xo)
+    node_engine out-tap < <(memif m6; tap to; xconnect m6 to)
     bridge br1 to vo
     # Between hosts.
     veth x1 eth0 node x1
     veth x2 eth0 node x2
-    { nic x1; nic x2; xconnect x1 x2; } | engine hosts-af-xdp
+    node_engine hosts-af-xdp < <(nic x1; nic x2; xconnect x1 x2)
     veth t1 eth0 node v1
     veth t2 eth0 node v2
-    { tap k1; tap k2; xconnect k1 k2; } | engine hosts-tap
+    node_engine hosts-tap < <(tap k1; tap k2; xconnect k1 k2)
     bridge br2 k1 v1
     bridge br3 k2 v2
     veth v1 eth0 v2 eth0
@@ -103,17 +89,6 @@ set_up() {
         wait_for 10 "the path from ${ns%:*}" reachable "$ID-${ns%:*}" "${ns#*:}.2"
     done
 }
-
-# reachable NETNS ADDRESS: a TCP connection is refused by the far kernel, not lost.
-reachable() {
-    local answer
-    answer=$(timeout 2 ip netns exec "$1" bash -c "exec 3<>/dev/tcp/$2/9" 2>&1) || true
-    case $answer in *refused*) return 0 ;; *) return 1 ;; esac
-}
-
-figure() { printf '%s\t%s\n' "$1" "$2" >>"$FIGURES"; }
-traffic() { nice -n -20 "$BIN/traffic" --core 0 --seconds "$SECONDS_EACH" "$@"; }
-field() { sed -n "s/.*\"$1\":\"\{0,1\}\([^,\"}]*\).*/\1/p"; }
 
 # received NS: frames that its eth0 has had so far.
 received() { ip netns exec "$ID-$1" cat /proc/net/dev | awk '$1 == "eth0:" {print $3}'; }
@@ -127,24 +102,6 @@ out() {
     figure "$1" "$(awk -v n=$((after - before)) -v t0="$start" -v t1="$end" 'BEGIN {printf "%.3f", n / (t1 - t0) / 1e6}')"
 }
 
-# hosts ROW FROM TO ADDRESS IPERF-ARGS...: Mbit/s at the receiver.
-hosts() {
-    local row=$1 from=$2 to=$3 address=$4 line server
-    shift 4
-    nice -n -20 ip netns exec "$ID-$to" iperf3 -s -1 -B "$address" >"$LOGS/iperf-server.log" 2>&1 &
-    server=$!
-    wait_for 5 "iperf3's server" listening "$ID-$to"
-    if line=$(nice -n -20 timeout $((SECONDS_EACH + 15)) ip netns exec "$ID-$from" iperf3 -c "$address" -t "$SECONDS_EACH" -f m "$@" | grep receiver); then
-        figure "$row" "$(awk '{for (i = 1; i < NF; i++) if ($(i + 1) == "Mbits/sec") print $i}' <<<"$line")"
-    else
-        say "iperf3 failed for: $row"
-    fi
-    stop_pid "$server"
-    wait "$server" 2>/dev/null || true
-}
-
-listening() { ip netns exec "$1" ss -Hltn 'sport = :5201' | grep -q 5201; }
-
 round() {
     local size kind args
     for size in 64 1500; do
@@ -156,14 +113,12 @@ round() {
     for kind in tcp udp-64; do
         args=()
         [ $kind = tcp ] || args=(-u -b 0 -l 64)
-        hosts "hosts $kind af_xdp" x1 x2 10.70.1.2 "${args[@]}"
-        hosts "hosts $kind tap" t1 t2 10.70.2.2 "${args[@]}"
-        hosts "hosts $kind veth" v1 v2 10.70.3.2 "${args[@]}"
+        iperf_figure "hosts $kind af_xdp" "$ID-x1" "$ID-x2" 10.70.1.2 "${args[@]}"
+        iperf_figure "hosts $kind tap" "$ID-t1" "$ID-t2" 10.70.2.2 "${args[@]}"
+        iperf_figure "hosts $kind veth" "$ID-v1" "$ID-v2" 10.70.3.2 "${args[@]}"
     done
 }
 
-median() { sort -g | awk '{v[NR]=$1} END {print NR ? (NR%2 ? v[(NR+1)/2] : (v[NR/2]+v[NR/2+1])/2) : 0}'; }
-of() { awk -F'\t' -v r="$1" '$1==r {print $2}' "$FIGURES" | median; }
 ratio() { awk -v a="$1" -v b="$2" 'BEGIN {if (b > 0) printf "%.2f", a / b; else print "-"}'; }
 
 row() { # TITLE KEY

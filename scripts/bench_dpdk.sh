@@ -8,17 +8,12 @@
 #   scripts/bench_dpdk.sh [--rounds 3] [--seconds 3] [BINARY]
 # BINARY (default target/release/vwire-dataplane) must have the feature: cargo build --release -p vwire-dataplane --features dpdk
 . "$(dirname "$0")/lib.sh"
+. "$ROOT/scripts/lib_bench.sh"
 
 ROUNDS=3
 SECONDS_EACH=3
-BINARY=$ROOT/target/release/vwire-dataplane
-while [ $# -gt 0 ]; do
-    case $1 in
-        --rounds) ROUNDS=$2; shift 2 ;;
-        --seconds) SECONDS_EACH=$2; shift 2 ;;
-        *) BINARY=$1; shift ;;
-    esac
-done
+bench_options "$@"
+BINARY=${REST[0]:-$ROOT/target/release/vwire-dataplane}
 
 need_root
 need_packages dpdk libdpdk-dev
@@ -28,10 +23,7 @@ need_hugepages 200
     exit 1
 }
 
-RUN=$LOGS/run
-FIGURES=$LOGS/dpdk-figures
-mkdir -p "$RUN"
-: >"$FIGURES"
+bench_files
 # The forwarder has the last core, what takes its frames the first.
 FORWARD=$(($(nproc) - 1))
 PID=
@@ -46,10 +38,10 @@ testpmd() {
     undo stop_pid "$PID"
 }
 
-# engine PORTS: two ports, left and right.
-engine() {
+# dpdk_engine PORTS: two ports, left and right.
+dpdk_engine() {
     printf '[workers]\ncores = [%s]\nmode = "poll"\n[stats]\npath = "%s"\n[api]\nsocket = "%s"\n[dpdk]\nmemory = 128\n%s\n%s\n' \
-        "$FORWARD" "$RUN/stats" "$RUN/api.sock" "$1" $'[[xconnect]]\nports = ["left", "right"]' >"$RUN/engine.toml"
+        "$FORWARD" "$RUN/stats" "$RUN/api.sock" "$1" "$(xconnect left right)" >"$RUN/engine.toml"
     "$BINARY" --config "$RUN/engine.toml" >"$RUN/engine.log" 2>&1 &
     PID=$!
     undo stop_pid "$PID"
@@ -75,15 +67,16 @@ pmd_rate() {
     sleep "$((SECONDS_EACH + 3))"
     ports=$(grep -c 'NIC statistics for port 1' "$1" || true)
     awk -v way="$2-pps:" -v two="$ports" '
-        {for (i = 1; i <= NF; i++) if ($i == way) {sum += $(i + 1); if (++seen % (two ? 2 : 1) == 0) {if (++report > 2) print sum / 1e6; sum = 0}}}' "$1" | median
+        {for (i = 1; i <= NF; i++) if ($i == way) {sum += $(i + 1); if (++seen % (two ? 2 : 1) == 0) {if (++report > 2) print sum / 1e6; sum = 0}}}' "$1" | three_places
 }
 
-median() { sort -g | awk '{v[NR]=$1} END {printf "%.3f", (NR ? (NR%2 ? v[(NR+1)/2] : (v[NR/2]+v[NR/2+1])/2) : 0)}'; }
-note() { printf '%s\t%s\t%s\n' "$1" "$2" "$3" >>"$FIGURES"; say "   $1, $2: $3 Mpps"; }
+three_places() { printf '%.3f' "$(median)"; }
+of() { readings "$@" | three_places; }
+note() { figure "$@"; say "   $1, $2: $3 Mpps"; }
 
 null_null() {
     local row=$1 arguments=$2
-    engine "$(dpdk_port left "net_null0$arguments"; dpdk_port right "net_null1$arguments")"
+    dpdk_engine "$(dpdk_port left "net_null0$arguments"; dpdk_port right "net_null1$arguments")"
     note "$row" vwire "$(engine_rate)"
     stop_pid "$PID"
     for burst in 32 64; do
@@ -104,7 +97,7 @@ taker() {
 null_memif() {
     local row="null - memif" socket=$RUN/m.sock forwarder
     rm -f "$socket"
-    engine "$(dpdk_port left net_null0; printf '[[port]]\nname = "right"\nkind = "memif"\nrole = "server"\nsocket = "%s"\n' "$socket")"
+    dpdk_engine "$(dpdk_port left net_null0; printf '[[port]]\nname = "right"\nkind = "memif"\nrole = "server"\nsocket = "%s"\n' "$socket")"
     forwarder=$PID
     taker "$socket"
     note "$row" vwire "$(pmd_rate "$RUN/taker.log" Rx)"
@@ -119,8 +112,6 @@ null_memif() {
         stop_pid "$PID"; stop_pid "$forwarder"
     done
 }
-
-of() { awk -F'\t' -v r="$1" -v c="$2" '$1==r && $2==c {print $3}' "$FIGURES" | median; }
 
 for round in $(seq "$ROUNDS"); do
     say "-- round $round of $ROUNDS"

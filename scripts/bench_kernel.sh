@@ -6,36 +6,22 @@
 # can, counted at the receiver.
 #   scripts/bench_kernel.sh [--rounds 3] [--seconds 3] [BINARY]     (default target/release/vwire-dataplane)
 . "$(dirname "$0")/lib.sh"
+. "$ROOT/scripts/lib_bench.sh"
 
 ROUNDS=3
 SECONDS_EACH=3
-BINARY=$ROOT/target/release/vwire-dataplane
-while [ $# -gt 0 ]; do
-    case $1 in
-        --rounds) ROUNDS=$2; shift 2 ;;
-        --seconds) SECONDS_EACH=$2; shift 2 ;;
-        *) BINARY=$1; shift ;;
-    esac
-done
+bench_options "$@"
+BINARY=${REST[0]:-$ROOT/target/release/vwire-dataplane}
 
 need_root
 need_packages iproute2 iperf3
 modprobe -a tun vxlan 2>/dev/null || true
 [ -x "$BINARY" ] || { say "no engine at $BINARY; build it with: cargo build --release -p vwire-dataplane"; exit 1; }
 
-RUN=$LOGS/run
-FIGURES=$LOGS/kernel-figures
-mkdir -p "$RUN"
-: >"$FIGURES"
+bench_files
 ID=vwk$$
 # More workers than cores less one would only take turns; with two cores engine, client and server share them as they like.
 CORE=$(($(nproc) - 1))
-
-netns() {
-    ip netns add "$ID-$1"
-    undo ip netns del "$ID-$1"
-    ip -n "$ID-$1" link set lo up
-}
 
 # veth A B PREFIX MTU: joins two namespaces; PREFIX.1 and PREFIX.2 are their addresses.
 veth() {
@@ -53,30 +39,9 @@ vxlan_device() {
     ip -n "$ID-$1" link set vx0 up
 }
 
-head_of() {
-    printf '[workers]\ncores = [%s]\nmode = "adaptive"\n[api]\nsocket = "%s"\n[stats]\npath = "%s"\n' \
-        "$2" "$RUN/$1.api.sock" "$RUN/$1.stats"
-}
-
 kernel_port() {
     printf '[[port]]\nname = "%s"\nkind = "kernel"\nifname = "nsm-1"\nnetns = "/run/netns/%s"\naddresses = ["%s/24"]\nmtu = %s\n' \
         "$1" "$ID-$2" "$3" "$4"
-}
-
-vxlan_port() {
-    printf '[[port]]\nname = "t"\nkind = "vxlan"\nvni = 42\nlocal = "%s"\nremote = "%s"\nport = 4789\n' "$1" "$2"
-}
-
-xconnect() { printf '[[xconnect]]\nports = ["%s", "%s"]\n' "$1" "$2"; }
-
-# high COMMAND...: before other work on the machine; engines, clients and servers alike, so that none gains by it.
-high() { nice -n -20 "$@"; }
-
-# engine NAME NETNS
-engine() {
-    high ip netns exec "$ID-$2" "$BINARY" --config "$RUN/$1.toml" >"$LOGS/engine-$1.log" 2>&1 &
-    undo stop_pid $!
-    wait_for 10 "engine $1 to be ready (log: $LOGS/engine-$1.log)" test -S "$RUN/$1.api.sock"
 }
 
 set_up() {
@@ -86,42 +51,17 @@ set_up() {
     veth k1 k2 10.70.2 1500
     vxlan_device k1 10.70.2.1 10.70.2.2 10.70.3.1
     vxlan_device k2 10.70.2.2 10.70.2.1 10.70.3.2
-    { head_of local "$CORE"; kernel_port a tap1 10.70.4.1 1500; kernel_port b tap2 10.70.4.2 1500; xconnect a b; } >"$RUN/local.toml"
+    { workers local "$CORE" adaptive; kernel_port a tap1 10.70.4.1 1500; kernel_port b tap2 10.70.4.2 1500; xconnect a b; } >"$RUN/local.toml"
     veth node1 node2 10.70.5 1500
-    { head_of one 0; kernel_port k pod1 10.70.6.1 1450; vxlan_port 10.70.5.1 10.70.5.2; xconnect k t; } >"$RUN/one.toml"
-    { head_of two "$CORE"; kernel_port k pod2 10.70.6.2 1450; vxlan_port 10.70.5.2 10.70.5.1; xconnect k t; } >"$RUN/two.toml"
-    engine local node
-    engine one node1
-    engine two node2
+    { workers one 0 adaptive; kernel_port k pod1 10.70.6.1 1450; vxlan_port t 42 10.70.5.1 10.70.5.2; xconnect k t; } >"$RUN/one.toml"
+    { workers two "$CORE" adaptive; kernel_port k pod2 10.70.6.2 1450; vxlan_port t 42 10.70.5.2 10.70.5.1; xconnect k t; } >"$RUN/two.toml"
+    engine local "$ID-node"
+    engine one "$ID-node1"
+    engine two "$ID-node2"
     for ns in v1:10.70.1 k1:10.70.3 tap1:10.70.4 pod1:10.70.6; do
         wait_for 10 "the path from ${ns%:*}" reachable "$ID-${ns%:*}" "${ns#*:}.2"
     done
 }
-
-# reachable NETNS ADDRESS: a TCP connection is refused by the far kernel, not lost. Needs no ping on the machine.
-reachable() {
-    local answer
-    answer=$(timeout 2 ip netns exec "$1" bash -c "exec 3<>/dev/tcp/$2/9" 2>&1) || true
-    case $answer in *refused*) return 0 ;; *) return 1 ;; esac
-}
-
-# measure ROW FROM TO ADDRESS IPERF-ARGS...: notes the receiver's Mbit/s, and the lost share of datagrams.
-measure() {
-    local row=$1 from=$2 to=$3 address=$4 line server
-    shift 4
-    high ip netns exec "$ID-$to" iperf3 -s -1 -B "$address" >"$LOGS/iperf-server.log" 2>&1 &
-    server=$!
-    wait_for 5 "iperf3's server" listening "$ID-$to"
-    if line=$(high timeout $((SECONDS_EACH + 15)) ip netns exec "$ID-$from" iperf3 -c "$address" -t "$SECONDS_EACH" -f m "$@" | grep receiver); then
-        printf '%s\t%s\n' "$row" "$(awk '{for (i = 1; i < NF; i++) if ($(i + 1) == "Mbits/sec") print $i}' <<<"$line")" >>"$FIGURES"
-    else
-        say "iperf3 failed for: $row"
-    fi
-    stop_pid "$server"
-    wait "$server" 2>/dev/null || true
-}
-
-listening() { ip netns exec "$1" ss -Hltn 'sport = :5201' | grep -q 5201; }
 
 round() {
     local kind args
@@ -130,16 +70,12 @@ round() {
             tcp) args=() ;;
             udp-*) args=(-u -b 0 -l "${kind#udp-}") ;;
         esac
-        measure "$kind veth" v1 v2 10.70.1.2 "${args[@]}"
-        measure "$kind tap" tap1 tap2 10.70.4.2 "${args[@]}"
-        measure "$kind vxlan" k1 k2 10.70.3.2 "${args[@]}"
-        measure "$kind tap-vxlan" pod1 pod2 10.70.6.2 "${args[@]}"
+        iperf_figure "$kind veth" "$ID-v1" "$ID-v2" 10.70.1.2 "${args[@]}"
+        iperf_figure "$kind tap" "$ID-tap1" "$ID-tap2" 10.70.4.2 "${args[@]}"
+        iperf_figure "$kind vxlan" "$ID-k1" "$ID-k2" 10.70.3.2 "${args[@]}"
+        iperf_figure "$kind tap-vxlan" "$ID-pod1" "$ID-pod2" 10.70.6.2 "${args[@]}"
     done
 }
-
-median() { sort -g | awk '{v[NR]=$1} END {print NR ? (NR%2 ? v[(NR+1)/2] : (v[NR/2]+v[NR/2+1])/2) : 0}'; }
-
-of() { awk -F'\t' -v r="$1" '$1==r {print $2}' "$FIGURES" | median; }
 
 table() {
     local kind bytes

@@ -8,18 +8,13 @@
 # VWIRE_BIN=DIR says where they are. Nothing is left of it, however it ends.
 #   scripts/bench_vl3.sh [--rounds 5] [--seconds 3]
 . "$(dirname "$0")/lib.sh"
+. "$ROOT/scripts/lib_bench.sh"
 . "$ROOT/scripts/lib_vl3.sh"
 
 ROUNDS=5
 SECONDS_EACH=3
-while [ $# -gt 0 ]; do
-    case $1 in
-    --rounds) ROUNDS=${2:?} && shift ;;
-    --seconds) SECONDS_EACH=${2:?} && shift ;;
-    *) say "bench_vl3.sh: $1 is not known" && exit 2 ;;
-    esac
-    shift
-done
+bench_options "$@"
+no_more_options
 
 need_root
 need_packages iproute2 iperf3 jq curl
@@ -27,13 +22,9 @@ modprobe tun 2>/dev/null || true
 vwire_bin
 
 LAB=vl3bench-$$
-FIGURES=$LOGS/figures
-: >"$FIGURES"
+bench_files
 KINDS=(tcp udp-1300 udp-64)
 FAMILIES=(v4 v6)
-
-# high COMMAND...: before other work on the machine; engines, clients and servers alike, so that none gains by it.
-high() { nice -n -20 "$@"; }
 
 space() { printf 'vw-%s-%s' "$LAB" "$1"; }
 
@@ -59,7 +50,7 @@ YAML
 lab_up() {
     topology >"$LOGS/lab.yaml"
     undo "$BIN/vwire" lab down "$LAB" --run "$LABS"
-    high "$BIN/vwire" lab up "$LOGS/lab.yaml" --run "$LABS"
+    nice -n -20 "$BIN/vwire" lab up "$LOGS/lab.yaml" --run "$LABS"
     "$BIN/vwire" lab check "$LAB" --run "$LABS"
     # Those that the network gave, by client and version of IP.
     for client in one two; do
@@ -99,8 +90,8 @@ kernel_way() {
     done
 }
 
-# of WAY FAMILY: the second client's address there.
-of() {
+# far WAY FAMILY: the second client's address there.
+far() {
     case $1-$2 in
     kernel-v4) say 10.98.2.2 ;;
     kernel-v6) say fd98:2::2 ;;
@@ -108,20 +99,13 @@ of() {
     esac
 }
 
-listening() { ip netns exec "$(space two)" ss -Hltn 'sport = :5201' | grep -q 5201; }
-
 # measure KIND FAMILY WAY: notes the receiver's Gbit/s, or its millions of datagrams a second.
 measure() {
-    local kind=$1 family=$2 way=$3 address server report=$LOGS/report.json args=()
+    local kind=$1 family=$2 way=$3 address report=$LOGS/report.json args=()
     case $kind in udp-*) args=(-u -b 0 -l "${kind#udp-}") ;; esac
-    address=$(of "$way" "$family")
+    address=$(far "$way" "$family")
     [ -n "$address" ] || { say "the second client has no $family address there: $way"; return 1; }
-    high ip netns exec "$(space two)" iperf3 -s -1 -B "$address" >"$LOGS/iperf-server.log" 2>&1 &
-    server=$!
-    wait_for 5 "iperf3's server at $address" listening
-    high timeout $((SECONDS_EACH + 30)) ip netns exec "$(space one)" iperf3 -J -t "$SECONDS_EACH" -c "$address" "${args[@]}" >"$report" || true
-    stop_pid "$server"
-    wait "$server" 2>/dev/null || true
+    iperf "$(space one)" "$(space two)" "$address" -J "${args[@]}" >"$report" || true
     # A datagram's figure is what came, not what was sent.
     jq -er --arg kind "$kind" --arg family "$family" --arg way "$way" '
         if .error then error("\($kind) \($family) \($way): iperf3: \(.error)") else . end |
@@ -142,10 +126,6 @@ round() {
     done
 }
 
-median() { sort -g | awk '{v[NR]=$1} END {print NR ? (NR%2 ? v[(NR+1)/2] : (v[NR/2]+v[NR/2+1])/2) : 0}'; }
-
-middle() { awk -F'\t' -v k="$1" -v f="$2" -v w="$3" '$1==k && $2==f && $3==w {print $4}' "$FIGURES" | median; }
-
 table() {
     local kind family unit
     say "" "iperf3 across two vL3 endpoints, received, median of $ROUNDS x $SECONDS_EACH s, MTU $(mtu), load $(cut -d' ' -f1-3 /proc/loadavg)"
@@ -154,7 +134,7 @@ table() {
         unit=Mpps
         [ "$kind" != tcp ] || unit=Gb/s
         for family in "${FAMILIES[@]}"; do
-            awk -v k="$kind" -v f="$family" -v u="$unit" -v a="$(middle "$kind" "$family" kernel)" -v b="$(middle "$kind" "$family" vl3)" \
+            awk -v k="$kind" -v f="$family" -v u="$unit" -v a="$(of "$kind" "$family" kernel)" -v b="$(of "$kind" "$family" vl3)" \
                 'BEGIN { printf "%-12s %-3s %-5s %10.4f %10.4f %8.3f\n", k, f, u, a, b, (a > 0 ? b / a : 0) }'
         done
     done

@@ -4,166 +4,40 @@
 //! It takes the settings of the Go components' `nse-vl3-vpp`. Killed, it takes nothing with it: packets flow on, and the next process of
 //! the name finds its clients in the engine. Told to end, it removes them, unless `NSM_UNREGISTER_ITSELF` is false.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use ipnet::IpNet;
-use serde_json::{Map, Value};
 use tokio::sync::watch;
 
 use super::Process;
 use super::engine::{self, NoEngine};
-use super::guards::Guards;
 use super::place::Place;
 use super::registration::{self, Registration};
-use crate::api::mechanism::{PAYLOAD_ETHERNET, PAYLOAD_IP};
 use crate::chain::service::Service;
 use crate::chain::{Chain, Element};
 use crate::client::{ClientSettings, LivenessSettings, Manager, Namespace};
-use crate::config::{self, Labels, List, Maybe};
 use crate::dataplane::netns;
 use crate::elements::authorize::PathPolicy;
 use crate::elements::{Authorize, Begin, Monitor, SendFd, Timeout, TrimPath, UpdatePath, UpdateToken};
 use crate::endpoint::Idle;
 use crate::identity::policy::Policies;
 use crate::ipam::{Grant, client as prefixes};
-use crate::obs::{ConnectionView, Reporter};
 use crate::registry::Registry;
 use crate::registry::remote::Remote;
-use crate::transport::{Limits, ServeError, Server, Services, Target};
-use crate::vl3::dns::{self, Directory, Naming, Template, Vl3Dns};
+use crate::transport::{ServeError, Server, Services};
+use crate::vl3::dns::{self, Directory, Naming, Vl3Dns};
 use crate::vl3::peers::announced::Announced;
 use crate::vl3::peers::{NOTE, Own, Peers, RouterPorts, Setup, is_own};
-use crate::vl3::remotes::Remotes;
 use crate::vl3::router::{Restored, Router};
 use crate::vl3::server::{payload_of, port_name};
 use crate::vl3::{Network, metrics, server};
 
-/// The endpoint's settings.
-#[derive(Debug, Clone, clap::Args)]
-pub struct Settings {
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
-    pub common: config::Common,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
-    pub limits: Limits,
+mod report;
+mod settings;
 
-    /// Our name in paths and in the registry.
-    #[arg(long, env = "NSM_NAME", value_name = "NAME", default_value = "vL3-server")]
-    pub name: String,
-
-    /// The node's manager.
-    #[arg(
-        long,
-        env = "NSM_CONNECT_TO",
-        value_name = "URL",
-        default_value = "unix:///var/lib/networkservicemesh/nsm.io.sock"
-    )]
-    pub connect_to: Target,
-
-    /// Where we listen; a plain name is a socket in a new folder below the temporary one.
-    #[arg(long, env = "NSM_LISTEN_ON", value_name = "URL", default_value = "listen.on.sock")]
-    pub listen_on: String,
-
-    /// How long a Request of ours to another endpoint may take.
-    #[arg(long, env = "NSM_REQUEST_TIMEOUT", value_name = "DURATION", default_value = "15s", value_parser = config::duration)]
-    pub request_timeout: Duration,
-
-    /// The services that we are an endpoint of.
-    #[arg(long, env = "NSM_SERVICE_NAMES", value_name = "NAMES", default_value = "vL3")]
-    pub service_names: List<String>,
-
-    /// What the services carry: IP, or ETHERNET for clients that speak nothing else, such as DPDK's memif driver.
-    #[arg(long, env = "NSM_PAYLOAD", value_name = "PAYLOAD", default_value = PAYLOAD_IP, value_parser = [PAYLOAD_ETHERNET, PAYLOAD_IP])]
-    pub payload: String,
-
-    /// Our labels; services may ask for some.
-    #[arg(long, env = "NSM_LABELS", value_name = "LABELS", default_value = "")]
-    pub labels: Labels,
-
-    /// The labels of our Requests to other endpoints.
-    #[arg(long, env = "NSM_REQUEST_LABELS", value_name = "LABELS", default_value = "")]
-    pub request_labels: Labels,
-
-    /// The prefix services that grant us what we assign from: one, or one of each family.
-    #[arg(long, env = "NSM_PREFIX_SERVER_URL", value_name = "URLS", default_value = "vl3-ipam:5006")]
-    pub prefix_server_url: List<Target>,
-
-    /// Prefixes to assign from without a prefix service. Other endpoints of the network must have others.
-    #[arg(long, env = "VWIRE_VL3_PREFIX", value_name = "PREFIXES", default_value = "")]
-    pub prefix: List<IpNet>,
-
-    /// Other domains whose endpoints of the first service are our peers, too: names or addresses. `REMOTE_IP` and `REMOTE_CLUSTERIP` stand
-    /// for it.
-    #[arg(long, env = "NSM_REMOTE_NS_IP_LIST", value_name = "DOMAINS", default_value = "")]
-    pub remotes: Remotes,
-
-    /// The names of clients in DNS: templates over a connection.
-    #[arg(
-        long,
-        env = "NSM_DNS_TEMPLATES",
-        value_name = "TEMPLATES",
-        default_value = "{{ index .Labels \"podName\" }}.{{ .NetworkService }}."
-    )]
-    pub dns_templates: List<Template>,
-
-    /// How long those who ask may remember a name's address, and how long one may be wrong: it goes when its client goes.
-    #[arg(long, env = "VWIRE_VL3_DNS_TTL", value_name = "DURATION", default_value = "1m", value_parser = config::duration)]
-    pub dns_ttl: Duration,
-
-    /// Ends when there was no client for this long, whatever links it has with other endpoints; 0: never.
-    #[arg(long, env = "NSM_IDLE_TIMEOUT", value_name = "DURATION", default_value = "0s", value_parser = config::duration)]
-    pub idle_timeout: Duration,
-
-    /// Registers the services, too.
-    #[arg(long, env = "NSM_REGISTER_SERVICE", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
-          action = clap::ArgAction::Set)]
-    pub register_service: bool,
-
-    /// At the end, takes the endpoint out of the registry and its clients out of the engine. With false both stay, and a restart finds
-    /// them again, as it does after a crash.
-    #[arg(long, env = "NSM_UNREGISTER_ITSELF", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
-          action = clap::ArgAction::Set)]
-    pub unregister_itself: bool,
-
-    /// Asks by packets whether other endpoints are there.
-    #[arg(long, env = "NSM_LIVENESS_CHECK_ENABLED", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
-          action = clap::ArgAction::Set)]
-    pub liveness_check_enabled: bool,
-
-    /// How often.
-    #[arg(long, env = "NSM_LIVENESS_CHECK_INTERVAL", value_name = "DURATION", default_value = "1200ms", value_parser = config::duration)]
-    pub liveness_check_interval: Duration,
-
-    /// How long an answer may take.
-    #[arg(long, env = "NSM_LIVENESS_CHECK_TIMEOUT", value_name = "DURATION", default_value = "1s", value_parser = config::duration)]
-    pub liveness_check_timeout: Duration,
-
-    /// The network namespace of our sockets; our own if left out.
-    #[arg(long, env = "VWIRE_NETNS", value_name = "FILE", default_value = "")]
-    pub netns: Maybe<PathBuf>,
-
-    /// Asks for our own service, too: an interface in our own namespace, at whose address our name server is, and from which it is asked
-    /// whether other endpoints answer. It takes one of our addresses. Without it clients have no names.
-    #[arg(long, env = "VWIRE_VL3_OWN_INTERFACE", value_name = "BOOL", default_value = "true", value_parser = config::boolean,
-          action = clap::ArgAction::Set)]
-    pub own_interface: bool,
-
-    /// The socket of the packet engine. If left out, one is started that outlives us, and found again at the next start.
-    #[arg(long, env = "VWIRE_DATAPLANE", value_name = "SOCKET", default_value = "")]
-    pub dataplane: Maybe<Target>,
-
-    /// Where an engine that we start has its socket, counters and log: in a directory of our name below this one.
-    #[arg(long, env = "VWIRE_RUN", value_name = "FOLDER", default_value = "/run/vwire")]
-    pub run: PathBuf,
-
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "flattened")]
-    pub guards: Guards,
-}
+use report::Report;
+pub use settings::Settings;
 
 /// Why an endpoint does not run.
 #[derive(Debug, thiserror::Error)]
@@ -480,33 +354,5 @@ fn registration(settings: &Settings, url: String) -> Registration {
         url,
         with_services: settings.register_service,
         token_life: settings.common.max_token_lifetime,
-    }
-}
-
-/// What `vwire status` and `vwire path` show.
-struct Report(Arc<Network>, Arc<Peers>);
-
-#[async_trait]
-impl Reporter for Report {
-    async fn connections(&self) -> Vec<ConnectionView> {
-        let clients = self.0.hub.connections();
-        let clients = clients.iter().map(|connection| ConnectionView::of(connection));
-        clients.chain(self.1.connections()).collect()
-    }
-
-    async fn report(&self) -> Map<String, Value> {
-        let figures = self.0.addresses.figures();
-        let prefixes: Vec<Value> = figures.iter().map(|(prefix, ..)| prefix.to_string().into()).collect();
-        let free = figures.iter().map(|(_, _, free)| *free).min().unwrap_or_default();
-        Map::from_iter([
-            ("engine".to_owned(), self.0.router.client().socket().display().to_string().into()),
-            ("prefixes".to_owned(), prefixes.into()),
-            ("free_addresses".to_owned(), u64::try_from(free).unwrap_or(u64::MAX).into()),
-            ("mtu".to_owned(), self.0.mtu.get().into()),
-            ("ports".to_owned(), self.0.router.ports().len().into()),
-            ("routes".to_owned(), self.0.router.routes().len().into()),
-            ("watches".to_owned(), self.0.hub.watchers().into()),
-            ("peers".to_owned(), self.1.report()),
-        ])
     }
 }

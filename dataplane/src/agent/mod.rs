@@ -3,6 +3,7 @@
 //! | file | its part |
 //! |---|---|
 //! | here | one transaction: plan, apply, undo |
+//! | `scope` | what a change concerns |
 //! | [`mod@plan`] | which steps, in which order; pure |
 //! | [`placement`] | which worker; pure |
 //! | [`ports`] | opening and closing ports of each kind |
@@ -12,15 +13,17 @@
 //! | `underlays` | underlays on Ethernet ports: neighbours, path MTUs, what they answer |
 //! | [`turns`] | which changes wait for which |
 //! | `links` | what becomes of them while they are open |
+//! | `report` | what is told of links and counters |
 //! | `memif_sockets` | the control sockets of memif ports |
 //! | `sent` | descriptors from outside, and what they must be |
+//! | `change_error`, `open_error` | why a change is refused, and why a port can't be opened |
 //! | [`server`] | the gRPC service |
 //! | [`admin`], [`metrics`] | the HTTP port |
 //! | [`pcapng`], [`capture`] | captures |
 //! | [`unix`] | the API's socket |
 //! | [`run`] | the process: start, serve, stop |
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -28,14 +31,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::broadcast;
 
 use crate::engine::EngineError;
-use crate::model::{Claim, Edit, Inode, Op, PortName, PortSpec, State, StateError, TouchedRouting, Xconnect};
+use crate::model::{Claim, Inode, Op, PortName, PortSpec, State, Xconnect};
 use crate::port::kernel::KernelDevice;
-use crate::stats::Snapshot;
-use crate::tables::WorkerId;
 use crate::worker::capture::CaptureReader;
 
 pub mod admin;
 pub mod capture;
+mod change_error;
 mod domains;
 pub mod interfaces;
 mod links;
@@ -46,8 +48,10 @@ pub mod pcapng;
 pub mod placement;
 pub mod plan;
 pub mod ports;
+mod report;
 pub mod routes;
 pub mod run;
+mod scope;
 mod sent;
 pub mod server;
 pub mod turns;
@@ -55,10 +59,13 @@ mod underlays;
 pub mod unix;
 mod watched;
 
+pub use change_error::ChangeError;
 use interfaces::Ahead;
 pub use open_error::{Cause, OpenError};
 use plan::{Action, Made as MadeOf, View, plan};
 use ports::{Gone, Ports};
+pub use report::{Link, LinkNotice, PortReport};
+use scope::Scope;
 
 /// Changes that may wait for a slow watcher.
 const WATCH_BACKLOG: usize = 1024;
@@ -68,106 +75,6 @@ pub type SentFds = HashMap<Inode, OwnedFd>;
 
 /// Kernel interfaces that were made for a change before it is made, by port.
 pub type Made = HashMap<PortName, KernelDevice>;
-
-/// Whether a port can move frames, and with whom.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Link {
-    /// True while frames can flow.
-    pub up: bool,
-    /// Why not.
-    pub reason: String,
-    /// Who is at the other end.
-    pub peer: String,
-}
-
-/// A change of a link.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LinkNotice {
-    /// It is new or different.
-    Changed(PortName, Link),
-    /// The port is gone.
-    Removed(PortName),
-}
-
-/// A port's counters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PortReport {
-    /// The port, or the underlay as `udp:address:port`.
-    pub name: String,
-    /// The kind's name.
-    pub kind: String,
-    /// True while frames can flow.
-    pub up: bool,
-    /// The worker that owns the port, while it is up.
-    pub worker: Option<WorkerId>,
-    /// What was counted.
-    pub counters: Snapshot,
-    /// What the device's driver counted, by its own names; empty where there is none.
-    pub device: Vec<(String, u64)>,
-}
-
-/// Why a change was refused. The state is what it was.
-#[derive(Debug, thiserror::Error)]
-pub enum ChangeError {
-    /// The caller worked from another generation than the current one.
-    #[error(
-        "the request is based on generation {base}, but the current one is {current}; read the state again"
-    )]
-    Stale {
-        /// The caller's.
-        base: u64,
-        /// The engine's.
-        current: u64,
-    },
-    /// The state asked for is not consistent.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// A port could not be made.
-    #[error("port {port}: {error}")]
-    Open {
-        /// Which.
-        port: PortName,
-        /// Why.
-        error: OpenError,
-    },
-    /// A worker does not answer.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-}
-
-/// What a change may touch; all else agrees with the state before and after.
-struct Scope {
-    ports: BTreeSet<PortName>,
-    xconnects: BTreeSet<Xconnect>,
-    /// Ports that get another note and nothing else.
-    notes: BTreeSet<PortName>,
-    /// A port of the state comes or goes, also if that takes no step: one that was lost.
-    comes_or_goes: bool,
-    routing: TouchedRouting,
-}
-
-impl Scope {
-    /// All that differs between two states, or between the second and what is open.
-    fn of(before: &State, after: &State, open: &Ports) -> Self {
-        let both = || before.ports().keys().chain(after.ports().keys());
-        let differs = |port: &&PortName| MadeOf::of(after, port) != open.made_of(port);
-        let ports: BTreeSet<_> = both().filter(differs).cloned().collect();
-        let xconnects = before.xconnects().iter().chain(after.xconnects());
-        let concerned = |x: &&Xconnect| {
-            after.xconnects().contains(*x) != open.in_force(x)
-                || x.ends().iter().any(|end| ports.contains(*end))
-        };
-        let stays = |port: &&PortName| before.ports().contains_key(*port);
-        let noted = |port: &&PortName| before.notes().get(port) != after.notes().get(port);
-        Self {
-            xconnects: xconnects.filter(concerned).cloned().collect(),
-            notes: after.ports().keys().filter(stays).filter(noted).cloned().collect(),
-            comes_or_goes: !before.ports().keys().eq(after.ports().keys()),
-            routing: TouchedRouting::between(before.routing(), after.routing()),
-            ports,
-        }
-    }
-}
 
 /// See the module.
 pub struct Agent {
@@ -241,7 +148,7 @@ impl Agent {
     pub fn ahead_of(&mut self, base: Option<u64>, ops: Vec<Op>) -> Result<Ahead, ChangeError> {
         self.check_base(base)?;
         let edit = self.state.edit(ops)?;
-        let ahead = self.ahead(&self.scope_of(&edit));
+        let ahead = self.ahead(&Scope::of_edit(&edit, &self.state, &self.ports));
         self.state.undo(edit);
         Ok(ahead)
     }
@@ -282,22 +189,6 @@ impl Agent {
         }
     }
 
-    fn scope_of(&self, edit: &Edit) -> Scope {
-        let (mut ports, mut xconnects) = edit.touched();
-        // Where a carrier is made anew, so are its tunnels.
-        let carried: Vec<_> = ports.iter().flat_map(|port| self.state.carried_by(port)).cloned().collect();
-        let were: Vec<_> = ports.iter().flat_map(|port| self.ports.carried_by(port)).cloned().collect();
-        ports.extend(carried.into_iter().chain(were));
-        for port in &ports {
-            xconnects.extend(self.state.xconnects_of(port).cloned());
-            xconnects.extend(self.ports.xconnect_of(port));
-        }
-        let notes = edit.new_notes(&self.state);
-        let comes_or_goes = edit.comes_or_goes(&self.state);
-        let routing = edit.touched_routing(Some(&self.state));
-        Scope { ports, xconnects, notes, comes_or_goes, routing }
-    }
-
     /// Does `ops`, or nothing. Returns what was done. Interfaces are those `made` ahead as far as there are such. Afterwards the kernel
     /// is to be rid of [`Agent::take_gone`].
     ///
@@ -313,7 +204,7 @@ impl Agent {
         self.ports.supply(made);
         self.check_base(base)?;
         let edit = self.state.edit(ops)?;
-        let scope = self.scope_of(&edit);
+        let scope = Scope::of_edit(&edit, &self.state, &self.ports);
         let done = self.go(&scope, fds);
         if done.is_err() {
             self.state.undo(edit);
@@ -456,38 +347,6 @@ impl Agent {
         }
         self.notify();
         busy
-    }
-
-    fn notify(&mut self) {
-        for port in self.ports.take_touched() {
-            let notice = match self.link(&port) {
-                Some(link) => LinkNotice::Changed(port, link),
-                None => LinkNotice::Removed(port),
-            };
-            // Nobody listening is no error.
-            let _ = self.notices.send(notice);
-        }
-    }
-
-    fn link(&self, port: &PortName) -> Option<Link> {
-        let lost = || self.lost.get(port).map(|why| Link { reason: why.clone(), ..Link::default() });
-        self.ports.link(port).cloned().or_else(lost)
-    }
-
-    /// All links.
-    pub fn links(&self) -> Vec<(PortName, Link)> {
-        let names = self.state.ports().keys();
-        names.map(|port| (port.clone(), self.link(port).unwrap_or_default())).collect()
-    }
-
-    /// All links as they are, and the changes from here on.
-    pub fn watch(&self) -> (Vec<(PortName, Link)>, broadcast::Receiver<LinkNotice>) {
-        (self.links(), self.notices.subscribe())
-    }
-
-    /// The counters of all ports and underlays, by name.
-    pub fn reports(&self) -> Vec<PortReport> {
-        self.ports.reports()
     }
 
     /// True if the state has such a port.

@@ -1,7 +1,9 @@
+//! Files that will do and files that will not, and what is said of those.
+
 use std::path::Path;
 
 use super::*;
-use crate::model::{ControlSocket, Mode, Role};
+use crate::model::{ControlSocket, Mode, PortSpec, Role};
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(Path::new("f.toml"), text)

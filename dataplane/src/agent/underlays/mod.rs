@@ -1,10 +1,9 @@
 //! Ports that are underlays: who is behind them, where each tunnel's datagrams go, and what the underlay says itself. Workers are told
 //! by the tables, and tell what they hear; see [`l2`](crate::underlay::l2).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::time::{
@@ -20,193 +19,21 @@ use super::watched::Watched;
 use crate::model::{Mac, PortName, UnderlaySpec, VxlanSpec};
 use crate::port::PortIndex;
 use crate::port::vxlan::VxlanTx;
-use crate::tables::{Hop, Line, Tables, Tunnel};
-use crate::underlay::l2::kernel::{KernelTables, Way};
-use crate::underlay::l2::neighbours::{Neighbours, Question};
+use crate::tables::{Tables, Tunnel};
+use crate::underlay::l2::neighbours::Neighbours;
 use crate::underlay::l2::station::{Heard, Station};
+
+mod carrier;
+mod kernel;
+
+use carrier::{Carried, Carrier, say_no_way};
+use kernel::Kernel;
+pub(super) use kernel::KernelSide;
 
 /// How long a router's word about a path is followed (RFC 1191 §6.3: not less than 5 minutes, 10 are recommended).
 const NARROW_FOR: Duration = Duration::from_secs(600);
 /// Most paths that routers' words are remembered of.
 const NARROW_PATHS: usize = 256;
-
-/// Says which datagrams come to the port (`true`), and which stay the kernel's.
-pub(super) type Steer = Box<dyn Fn(SocketAddr, bool) -> Result<(), String> + Send>;
-
-/// A port on an interface that goes on being the kernel's.
-pub(super) struct KernelSide<'b> {
-    /// The interface's number.
-    pub index: u32,
-    /// Where it is.
-    pub netns: Option<BorrowedFd<'b>>,
-    /// What of it is the port's.
-    pub steer: Steer,
-}
-
-/// What an underlay leaves to the kernel.
-struct Kernel {
-    tables: KernelTables,
-    steer: Steer,
-    steered: BTreeSet<SocketAddr>,
-}
-
-impl Kernel {
-    fn new(side: KernelSide<'_>, port: &PortName, watched: &mut Watched) -> Result<Self, OpenError> {
-        let tables = KernelTables::new(side.netns, side.index).map_err(OpenError::system)?;
-        watched.add(tables.as_fd(), Source::Kernel(port.clone()))?;
-        Ok(Self { tables, steer: side.steer, steered: BTreeSet::new() })
-    }
-
-    /// Has the kernel send these datagrams to the port, and no others.
-    fn steer(&mut self, endpoints: &[SocketAddr]) {
-        let wanted: BTreeSet<SocketAddr> = endpoints.iter().copied().collect();
-        let gone = self.steered.difference(&wanted).map(|to| (*to, false));
-        let new = wanted.difference(&self.steered).map(|to| (*to, true));
-        for (to, ours) in new.chain(gone) {
-            if let Err(error) = (self.steer)(to, ours) {
-                tracing::warn!("{error}");
-            }
-        }
-        self.steered = wanted;
-    }
-}
-
-/// A tunnel on its carrier.
-struct Carried {
-    index: PortIndex,
-    local: IpAddr,
-    remote: SocketAddr,
-    max_frame: usize,
-    /// Who is asked for.
-    next_hop: Option<IpAddr>,
-}
-
-/// One port that is an underlay.
-struct Carrier {
-    index: PortIndex,
-    station: Station,
-    mtu: usize,
-    tunnels: BTreeMap<PortName, Carried>,
-    neighbours: Neighbours,
-    /// Paths that are narrower than the link, and until when that is believed.
-    narrow: HashMap<SocketAddr, (usize, Instant)>,
-    /// Who does ARP, neighbour discovery and routes, if it is the kernel.
-    kernel: Option<Kernel>,
-    changed: bool,
-}
-
-impl Carrier {
-    fn line(&self) -> Line {
-        let mut endpoints: Vec<SocketAddr> =
-            self.tunnels.values().map(|tunnel| SocketAddr::new(tunnel.local, tunnel.remote.port())).collect();
-        endpoints.sort_unstable();
-        endpoints.dedup();
-        Line { mac: self.station.mac(), addresses: self.station.addresses().to_vec(), endpoints }
-    }
-
-    fn hop(&self, tunnel: &Carried) -> Option<Hop> {
-        let to = self.neighbours.get(tunnel.next_hop?)?;
-        let narrower = self.narrow.get(&tunnel.remote).map_or(0, |(mtu, _)| self.mtu.saturating_sub(*mtu));
-        let max_frame = tunnel.max_frame.saturating_sub(narrower);
-        Some(Hop { from: self.station.mac(), to, local: tunnel.local, max_frame })
-    }
-
-    fn put_into(&mut self, tables: &mut Tables) {
-        self.changed = false;
-        let line = self.line();
-        if let Some(kernel) = &mut self.kernel {
-            kernel.steer(&line.endpoints);
-        }
-        tables.set_line(self.index, Some(Arc::new(line)));
-        for tunnel in self.tunnels.values() {
-            tables.set_hop(tunnel.index, self.hop(tunnel));
-        }
-    }
-
-    /// Who is asked for, to reach `remote`.
-    fn next_hop(&mut self, local: IpAddr, remote: IpAddr) -> Option<IpAddr> {
-        let Some(kernel) = self.kernel.as_mut().filter(|_| !self.station.has_gateway(remote)) else {
-            return self.station.next_hop(remote);
-        };
-        match kernel.tables.way(local, remote) {
-            Ok(Way::By(next_hop)) => Some(next_hop),
-            Ok(Way::Elsewhere) => None,
-            Err(error) => {
-                tracing::warn!("asking the kernel for the way from {local} to {remote}: {error}");
-                None
-            }
-        }
-    }
-
-    /// The kernel's routes have changed.
-    fn find_ways(&mut self, now: Instant) {
-        let ends: Vec<_> =
-            self.tunnels.iter().map(|(name, t)| (name.clone(), t.local, t.remote.ip(), t.next_hop)).collect();
-        for (name, local, remote, before) in ends {
-            let after = self.next_hop(local, remote);
-            if after == before {
-                continue;
-            }
-            if let Some(after) = after {
-                self.neighbours.want(after, now);
-            }
-            if let Some(before) = before {
-                self.neighbours.leave(before);
-            }
-            if let Some(tunnel) = self.tunnels.get_mut(&name) {
-                tunnel.next_hop = after;
-            }
-            if after.is_none() {
-                say_no_way(local, remote);
-            }
-            self.changed = true;
-        }
-        let mac = self.kernel.as_mut().and_then(|kernel| kernel.tables.mac().ok().flatten());
-        if let Some(mac) = mac.filter(|mac| *mac != self.station.mac()) {
-            self.station = self.station.clone().with_mac(mac);
-            self.changed = true;
-        }
-    }
-
-    /// Reads the kernel's neighbours.
-    fn find_neighbours(&mut self, now: Instant) {
-        let Some(kernel) = &mut self.kernel else { return };
-        let wanted: Vec<_> = self.neighbours.iter().map(|(address, _)| address).collect();
-        for address in wanted {
-            match kernel.tables.neighbour(address) {
-                Ok(mac) => self.changed |= self.neighbours.told(address, mac, now),
-                Err(error) => tracing::warn!("asking the kernel who has {address}: {error}"),
-            }
-        }
-    }
-
-    /// Does what is due. Returns what is to be said on the link.
-    fn turn(&mut self, now: Instant) -> Vec<Vec<u8>> {
-        let (questions, lost) = self.neighbours.turn(now);
-        let paths = self.narrow.len();
-        self.narrow.retain(|_, (_, until)| *until > now);
-        self.changed |= lost || paths != self.narrow.len();
-        let Some(kernel) = &mut self.kernel else {
-            let frame = |Question { address, to }: Question| self.station.question(address, to);
-            return questions.into_iter().map(frame).collect();
-        };
-        for Question { address, .. } in &questions {
-            if let Err(error) = kernel.tables.resolve(*address) {
-                tracing::warn!("having the kernel find out who has {address}: {error}");
-            }
-        }
-        if !questions.is_empty() {
-            self.find_neighbours(now);
-        }
-        Vec::new()
-    }
-
-    /// When there is something to do.
-    fn due(&self) -> Option<Instant> {
-        let narrow = self.narrow.values().map(|(_, until)| *until).min();
-        self.neighbours.due().into_iter().chain(narrow).min()
-    }
-}
 
 /// All of them, and the clock that they live by.
 pub(super) struct Carriers {
@@ -450,12 +277,6 @@ impl Ports {
             self.touched.insert(name.clone());
         }
     }
-}
-
-fn say_no_way(local: IpAddr, remote: IpAddr) {
-    tracing::warn!(
-        "there is no way from {local} to {remote} by the underlay's interface; give the interface the address, or a route"
-    );
 }
 
 fn waits_for(carrier: &PortName, reason: &str) -> Link {
