@@ -62,6 +62,11 @@ pub struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
+    #[inline]
+    const fn plain(view: Lent<'a>) -> Self {
+        Self { first: view, len: view.len() as u32, rest_start: 0, rest_len: 0, offload: 0 }
+    }
+
     /// Length of the whole frame in bytes.
     #[inline]
     pub const fn len(&self) -> usize {
@@ -116,10 +121,11 @@ impl<'a> Burst<'a> {
     #[inline]
     pub fn new(ingress: PortIndex) -> Self {
         Self {
-            frames: ArrayVec::new_const(),
-            rest: ArrayVec::new_const(),
-            offloads: ArrayVec::new_const(),
-            runs: ArrayVec::new_const(),
+            // Not `new_const`, for which the compiler writes zeros to what is unused.
+            frames: ArrayVec::new(),
+            rest: ArrayVec::new(),
+            offloads: ArrayVec::new(),
+            runs: ArrayVec::new(),
             ingress,
             taken: Cell::new(0),
             kept: false,
@@ -175,8 +181,7 @@ impl<'a> Burst<'a> {
     /// Adds a frame of one view. A full burst ignores it; ask [`Burst::room`] first.
     #[inline]
     pub fn push(&mut self, view: Lent<'a>) {
-        let len = view.len() as u32;
-        let _ = self.frames.try_push(Frame { first: view, len, rest_start: 0, rest_len: 0, offload: 0 });
+        let _ = self.frames.try_push(Frame::plain(view));
     }
 
     /// Adds a frame of several views and what it owes. False, and nothing added, if there is no room for it or `views` is empty.
@@ -246,6 +251,12 @@ impl<'b, 'a> Frames<'b, 'a> {
         &self.burst.frames[self.start..self.end]
     }
 
+    /// True if none of their burst is chained or owes anything: a quicker look than one at each.
+    #[inline]
+    pub fn are_plain(&self) -> bool {
+        self.burst.rest.is_empty() && self.burst.offloads.is_empty()
+    }
+
     /// Bytes of all of them together.
     #[inline]
     pub fn bytes(&self) -> u64 {
@@ -294,6 +305,14 @@ impl<'b, 'a> Frames<'b, 'a> {
     #[inline]
     pub fn take(&self, i: usize) {
         self.burst.taken.set(self.burst.taken.get() | 1 << (self.start + i));
+    }
+
+    /// [`Frames::take`] for each of these frames.
+    #[inline]
+    pub fn take_all(&self) {
+        if !self.is_empty() {
+            self.burst.taken.set(self.burst.taken.get() | (u64::MAX >> (BURST - self.len())) << self.start);
+        }
     }
 }
 

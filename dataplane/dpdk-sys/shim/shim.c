@@ -15,25 +15,79 @@ int vwire_is_registered(void)
 	return rte_lcore_id() != LCORE_ID_ANY;
 }
 
-static inline void view_of(const struct rte_mbuf *mbuf, struct vwire_view *view)
+/* 1 if the segment lies within its buffer. */
+static inline int view_of(const struct rte_mbuf *mbuf, struct vwire_view *view)
 {
-	view->data = rte_pktmbuf_mtod(mbuf, uint8_t *);
-	view->len = mbuf->data_len;
-	view->frame_len = mbuf->pkt_len;
-	view->pool = mbuf->pool;
-	view->segments = mbuf->nb_segs;
-	view->exclusive = RTE_MBUF_DIRECT(mbuf) && rte_mbuf_refcnt_read(mbuf) == 1;
+	const uint32_t offset = mbuf->data_off, len = mbuf->data_len;
+
+	view->data = (uint8_t *)mbuf->buf_addr + offset;
+	view->len = len;
+	return offset + len <= mbuf->buf_len;
 }
 
-uint16_t vwire_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs, struct vwire_view *views, uint16_t count)
+/* The reference count and the number of segments, which lie side by side, in one read. */
+static inline uint32_t refcnt_and_segments(const struct rte_mbuf *mbuf)
 {
-	uint16_t received = rte_eth_rx_burst(port, queue, mbufs, count);
+	uint32_t both;
 
+	_Static_assert(offsetof(struct rte_mbuf, nb_segs) == offsetof(struct rte_mbuf, refcnt) + 2, "they lie apart");
+	memcpy(&both, (const char *)mbuf + offsetof(struct rte_mbuf, refcnt), sizeof(both));
+	return both;
+}
+
+/* Flags that ask something of a sender, or are about the buffer: they lie above those of receivers. */
+static inline int has_foreign_flags(const struct rte_mbuf *mbuf)
+{
+	return mbuf->ol_flags >= RTE_MBUF_F_FIRST_FREE;
+}
+
+/* What nearly all frames are: one segment with something in it, in a buffer of the pool that is the mbuf's own. */
+static inline int is_regular(const struct rte_mbuf *mbuf, const struct vwire_view *view, const struct rte_mempool *pool)
+{
+	if (unlikely(refcnt_and_segments(mbuf) != 0x00010001))
+		return 0;
+	if (unlikely(mbuf->pkt_len != view->len))
+		return 0;
+	if (unlikely(view->len == 0))
+		return 0;
+	if (unlikely(view->data == NULL))
+		return 0;
+	if (unlikely(has_foreign_flags(mbuf)))
+		return 0;
+	return likely(mbuf->pool == pool);
+}
+
+static __rte_noinline void note_irregular(struct vwire_received *to, uint16_t i, const struct rte_mempool *pool)
+{
+	struct rte_mbuf *mbuf = to->mbufs[i];
+	const int within = view_of(mbuf, &to->views[i]);
+	const uint16_t segments = within ? mbuf->nb_segs : 0;
+	const uint64_t bit = 1ULL << i;
+
+	to->lens[i] = mbuf->pkt_len;
+	to->segments[i] = segments;
+	if (segments != 1 || to->lens[i] != to->views[i].len || to->lens[i] == 0 || to->views[i].data == NULL)
+		to->odd |= bit;
+	if (!RTE_MBUF_DIRECT(mbuf) || rte_mbuf_refcnt_read(mbuf) != 1 || mbuf->pool != pool)
+		to->movable &= ~bit;
+	if (has_foreign_flags(mbuf))
+		mbuf->ol_flags &= RTE_MBUF_F_INDIRECT | RTE_MBUF_F_EXTERNAL;
+}
+
+uint16_t vwire_rx_burst(uint16_t port, uint16_t queue, const struct rte_mempool *pool, struct vwire_received *to, uint16_t count)
+{
+	uint16_t received = rte_eth_rx_burst(port, queue, to->mbufs, count);
+
+	to->odd = 0;
+	to->movable = UINT64_MAX;
+	/* The driver has just written the mbufs, so they need no prefetch; it did not touch what is in them. */
 	for (uint16_t i = 0; i < received; i++) {
-		if (i + 4 < received)
-			rte_prefetch0(mbufs[i + 4]);
-		view_of(mbufs[i], &views[i]);
-		rte_prefetch0(views[i].data);
+		struct vwire_view *view = &to->views[i];
+		const int within = view_of(to->mbufs[i], view);
+
+		rte_prefetch0(view->data);
+		if (unlikely(!within) || unlikely(!is_regular(to->mbufs[i], view, pool)))
+			note_irregular(to, i, pool);
 	}
 	return received;
 }
@@ -42,8 +96,8 @@ uint16_t vwire_next_views(struct rte_mbuf *mbuf, struct vwire_view *views, uint1
 {
 	uint16_t seen = 0;
 
-	for (struct rte_mbuf *next = mbuf->next; next != NULL && seen < count; next = next->next)
-		view_of(next, &views[seen++]);
+	for (struct rte_mbuf *next = mbuf->next; next != NULL && seen < count && view_of(next, &views[seen]); next = next->next)
+		seen++;
 	return seen;
 }
 
@@ -72,10 +126,15 @@ void vwire_chain(struct rte_mbuf *first, struct rte_mbuf *next, uint16_t len)
 	first->pkt_len += len;
 }
 
-void vwire_set_len(struct rte_mbuf *mbuf, uint16_t len)
+static inline void set_len(struct rte_mbuf *mbuf, uint16_t len)
 {
 	mbuf->data_len = len;
 	mbuf->pkt_len = len;
+}
+
+void vwire_set_len(struct rte_mbuf *mbuf, uint16_t len)
+{
+	set_len(mbuf, len);
 }
 
 void vwire_set_debt(struct rte_mbuf *mbuf, const struct vwire_debt *debt)
@@ -87,19 +146,16 @@ void vwire_set_debt(struct rte_mbuf *mbuf, const struct vwire_debt *debt)
 	mbuf->tso_segsz = debt->segment_size;
 }
 
-void vwire_forget_rx(struct rte_mbuf *mbuf)
+uint16_t vwire_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs, uint16_t count)
 {
-	mbuf->ol_flags &= RTE_MBUF_F_INDIRECT | RTE_MBUF_F_EXTERNAL;
-	mbuf->tx_offload = 0;
+	return rte_eth_tx_burst(port, queue, mbufs, count);
 }
 
-uint16_t vwire_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs, const uint16_t *lens, uint16_t count)
+uint16_t vwire_tx_burst_of(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs, const uint16_t *lens, uint16_t count)
 {
 	for (uint16_t i = 0; i < count; i++)
-		if (lens[i] == VWIRE_TAKEN)
-			vwire_forget_rx(mbufs[i]);
-		else if (lens[i] != 0)
-			vwire_set_len(mbufs[i], lens[i]);
+		if (lens[i] != 0)
+			set_len(mbufs[i], lens[i]);
 	return rte_eth_tx_burst(port, queue, mbufs, count);
 }
 

@@ -15,17 +15,26 @@
 #include <rte_mbuf.h>
 #include <rte_mempool.h>
 
-/* One segment of a received frame, and, with the first, what is known of the whole frame. */
+/* One segment of a received frame. */
 struct vwire_view {
 	uint8_t *data;
-	/* Bytes of this segment. */
 	uint32_t len;
-	/* Bytes of the frame. */
-	uint32_t frame_len;
-	struct rte_mempool *pool;
-	uint16_t segments;
-	/* 1 if the buffer belongs to this mbuf alone, so that a device may send it on. */
-	uint8_t exclusive;
+};
+
+#define VWIRE_BURST 64
+
+/* A burst as it was received. Bit i of a set is about frame i. */
+struct vwire_received {
+	struct rte_mbuf *mbufs[VWIRE_BURST];
+	/* The first segments. */
+	struct vwire_view views[VWIRE_BURST];
+	/* Frames that are not one segment of at least one byte: they are to be looked at. */
+	uint64_t odd;
+	/* Their lengths, and how many segments they have, 0 if the first does not lie within its buffer. */
+	uint32_t lens[VWIRE_BURST];
+	uint16_t segments[VWIRE_BURST];
+	/* Frames whose buffer is of the pool asked for and belongs to its mbuf alone, so that a device may send it on. */
+	uint64_t movable;
 };
 
 /* An empty mbuf to be filled. */
@@ -48,9 +57,12 @@ int vwire_errno(void);
 /* 1 if the calling thread has an lcore number, which per-thread caches of buffers need. */
 int vwire_is_registered(void);
 
-/* rte_eth_rx_burst, and the first view of each frame. */
-uint16_t vwire_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs, struct vwire_view *views, uint16_t count);
-/* The views of a frame's segments after the first, at most `count`; returns how many. */
+/*
+ * rte_eth_rx_burst of at most VWIRE_BURST frames, and what there is to know of each. Each mbuf is ready to be sent as it is: what the
+ * driver noted about it asks nothing of a sender.
+ */
+uint16_t vwire_rx_burst(uint16_t port, uint16_t queue, const struct rte_mempool *pool, struct vwire_received *to, uint16_t count);
+/* The views of a frame's segments after the first, at most `count`; returns how many. One that lies outside its buffer ends them. */
 uint16_t vwire_next_views(struct rte_mbuf *mbuf, struct vwire_view *views, uint16_t count);
 /* rte_pktmbuf_alloc_bulk; 0 if all were had, and none is otherwise. */
 int vwire_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **mbufs, struct vwire_room *rooms, uint16_t count);
@@ -60,10 +72,10 @@ void vwire_chain(struct rte_mbuf *first, struct rte_mbuf *next, uint16_t len);
 void vwire_set_len(struct rte_mbuf *mbuf, uint16_t len);
 /* What the device is to do. */
 void vwire_set_debt(struct rte_mbuf *mbuf, const struct vwire_debt *debt);
-/* A received mbuf is to be sent as it is: what the receiving driver noted about it is forgotten. */
-void vwire_forget_rx(struct rte_mbuf *mbuf);
-/* rte_eth_tx_burst. Before, an mbuf gets the length in `lens`, or vwire_forget_rx where that is VWIRE_TAKEN, or nothing where it is 0. */
-uint16_t vwire_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs, const uint16_t *lens, uint16_t count);
+/* rte_eth_tx_burst */
+uint16_t vwire_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs, uint16_t count);
+/* The same. Before, an mbuf gets the length in `lens`, or keeps its own where that is 0. */
+uint16_t vwire_tx_burst_of(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs, const uint16_t *lens, uint16_t count);
 /* rte_eth_tx_prepare */
 uint16_t vwire_tx_prepare(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs, uint16_t count);
 
@@ -78,7 +90,6 @@ struct rte_device *vwire_device(uint16_t port);
 /* What DPDK logs goes to `sink`, a line or a part of one at a time. Call it before rte_eal_init. 0, or an errno. */
 int vwire_log_to(void (*sink)(const char *text, size_t len));
 
-static const uint16_t VWIRE_TAKEN = UINT16_MAX;
 static const uint64_t VWIRE_RX_SCATTER = RTE_ETH_RX_OFFLOAD_SCATTER;
 static const uint64_t VWIRE_RX_RSS_HASH = RTE_ETH_RX_OFFLOAD_RSS_HASH;
 static const uint64_t VWIRE_TX_TCP_CKSUM = RTE_ETH_TX_OFFLOAD_TCP_CKSUM;

@@ -76,8 +76,7 @@ pub(super) fn slot(room: &mut sys::vwire_room) -> Option<Slot<'_>> {
 /// Frames that go to the device in one call.
 pub(super) struct Batch {
     mbufs: [*mut sys::rte_mbuf; BURST],
-    /// Lengths that are still to be written into the mbufs; 0 for those that have theirs, `VWIRE_TAKEN` for those that are sent as
-    /// they were received.
+    /// Lengths that are still to be written into the mbufs; 0 for those that have theirs.
     lens: [u16; BURST],
     bytes: [u32; BURST],
     /// Which frame of the call each is, or is a part of.
@@ -126,7 +125,7 @@ impl Batch {
     /// Adds a received mbuf as it is. The batch must not be full.
     #[inline]
     pub fn push_taken(&mut self, i: usize, mbuf: *mut sys::rte_mbuf, bytes: usize) {
-        self.push(i, mbuf, sys::VWIRE_TAKEN, bytes);
+        self.push(i, mbuf, 0, bytes);
         self.copied -= bytes as u64;
         self.taken += 1;
     }
@@ -149,7 +148,7 @@ impl Batch {
         // SAFETY: the mbufs are ours and complete but for the lengths given, the device is started, and this is the only thread
         // that sends by its queue 0. What it takes is its own from here on.
         let sent = unsafe {
-            sys::vwire_tx_burst(device.id(), 0, self.mbufs.as_mut_ptr(), self.lens.as_ptr(), count)
+            sys::vwire_tx_burst_of(device.id(), 0, self.mbufs.as_mut_ptr(), self.lens.as_ptr(), count)
         };
         let sent = usize::from(sent).min(self.count);
         device.sent(std::mem::take(&mut self.taken), std::mem::take(&mut self.copied));
@@ -167,12 +166,7 @@ impl Batch {
         for (mbuf, len) in self.mbufs.iter().zip(&mut self.lens).take(self.count).filter(|(_, len)| **len > 0)
         {
             // SAFETY: the mbuf is ours, and has so many bytes.
-            unsafe {
-                match std::mem::take(len) {
-                    sys::VWIRE_TAKEN => sys::vwire_forget_rx(*mbuf),
-                    len => sys::vwire_set_len(*mbuf, len),
-                }
-            }
+            unsafe { sys::vwire_set_len(*mbuf, std::mem::take(len)) }
         }
         let mut at = 0;
         while at < self.count {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use dpdk_sys as sys;
 use memif::Lent;
 
+use super::batch::free;
 use super::device::Device;
 use super::{eal, lending};
 use crate::DropReason;
@@ -23,81 +24,95 @@ pub struct DpdkRx {
     queue: u16,
     /// The driver's descriptor for this queue's interrupts, if it has one.
     wake: Option<RawFd>,
-    mbufs: [*mut sys::rte_mbuf; BURST],
-    views: [sys::vwire_view; BURST],
 }
-
-// SAFETY: the arrays are scratch space of a call of `receive`.
-unsafe impl Send for DpdkRx {}
 
 impl DpdkRx {
     pub(super) fn new(port: PortIndex, device: Arc<Device>, queue: u16) -> Self {
         let wake = device.wake_fd(queue);
-        let views = std::array::from_fn(|_| sys::vwire_view::default());
-        Self { port, device, queue, wake, mbufs: [std::ptr::null_mut(); BURST], views }
+        Self { port, device, queue, wake }
     }
 
-    /// Drops what the driver gave at `i`, and closes the gap.
+    /// Lends frames of which some are not one segment each. Returns how many mbufs are lent.
     #[cold]
-    fn refuse(&mut self, i: usize, received: &mut usize) {
-        // SAFETY: the driver gave us this mbuf, and it is forgotten here.
-        unsafe { sys::rte_pktmbuf_free_bulk(&raw mut self.mbufs[i], 1) };
-        *received -= 1;
-        self.mbufs.copy_within(i + 1..=*received, i);
-        self.views.copy_within(i + 1..=*received, i);
+    fn lend_odd<'a>(
+        &self,
+        from: &mut sys::vwire_received,
+        received: usize,
+        burst: &mut Burst<'a>,
+        context: &RxContext<'_>,
+    ) -> usize {
+        let mut kept = 0;
+        for i in 0..received {
+            if let Err(reason) = check(from, i) {
+                context.counters.port(self.port).dropped(reason, 1);
+                free(&mut from.mbufs[i..=i]);
+                continue;
+            }
+            copy_place(from, i, kept);
+            // SAFETY: as in `receive`.
+            let first = unsafe { lent(&from.views[kept]) };
+            if from.odd >> kept & 1 == 0 {
+                burst.push(first);
+            } else if !push_chained(burst, first, from.mbufs[kept], from.lens[kept]) {
+                context.counters.port(self.port).dropped(DropReason::BadDescriptor, 1);
+                free(&mut from.mbufs[kept..=kept]);
+                continue;
+            }
+            kept += 1;
+        }
+        kept
     }
 }
 
-/// What can't be lent, and why.
-#[inline]
-fn check(view: &sys::vwire_view) -> Result<(), DropReason> {
-    match view.segments {
+/// Whether frame `i` can be lent, and why not.
+fn check(received: &sys::vwire_received, i: usize) -> Result<(), DropReason> {
+    if received.odd >> i & 1 == 0 {
+        return Ok(());
+    }
+    let (view, len, segments) = (&received.views[i], received.lens[i], received.segments[i]);
+    match segments {
         _ if view.data.is_null() => Err(DropReason::BadDescriptor),
-        _ if view.len == 0 || view.frame_len == 0 => Err(DropReason::TooShort),
-        1 if view.len == view.frame_len => Ok(()),
-        2.. if usize::from(view.segments) + 2 <= MAX_VIEWS && view.len < view.frame_len => Ok(()),
+        1.. if view.len == 0 || len == 0 => Err(DropReason::TooShort),
+        2.. if usize::from(segments) + 2 <= MAX_VIEWS && view.len < len => Ok(()),
         2.. => Err(DropReason::TooBig),
         _ => Err(DropReason::BadDescriptor),
     }
 }
 
+/// Frame `i` takes the place `to`, which is not behind its own.
+fn copy_place(received: &mut sys::vwire_received, i: usize, to: usize) {
+    received.mbufs[to] = received.mbufs[i];
+    received.views[to] = received.views[i];
+    received.lens[to] = received.lens[i];
+    for set in [&mut received.odd, &mut received.movable] {
+        *set = *set & !(1 << to) | (*set >> i & 1) << to;
+    }
+}
+
 impl Rx for DpdkRx {
+    #[inline]
     fn receive<'a>(&'a mut self, burst: &mut Burst<'a>, context: &RxContext<'_>) -> Result<(), PortFault> {
         self.device.check()?;
         eal::register();
         let room = burst.room().min(BURST) as u16;
-        let (mbufs, views) = (self.mbufs.as_mut_ptr(), self.views.as_mut_ptr());
-        // SAFETY: the device is started as long as self holds it, this is the only thread that polls this queue, and both arrays
-        // have room for `room`.
-        let received = unsafe { sys::vwire_rx_burst(self.device.id(), self.queue, mbufs, views, room) };
-        let mut received = usize::from(received.min(room));
-        if received == 0 {
-            return Ok(());
-        }
-        let mut i = 0;
-        while i < received {
-            match check(&self.views[i]) {
-                Ok(()) => i += 1,
-                Err(reason) => {
-                    context.counters.port(self.port).dropped(reason, 1);
-                    self.refuse(i, &mut received);
-                }
+        let pool = self.device.pool().raw();
+        lending::lend(pool, |to| {
+            // SAFETY: the device is started as long as self holds it, this is the only thread that polls this queue, and the
+            // arrays have room for a whole burst.
+            let received = unsafe { sys::vwire_rx_burst(self.device.id(), self.queue, pool, to, room) };
+            let received = usize::from(received.min(room));
+            if to.odd != 0 {
+                return self.lend_odd(to, received, burst, context);
             }
-        }
-        lending::lend(&self.mbufs[..received], &self.views[..received]);
-        for (mbuf, view) in self.mbufs[..received].iter().zip(&self.views) {
-            // SAFETY: the view was checked, and its mbuf is kept until `release`, or until it is taken by a sender, which keeps
-            // it for at least as long as the burst is looked at: it is with the device then, which reads it.
-            let Some(first) = (unsafe { lent(view) }) else { continue };
-            if view.segments == 1 {
-                burst.push(first);
-            } else if !push_chained(burst, first, *mbuf, view.frame_len) {
-                context.counters.port(self.port).dropped(DropReason::BadDescriptor, 1);
-            }
-        }
+            // SAFETY: the shim checked the views, and their mbufs are kept until `release`, or until they are taken by a sender,
+            // after which nobody looks at the burst.
+            to.views[..received].iter().for_each(|view| burst.push(unsafe { lent(view) }));
+            received
+        });
         Ok(())
     }
 
+    #[inline]
     fn release(&mut self, _: u64) {
         lending::release();
     }
@@ -121,24 +136,23 @@ impl Rx for DpdkRx {
 }
 
 /// # Safety
-/// The view's mbuf must be there for `'a`.
+/// The view must have data, and its mbuf be there for `'a`.
 #[inline]
-unsafe fn lent<'a>(view: &sys::vwire_view) -> Option<Lent<'a>> {
-    // SAFETY: forwarded from the caller; a driver's views lie within their buffers.
-    NonNull::new(view.data).map(|data| unsafe { Lent::new(data, view.len) })
+unsafe fn lent<'a>(view: &sys::vwire_view) -> Lent<'a> {
+    // SAFETY: forwarded from the caller; the shim has checked that views lie within their buffers.
+    unsafe { Lent::new(NonNull::new_unchecked(view.data), view.len) }
 }
 
 /// Lends a frame of several segments. False if they don't add up to `len`, or there is no room for their views.
-#[cold]
 fn push_chained<'a>(burst: &mut Burst<'a>, first: Lent<'a>, mbuf: *mut sys::rte_mbuf, len: u32) -> bool {
     let mut views = [sys::vwire_view::default(); MAX_VIEWS];
     // SAFETY: the mbuf is ours until `release`, and the array has room for as many views as are asked for.
     let count = unsafe { sys::vwire_next_views(mbuf, views.as_mut_ptr(), MAX_VIEWS as u16) };
     let mut chain = arrayvec::ArrayVec::<Lent<'a>, { MAX_VIEWS + 1 }>::new();
     chain.push(first);
-    for view in views[..usize::from(count)].iter().filter(|view| view.len > 0) {
+    for view in views[..usize::from(count)].iter().filter(|view| view.len > 0 && !view.data.is_null()) {
         // SAFETY: as for the first segment.
-        chain.extend(unsafe { lent(view) });
+        chain.push(unsafe { lent(view) });
     }
     let sum: usize = chain.iter().map(Lent::len).sum();
     sum == len as usize && burst.push_with(&chain, None)
