@@ -1,12 +1,8 @@
 //! The admin port: HTTP on a unix socket or TCP, for `vwire status`, curl and Prometheus.
 
 use std::fmt::Debug;
-use std::future::Future;
 use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -17,10 +13,9 @@ use axum::routing::{get, put};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use vwire_dataplane::agent::admin::AdminListener;
 use vwire_dataplane::agent::unix::{ApiSocket, SocketError};
 
 use super::{Admin, LogLevel, Logs};
@@ -28,8 +23,6 @@ use crate::transport::Target;
 
 /// Where admin sockets are that nobody placed elsewhere.
 const DIRECTORY: &str = "/run/vwire";
-/// TCP connections at one time. (The unix socket has a limit of its own.)
-const MAX_CONNECTIONS: usize = 64;
 /// Longest body that is read: a filter.
 const MAX_BODY: usize = 4096;
 
@@ -93,9 +86,7 @@ pub async fn serve(socket: AdminSocket, admin: Admin, shutdown: CancellationToke
     let router = router(admin);
     match socket.0 {
         Kind::Unix(socket) => run(Unix(socket.incoming()), router, shutdown).await,
-        Kind::Tcp(listener) => {
-            run(Tcp(listener, Arc::new(Semaphore::new(MAX_CONNECTIONS))), router, shutdown).await
-        }
+        Kind::Tcp(listener) => run(AdminListener::new(listener), router, shutdown).await,
     }
 }
 
@@ -127,56 +118,6 @@ impl axum::serve::Listener for Unix {
 
     fn local_addr(&self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-struct Tcp(TcpListener, Arc<Semaphore>);
-
-impl axum::serve::Listener for Tcp {
-    type Io = Placed;
-    type Addr = std::net::SocketAddr;
-
-    fn accept(&mut self) -> impl Future<Output = (Placed, Self::Addr)> + Send {
-        let places = Arc::clone(&self.1);
-        async move {
-            let place = places.acquire_owned().await.ok();
-            let (stream, peer) = axum::serve::Listener::accept(&mut self.0).await;
-            (Placed { stream, _place: place }, peer)
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.0.local_addr()
-    }
-}
-
-/// A connection that takes up a place for as long as it lasts.
-struct Placed {
-    stream: TcpStream,
-    _place: Option<OwnedSemaphorePermit>,
-}
-
-impl AsyncRead for Placed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Placed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
