@@ -7,6 +7,7 @@
 //! | [`tables`] | where each port's frames go; immutable, swapped whole |
 //! | [`engine`] | all workers, and what an agent asks of them |
 //! | [`worker`] | the loop that ties them together |
+//! | [`netlink`] | questions to the kernel by rtnetlink |
 //! | [`netns`] | doing something inside another network namespace |
 //! | [`underlay`] | what carries VXLAN datagrams: kernel UDP sockets, or an Ethernet port of any kind |
 //! | [`wire`] | headers: bytes to values and back |
@@ -33,6 +34,7 @@ pub mod fdpass;
 pub mod footprint;
 #[cfg(not(loom))]
 pub mod model;
+pub mod netlink;
 pub mod netns;
 pub mod offload;
 pub mod port;

@@ -3,11 +3,10 @@
 
 use std::io;
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::Socket;
+use vwire_dataplane::netlink;
 
 /// How often a dump is begun again that changes interrupted. Each one is short; a namespace that never rests is broken.
 const ATTEMPTS: usize = 16;
@@ -31,10 +30,7 @@ impl Netlink {
     /// # Errors
     /// The kernel's.
     pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { socket: netlink::connect()?, sequence: 0 })
     }
 
     /// Sends one request and waits for its acknowledgement.
@@ -91,14 +87,7 @@ impl Netlink {
 
     fn send(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.sequence += 1;
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).map(|_| ())
+        self.socket.send(&netlink::request(request, flags, self.sequence), 0).map(|_| ())
     }
 
     /// The messages of one datagram that answer the latest request.

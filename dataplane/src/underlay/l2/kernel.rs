@@ -5,9 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NetlinkBuffer, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -16,6 +14,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
+use crate::netlink;
 use crate::netns::{NetnsError, in_netns};
 use crate::route::domain::Mac;
 
@@ -70,9 +69,7 @@ impl KernelTables {
             let mut events = Socket::new(NETLINK_ROUTE)?;
             events.bind(&SocketAddr::new(0, GROUPS))?;
             events.set_non_blocking(true)?;
-            let mut asking = Socket::new(NETLINK_ROUTE)?;
-            asking.bind_auto()?;
-            asking.connect(&SocketAddr::new(0, 0))?;
+            let asking = netlink::connect()?;
             Ok(Self { asking, events, index, sequence: 0 })
         };
         Ok(in_netns(netns, open)??)
@@ -166,14 +163,7 @@ impl KernelTables {
     /// Sends one request and waits for its answer; none if it was only acknowledged.
     fn ask(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<Option<RouteNetlinkMessage>> {
         self.sequence += 1;
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.asking.send(&bytes, 0)?;
+        self.asking.send(&netlink::request(request, flags, self.sequence), 0)?;
         loop {
             let (bytes, _) = self.asking.recv_from_full()?;
             let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes)
