@@ -56,6 +56,23 @@ fn frames(len: usize, flows: u8) -> Vec<Vec<u8>> {
     (0..flows).map(frame).collect()
 }
 
+/// Sends a burst of these frames by the tunnel, whose underlay is `by`.
+fn send(
+    frames: &[Vec<u8>],
+    tunnel: &Tunnel,
+    by: &mut impl UnderlayTx,
+    (tables, counters): (&Tables, &Counters),
+    underlays: &mut Underlays,
+    refused: &mut Refused,
+) {
+    let mut burst = Burst::new(UNDERLAY);
+    frames.iter().cycle().take(BURST).for_each(|frame| burst.push(Lent::from(&frame[..])));
+    let mut context = TxContext { port: TUNNEL, counters, tables, underlays, refused };
+    for (_, run) in burst.runs() {
+        by.send(tunnel, run, &mut context);
+    }
+}
+
 fn encapsulation(c: &mut Criterion) {
     let mut group = c.benchmark_group("encapsulation");
     group.throughput(Throughput::Elements(BURST as u64));
@@ -67,18 +84,7 @@ fn encapsulation(c: &mut Criterion) {
         let mut underlay = Encap::new(Nowhere, 16, 4, 64);
         group.bench_function(BenchmarkId::new(format!("{flows} flows"), len), |b| {
             b.iter(|| {
-                let mut burst = Burst::new(UNDERLAY);
-                frames.iter().cycle().take(BURST).for_each(|frame| burst.push(Lent::from(&frame[..])));
-                let mut context = TxContext {
-                    port: TUNNEL,
-                    counters: &counters,
-                    tables: &tables,
-                    underlays: &mut others,
-                    refused: &mut refused,
-                };
-                for (_, run) in burst.runs() {
-                    underlay.send(&tunnel, run, &mut context);
-                }
+                send(&frames, &tunnel, &mut underlay, (&tables, &counters), &mut others, &mut refused);
                 underlay.flush(true, &counters)
             });
         });
@@ -116,18 +122,7 @@ fn template(c: &mut Criterion) {
         let mut underlay = L2Tx::new(UNDERLAY, Box::new(OneCopy(vec![0; 2048])), Arc::default());
         group.bench_function(BenchmarkId::from_parameter(len), |b| {
             b.iter(|| {
-                let mut burst = Burst::new(UNDERLAY);
-                frames.iter().cycle().take(BURST).for_each(|frame| burst.push(Lent::from(&frame[..])));
-                let mut context = TxContext {
-                    port: TUNNEL,
-                    counters: &counters,
-                    tables: &tables,
-                    underlays: &mut others,
-                    refused: &mut refused,
-                };
-                for (_, run) in burst.runs() {
-                    underlay.send(&tunnel, run, &mut context);
-                }
+                send(&frames, &tunnel, &mut underlay, (&tables, &counters), &mut others, &mut refused);
             });
         });
     }

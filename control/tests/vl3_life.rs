@@ -5,17 +5,14 @@ mod lab_support;
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use lab_support::{Pings, Run, inside, pings_once};
+use lab_support::{Pings, Run, inside, pings_once, until};
 use serde_json::Value;
 use vwire_control::cli::AdminClient;
 use vwire_control::dataplane::client::Client;
 use vwire_control::lab::{Lab, Silent, Spec};
 use vwire_control::obs::{ConnectionView, Status};
 use vwire_proto::dataplane::v1 as pb;
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Two endpoints on two nodes, and a client at each.
 const LAB: &str = r#"
@@ -32,14 +29,6 @@ domains:
         clients: [{name: two, services: ["kernel://net-b/nsm-1"]}]
 checks: []
 "#;
-
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> Result<(), String>) {
-    let deadline = Instant::now() + PATIENCE;
-    while let Err(not) = is_so().await {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}: {not}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 fn so(is_so: bool, not: impl std::fmt::Debug) -> Result<(), String> {
     if is_so { Ok(()) } else { Err(format!("{not:?}")) }

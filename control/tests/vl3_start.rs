@@ -5,14 +5,12 @@ mod lab_support;
 
 use std::time::{Duration, Instant};
 
-use lab_support::{Run, inside, pings_once};
+use lab_support::{PATIENCE, Run, inside, pings_once, until};
 use serde_json::Value;
 use vwire_control::cli::AdminClient;
 use vwire_control::dataplane::client::Client;
 use vwire_control::lab::{Lab, Silent, Spec};
 use vwire_control::obs::Status;
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 const LAB: &str = r#"
 name: vl3start
@@ -29,14 +27,6 @@ domains:
           - {name: c, services: [net]}
 checks: []
 "#;
-
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> Result<(), String>) {
-    let deadline = Instant::now() + PATIENCE;
-    while let Err(not) = is_so().await {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}: {not}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
 
 fn signal(lab: &Lab, process: &str, signal: &str) {
     let processes = lab.processes();

@@ -55,8 +55,17 @@ pub fn pings_once(lab: &Lab, part: &str, address: &str) -> bool {
     inside(lab, part, &["ping", "-n", "-c", "1", "-W", "1", address]).0
 }
 
-/// How long a `ping` may take to say or do what is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long anything that is waited for may take.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until it is so; it says what is not.
+pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> Result<(), String>) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(not) = is_so().await {
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}: {not}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
 
 /// A running `ping` in the namespace of a lab's client, whose output goes to a file: a pipe that nobody reads would stop it.
 pub struct Pings(Child, PathBuf);

@@ -15,6 +15,7 @@
     unused,
     clippy::all,
     clippy::undocumented_unsafe_blocks,
+    rustdoc::all,
     unsafe_op_in_unsafe_fn,
     reason = "generated"
 )]

@@ -35,7 +35,7 @@ impl Ports {
         reports
     }
 
-    /// As [`Engine::capture`]. `None` while the port is down.
+    /// As [`crate::engine::Engine::capture`]. `None` while the port is down.
     ///
     /// # Errors
     /// [`EngineError::Stuck`].

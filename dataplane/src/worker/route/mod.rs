@@ -4,7 +4,9 @@
 //!
 //! | file | its part |
 //! |---|---|
-//! | here | the way of a burst |
+//! | here | which way each packet of a burst goes |
+//! | `trip` | what is known and counted along a burst's way |
+//! | `departure` | what has a way out leaves by it |
 //! | [`own`] | what the domain says by itself, and what is said to it |
 //! | [`later`] | packets whose next hop has to be asked for first |
 //! | [`pieces`] | packets that are too long for the port that they leave by |
@@ -14,18 +16,17 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use arrayvec::ArrayVec;
-use memif::Lent;
 
 use super::capture::Direction;
 use super::command::Events;
 use super::forward::Forwarder;
 use crate::DropReason;
-use crate::burst::{BURST, Burst, Frame, Frames, Offload};
+use crate::burst::{BURST, Frame, Frames, Offload};
 use crate::offload::Link;
 use crate::port::PortIndex;
 use crate::route::control::Arrival;
 use crate::route::counters::RouteDrop;
-use crate::route::domain::{Domain, Mac, Member, MemberIndex, Neighbour, Target};
+use crate::route::domain::{Mac, Member, MemberIndex, Neighbour, Target};
 use crate::route::error::Problem;
 use crate::route::fragment::may_be_cut;
 use crate::route::limit::Limits;
@@ -33,13 +34,16 @@ use crate::route::packet::{Head, Kind, Packet, is_routable, l2_len, shifted};
 use crate::route::waiting::{Asked, Waiting};
 use crate::tables::Place;
 
+mod departure;
 mod later;
 mod own;
 mod pieces;
 mod recent;
+mod trip;
 
 use pieces::Scissors;
-use recent::{Key, Recent};
+use recent::Recent;
+use trip::Trip;
 
 /// Most views of one frame: those of the longest chain, and the head.
 const VIEWS: usize = memif::queue::MAX_SEGMENTS + 2;
@@ -138,82 +142,6 @@ struct Exit {
     hop: Hop,
 }
 
-/// One burst's journey through a domain.
-struct Trip<'d> {
-    domain: &'d Domain,
-    publication: u64,
-    place: Place,
-    ingress: PortIndex,
-    arrival: Arrival<'d>,
-    source: Option<(IpAddr, bool)>,
-    exit: Option<(IpAddr, Exit)>,
-    /// The route of the packets so far, their number and their bytes.
-    run: (u32, u64, u64),
-    all: (u64, u64),
-}
-
-impl Trip<'_> {
-    /// Whether packets from `source` may come by this port.
-    #[inline]
-    fn may_come(&mut self, source: IpAddr, recent: &mut Recent<()>) -> bool {
-        match self.source {
-            Some((last, may)) if last == source => may,
-            _ => {
-                let may =
-                    is_routable(source) && (!self.arrival.member.strict || self.leads_there(source, recent));
-                self.source = Some((source, may));
-                may
-            }
-        }
-    }
-
-    /// Whether `source` is routed to the port. Only that it is, is remembered: who forges addresses pushes nobody out.
-    #[inline]
-    fn leads_there(&self, source: IpAddr, recent: &mut Recent<()>) -> bool {
-        let key = self.key(source);
-        if recent.get(&key).is_some() {
-            return true;
-        }
-        let found = self.domain.lookup(source).is_some_and(|target| target.member == self.arrival.at);
-        if found {
-            recent.put(key, ());
-        }
-        found
-    }
-
-    #[inline]
-    fn key(&self, address: IpAddr) -> Key {
-        Key { publication: self.publication, place: self.place, address }
-    }
-
-    #[inline]
-    fn count(&mut self, route: u32, bytes: usize) {
-        if route != self.run.0 {
-            self.count_run();
-            self.run = (route, 0, 0);
-        }
-        self.run.1 += 1;
-        self.run.2 += bytes as u64;
-    }
-
-    fn count_run(&mut self) {
-        let (route, packets, bytes) = self.run;
-        if packets > 0
-            && let Some(counters) = self.domain.routes.get(route)
-        {
-            counters.forwarded(packets, bytes);
-        }
-        self.all = (self.all.0 + packets, self.all.1 + bytes);
-    }
-
-    fn count_drop(&self, route: u32, why: RouteDrop) -> DropReason {
-        if let Some(counters) = self.domain.routes.get(route) {
-            counters.dropped(why);
-        }
-        why.reason()
-    }
-}
-
 /// One frame of a burst, as far as it is read.
 #[derive(Clone, Copy)]
 struct Read<'f, 'b, 'a> {
@@ -272,54 +200,6 @@ impl Forwarder<'_> {
         if !self.router.own.is_empty() {
             self.post_own();
         }
-    }
-
-    /// Sends what has a way out, each port's together.
-    fn post_ways(
-        &mut self,
-        trip: &Trip<'_>,
-        heads: &[Head],
-        ways: &[Result<Way, Stop>],
-        frames: &Frames<'_, '_>,
-    ) {
-        let mut left =
-            ways.iter().enumerate().fold(0u64, |left, (i, way)| left | u64::from(way.is_ok()) << i);
-        while left != 0 {
-            let Some(Ok(Way { port, .. })) = ways.get(left.trailing_zeros() as usize) else { return };
-            let mut burst = Burst::new(*port);
-            let mut seen = left;
-            while seen != 0 {
-                let i = seen.trailing_zeros() as usize;
-                seen &= seen - 1;
-                let Some(Ok(way)) = ways.get(i).filter(|way| way.is_ok_and(|way| way.port == *port)) else {
-                    continue;
-                };
-                if let Some(cut) = way.cut {
-                    // What came before it leaves before it.
-                    if burst.is_empty() {
-                        left &= !(1 << i);
-                        self.post_pieces(trip, &heads[i], (way, cut), frames, &frames.as_slice()[i]);
-                    }
-                    break;
-                }
-                if !lend(&mut burst, &heads[i], way, frames, &frames.as_slice()[i]) {
-                    // No room for its views beside the others': it goes with the next burst.
-                    break;
-                }
-                left &= !(1 << i);
-            }
-            for (egress, run) in burst.runs() {
-                if let Some(lost) = self.post(egress, run) {
-                    let count = (run.len() - lost.from) as u64;
-                    self.count_lost(trip, lost.reason, count);
-                }
-            }
-        }
-    }
-
-    fn count_lost(&self, trip: &Trip<'_>, reason: DropReason, count: u64) {
-        self.counters.port(trip.ingress).dropped(reason, count);
-        trip.domain.counters.dropped(reason, count);
     }
 
     /// Judges one frame and rewrites its head.
@@ -439,43 +319,5 @@ impl Forwarder<'_> {
             }
         };
         Ok(Exit { target, port, member, hop })
-    }
-}
-
-/// Puts a frame into a burst: its head, and the rest where it lies. False if the burst has no room for its views.
-#[inline]
-fn lend<'a>(
-    burst: &mut Burst<'a>,
-    head: &'a Head,
-    way: &Way,
-    frames: &Frames<'_, 'a>,
-    frame: &Frame<'a>,
-) -> bool {
-    let first = Lent::from(head.bytes());
-    if way.rest == 0 && way.offload.is_none() {
-        burst.push(first);
-        return true;
-    }
-    let mut views: ArrayVec<Lent<'_>, VIEWS> = ArrayVec::new();
-    views.push(first);
-    add_part(frames.views(frame), head.taken(), way.rest as usize, &mut views);
-    burst.push_with(&views, way.offload)
-}
-
-/// Adds the views of `left` bytes that lie `skip` bytes behind the beginning of `from`.
-#[inline]
-fn add_part<'a>(
-    from: impl Iterator<Item = Lent<'a>>,
-    mut skip: usize,
-    mut left: usize,
-    to: &mut ArrayVec<Lent<'a>, VIEWS>,
-) {
-    for view in from {
-        let part = view.skip(skip).take(left);
-        skip = skip.saturating_sub(view.len());
-        left -= part.len();
-        if !part.is_empty() && to.try_push(part).is_err() {
-            break;
-        }
     }
 }

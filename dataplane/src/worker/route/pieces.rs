@@ -6,7 +6,8 @@ use arrayvec::ArrayVec;
 use memif::Lent;
 
 use super::super::forward::Forwarder;
-use super::{Trip, VIEWS, Way, add_part};
+use super::departure::add_part;
+use super::{Trip, VIEWS, Way};
 use crate::DropReason;
 use crate::burst::{BURST, Burst, Frame, Frames, Gso, Offload};
 use crate::offload::segment::Segmenter;
