@@ -58,7 +58,8 @@ pub struct Frame<'a> {
     len: u32,
     rest_start: u16,
     rest_len: u16,
-    offload: u8,
+    /// As wide as it is so that a plain frame's last fields are written by one store.
+    offload: u32,
 }
 
 impl<'a> Frame<'a> {
@@ -184,6 +185,13 @@ impl<'a> Burst<'a> {
         let _ = self.frames.try_push(Frame::plain(view));
     }
 
+    /// Adds a frame of one view for each of `items`, as many as fit.
+    #[inline]
+    pub fn extend<T>(&mut self, items: &[T], lend: impl Fn(&T) -> Lent<'a>) {
+        let items = &items[..items.len().min(self.room())];
+        self.frames.extend(items.iter().map(|item| Frame::plain(lend(item))));
+    }
+
     /// Adds a frame of several views and what it owes. False, and nothing added, if there is no room for it or `views` is empty.
     pub fn push_with(&mut self, views: &[Lent<'a>], offload: Option<Offload>) -> bool {
         let Some((first, rest)) = views.split_first() else { return false };
@@ -195,7 +203,7 @@ impl<'a> Burst<'a> {
         let offload = match offload {
             Some(owed) if owed != Offload::default() => {
                 self.offloads.push(owed);
-                self.offloads.len() as u8
+                self.offloads.len() as u32
             }
             _ => 0,
         };
@@ -279,7 +287,7 @@ impl<'b, 'a> Frames<'b, 'a> {
     /// What the frame still owes.
     #[inline]
     pub fn offload(&self, frame: &Frame<'a>) -> Option<Offload> {
-        (frame.offload > 0).then(|| self.burst.offloads[usize::from(frame.offload) - 1])
+        (frame.offload > 0).then(|| self.burst.offloads[frame.offload as usize - 1])
     }
 
     /// Copies the whole frame into a new vector: for slow paths and tests.

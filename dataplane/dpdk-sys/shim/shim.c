@@ -70,8 +70,8 @@ static __rte_noinline void note_irregular(struct vwire_received *to, uint16_t i,
 		to->odd |= bit;
 	if (!RTE_MBUF_DIRECT(mbuf) || rte_mbuf_refcnt_read(mbuf) != 1 || mbuf->pool != pool)
 		to->movable &= ~bit;
-	if (has_foreign_flags(mbuf))
-		mbuf->ol_flags &= RTE_MBUF_F_INDIRECT | RTE_MBUF_F_EXTERNAL;
+	else if (has_foreign_flags(mbuf))
+		mbuf->ol_flags = 0;
 }
 
 uint16_t vwire_rx_burst(uint16_t port, uint16_t queue, const struct rte_mempool *pool, struct vwire_received *to, uint16_t count)

@@ -106,7 +106,7 @@ impl Rx for DpdkRx {
             }
             // SAFETY: the shim checked the views, and their mbufs are kept until `release`, or until they are taken by a sender,
             // after which nobody looks at the burst.
-            to.views[..received].iter().for_each(|view| burst.push(unsafe { lent(view) }));
+            burst.extend(&to.views[..received], |view| unsafe { lent(view) });
             received
         });
         Ok(())
