@@ -33,10 +33,10 @@ step "build of tests" cargo test --workspace --locked --no-run
 loud_step "tests" env VWIRE_LOGS="$LOGS/tests" scripts/run_tests.sh
 # Everything before is built without the feature. With it only vwire-dataplane is built again; --workspace keeps its dependencies as they are.
 if [ -z "${VWIRE_WITHOUT_DPDK:-}" ]; then
-    step "DPDK ports: lints" cargo clippy --workspace --features vwire-dataplane/dpdk --test 'dpdk_*' --test underlay_l2_dpdk --locked -- -D warnings
+    step "DPDK ports: lints" cargo clippy --workspace --features vwire-dataplane/dpdk --test 'dpdk_*' --test underlay_l2_dpdk --test lying_driver --locked -- -D warnings
     step "DPDK ports: documentation" env RUSTDOCFLAGS="-D warnings" \
         cargo doc --workspace --exclude vwire-control --exclude vwire-benches --no-deps --features vwire-dataplane/dpdk --locked
-    loud_step "DPDK ports: tests" cargo test --workspace --features vwire-dataplane/dpdk --test 'dpdk_*' --test underlay_l2_dpdk --locked --no-fail-fast -- --test-threads=2
+    loud_step "DPDK ports: tests" cargo test --workspace --features vwire-dataplane/dpdk --test 'dpdk_*' --test underlay_l2_dpdk --test lying_driver --locked --no-fail-fast -- --test-threads=2
 fi
 step "loom: hand-off rings and table swap, every interleaving" env RUSTFLAGS="--cfg loom" \
     cargo test -p vwire-dataplane --lib --locked --target-dir target/loom loom
