@@ -26,25 +26,60 @@ profile_of() {
 
 targets_of() { sed -n 's/^name = "\(.*\)"$/\1/p' "$1/Cargo.toml" | tail -n +2; }
 
-run_target() {
+# The targets that run, by process id.
+declare -A RUNNING=()
+
+# start_target CRATE TARGET: in the background; its log is $LOGS/fuzz-TARGET.log.
+start_target() {
     local crate=$1 target=$2 corpus="$ROOT/$1/corpus/$2"
-    mkdir -p "$corpus" "$LOGS/artifacts"
     # The corpus in the repository seeds the run; what is found goes to the first, scratch folder.
-    mkdir -p "$LOGS/corpus/$target"
-    "$CARGO_TARGET_DIR/release/$target" -max_total_time="$SECONDS_EACH" -timeout=5 -rss_limit_mb=2048 \
-        -artifact_prefix="$LOGS/artifacts/$target-" -print_final_stats=1 "$LOGS/corpus/$target" "$corpus"
+    mkdir -p "$corpus" "$LOGS/corpus/$target" "$LOGS/artifacts"
+    "$PROGRAMS/$target" -max_total_time="$SECONDS_EACH" -timeout=5 -rss_limit_mb=2048 \
+        -artifact_prefix="$LOGS/artifacts/$target-" -print_final_stats=1 "$LOGS/corpus/$target" "$corpus" \
+        >"$LOGS/fuzz-$target.log" 2>&1 &
+    RUNNING[$!]=$target
 }
 
-for crate in memif/fuzz dataplane/fuzz control/fuzz; do
-    # -Z flags are not needed, but the host's build scripts must not be instrumented: hence an explicit target.
-    mapfile -t profile < <(profile_of "$crate")
-    step "build $crate" cargo build --release --locked --manifest-path "$crate/Cargo.toml" "${profile[@]}" \
-        --target "$(rustc -vV | sed -n 's/^host: //p')"
-    mkdir -p "$CARGO_TARGET_DIR/release"
-    for target in $(targets_of "$crate"); do
-        if [ ${#WANTED[@]} -gt 0 ] && ! printf '%s\n' "${WANTED[@]}" | grep -qx "$target"; then continue; fi
-        cp -f "$CARGO_TARGET_DIR/$(rustc -vV | sed -n 's/^host: //p')/release/$target" "$CARGO_TARGET_DIR/release/"
-        step "fuzz $target" run_target "$crate" "$target"
-        sed -n 's/^stat::number_of_executed_units: */   executions: /p' "$STEP_LOG"
+stop_running() { local pid; for pid in "${!RUNNING[@]}"; do stop_pid "$pid"; done; }
+undo stop_running
+
+# await_target: waits for one of those that run, and says how many inputs it executed, or fails with the end of its log.
+await_target() {
+    local ended target status=0
+    wait -n -p ended || status=$?
+    target=${RUNNING[$ended]}
+    unset "RUNNING[$ended]"
+    if [ "$status" -ne 0 ]; then
+        tail -n 20 "$LOGS/fuzz-$target.log"
+        say "fuzz target $target failed (exit status $status); its log: $LOGS/fuzz-$target.log"
+        return 1
+    fi
+    say "   $target: $(sed -n 's/^stat::number_of_executed_units: *//p' "$LOGS/fuzz-$target.log") executions"
+}
+
+# fuzz CRATE TARGET...: one for each processor at a time.
+fuzz() {
+    local crate=$1 target
+    shift
+    for target in "$@"; do
+        [ ${#RUNNING[@]} -lt "$(nproc)" ] || await_target
+        start_target "$crate" "$target"
     done
+    while [ ${#RUNNING[@]} -gt 0 ]; do await_target; done
+}
+
+wanted() { [ ${#WANTED[@]} -eq 0 ] || printf '%s\n' "${WANTED[@]}" | grep -qx "$1"; }
+
+# The host's build scripts must not be instrumented: hence an explicit target.
+HOST=$(rustc -vV | sed -n 's/^host: //p')
+PROGRAMS=$CARGO_TARGET_DIR/$HOST/release
+
+for crate in memif/fuzz dataplane/fuzz control/fuzz; do
+    TARGETS=()
+    for target in $(targets_of "$crate"); do if wanted "$target"; then TARGETS+=("$target"); fi; done
+    [ ${#TARGETS[@]} -gt 0 ] || continue
+    mapfile -t profile < <(profile_of "$crate")
+    step "build $crate" cargo build --release --locked --manifest-path "$crate/Cargo.toml" "${profile[@]}" --target "$HOST"
+    step "fuzz: ${#TARGETS[@]} targets of $crate" fuzz "$crate" "${TARGETS[@]}"
+    cat "$STEP_LOG"
 done

@@ -10,7 +10,11 @@ need_rust
 need_go
 # build-essential and libclang are for libFuzzer's runtime; the rest are peers and witnesses.
 need_packages build-essential iproute2 iputils-ping ethtool tcpdump iperf3 tshark nsd bind9-dnsutils mariadb-server jq curl nftables dpdk-dev openvswitch-switch
-[ -n "${VWIRE_WITHOUT_DPDK:-}" ] || need_packages libdpdk-dev libclang-dev pkg-config
+DPDK=()
+if [ -z "${VWIRE_WITHOUT_DPDK:-}" ]; then
+    need_packages libdpdk-dev libclang-dev pkg-config
+    DPDK=(--features vwire-dataplane/dpdk)
+fi
 need_hugepages 128
 modprobe tun 2>/dev/null || true
 
@@ -27,16 +31,14 @@ build_go_peers() (
 
 step "formatting" cargo fmt --all --check
 step "lints (clippy, warnings are errors)" cargo clippy --workspace --all-targets --locked -- -D warnings
-step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked "${DPDK[@]}"
 step "Go peers: vet and build" build_go_peers
 step "build of tests" cargo test --workspace --locked --no-run
 loud_step "tests" env VWIRE_LOGS="$LOGS/tests" scripts/run_tests.sh
-# Everything before is built without the feature. With it only vwire-dataplane is built again; --workspace keeps its dependencies as they are.
-if [ -z "${VWIRE_WITHOUT_DPDK:-}" ]; then
-    step "DPDK ports: lints" cargo clippy --workspace --features vwire-dataplane/dpdk --test 'dpdk_*' --test underlay_l2_dpdk --test lying_driver --locked -- -D warnings
-    step "DPDK ports: documentation" env RUSTDOCFLAGS="-D warnings" \
-        cargo doc --workspace --exclude vwire-control --exclude vwire-benches --no-deps --features vwire-dataplane/dpdk --locked
-    loud_step "DPDK ports: tests" cargo test --workspace --features vwire-dataplane/dpdk --test 'dpdk_*' --test underlay_l2_dpdk --test lying_driver --locked --no-fail-fast -- --test-threads=2
+# The lints and tests before are built without the feature. With it only vwire-dataplane is built again; --workspace keeps its dependencies as they are.
+if [ ${#DPDK[@]} -gt 0 ]; then
+    step "DPDK ports: lints" cargo clippy --workspace "${DPDK[@]}" --test 'dpdk_*' --test underlay_l2_dpdk --test lying_driver --locked -- -D warnings
+    loud_step "DPDK ports: tests" cargo test --workspace "${DPDK[@]}" --test 'dpdk_*' --test underlay_l2_dpdk --test lying_driver --locked --no-fail-fast -- --test-threads=2
 fi
 step "loom: hand-off rings and table swap, every interleaving" env RUSTFLAGS="--cfg loom" \
     cargo test -p vwire-dataplane --lib --locked --target-dir target/loom loom
