@@ -17,12 +17,11 @@ export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-co
 -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions=on -Ccodegen-units=1"
 export CARGO_TARGET_DIR="$ROOT/target/fuzz"
 
-# profile_of CRATE: to build the whole control plane optimised takes six minutes on two cores: not worth it for a few seconds of running.
-profile_of() {
-    if [ "$1" = control/fuzz ] && [ "$SECONDS_EACH" -le 10 ]; then
-        printf '%s\n' --config profile.release.opt-level=1 --config 'profile.release.package."*".opt-level=0'
-    fi
-}
+# Optimised builds take minutes more on two cores: not worth it for a few seconds of running.
+PROFILE=()
+if [ "$SECONDS_EACH" -le 10 ]; then
+    PROFILE=(--config profile.release.opt-level=1 --config 'profile.release.package."*".opt-level=0')
+fi
 
 targets_of() { sed -n 's/^name = "\(.*\)"$/\1/p' "$1/Cargo.toml" | tail -n +2; }
 
@@ -78,8 +77,7 @@ for crate in memif/fuzz dataplane/fuzz control/fuzz; do
     TARGETS=()
     for target in $(targets_of "$crate"); do if wanted "$target"; then TARGETS+=("$target"); fi; done
     [ ${#TARGETS[@]} -gt 0 ] || continue
-    mapfile -t profile < <(profile_of "$crate")
-    step "build $crate" cargo build --release --locked --manifest-path "$crate/Cargo.toml" "${profile[@]}" --target "$HOST"
+    step "build $crate" cargo build --release --locked --manifest-path "$crate/Cargo.toml" "${PROFILE[@]}" --target "$HOST"
     step "fuzz: ${#TARGETS[@]} targets of $crate" fuzz "$crate" "${TARGETS[@]}"
     cat "$STEP_LOG"
 done
