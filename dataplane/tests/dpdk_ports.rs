@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::{Rig, collect, frame, join, open_descriptors, part, pipe, remove, run, set};
 use tonic::Code;
@@ -63,6 +63,20 @@ fn between_ports_with_pools_of_their_own_a_frame_is_copied_once() {
         let stats = rig.wait_stats("a", |stats| stats.device["vwire_tx_copied_bytes"] >= sent).await;
         assert_eq!(stats.device["vwire_tx_taken_packets"], 0, "{stats:?}");
         assert!(stats.drops.keys().all(|reason| reason == "no_egress"), "{stats:?}");
+        rig.dataplane.stop().await;
+    });
+}
+
+#[test]
+fn every_queue_of_a_device_is_polled() {
+    run(async {
+        let mut rig = Rig::with(DPDK).await;
+        let two = pb::DpdkPort { queues: 2, ..on(device("net_null")) };
+        let ops = vec![set(port("a", two)), set(port("b", on(device("net_null")))), join("a", "b")];
+        rig.apply(ops).await.unwrap();
+        for queue in ["rx_q0_packets", "rx_q1_packets"] {
+            rig.wait_stats("a", |stats| stats.device[queue] > 1000).await;
+        }
         rig.dataplane.stop().await;
     });
 }
@@ -159,14 +173,16 @@ fn under_overload_every_frame_comes_back_or_is_counted() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }
-        while gone < sent {
-            let stats = rig.stats("ring").await;
-            let back = rig.stats("pipe").await;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut dropped = 0;
+        while gone + dropped != sent {
+            assert!(
+                Instant::now() < deadline,
+                "of {sent} frames {gone} came back and {dropped} were counted"
+            );
+            let (ring, pipe) = (rig.stats("ring").await, rig.stats("pipe").await);
             gone += far.collect().len();
-            let dropped: u64 = stats.drops.values().sum::<u64>() + back.drops.values().sum::<u64>();
-            if gone as u64 + dropped == sent as u64 {
-                break;
-            }
+            dropped = ring.drops.values().chain(pipe.drops.values()).sum::<u64>() as usize;
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         rig.dataplane.stop().await;
