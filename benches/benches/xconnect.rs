@@ -81,7 +81,7 @@ fn worker(servers: [memif::queue::Queues; 2], routed: Option<Link>) -> (Worker, 
     for (from, to) in [(A, B), (B, A)] {
         let place = Place { domain: DomainIndex(0), member: MemberIndex(from.0) };
         let forward = if routed.is_some() { Forward::Route(place) } else { Forward::Xconnect(to) };
-        tables.set(from, Entry { forward, owner: Some(WorkerId(0)) });
+        tables.set(from, Entry { forward, owner: Some(WorkerId(0).into()) });
     }
     tables.domains.extend(routed.map(|link| Some(Arc::new(domain(link)))));
     let publisher = Publisher::new(tables);

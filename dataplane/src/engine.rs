@@ -15,7 +15,7 @@ use crossbeam::channel::{Receiver, bounded};
 use crate::port::{PortIndex, PortParts};
 use crate::stats::Counters;
 use crate::tables::swap::Publisher;
-use crate::tables::{Tables, WorkerId};
+use crate::tables::{Owners, Tables, WorkerId};
 use crate::underlay::l2;
 use crate::worker::capture::{CaptureReader, capture};
 use crate::worker::command::{Attachment, Command, Commands, Event, Events};
@@ -92,7 +92,7 @@ pub struct Engine {
     workers: Vec<Handle>,
     publisher: Publisher<Tables>,
     counters: Counters,
-    owners: HashMap<PortIndex, (WorkerId, Attachment)>,
+    owners: HashMap<PortIndex, (Owners, Attachment)>,
     /// Ports that carry tunnels.
     underlays: HashSet<PortIndex>,
     attachments: u64,
@@ -175,9 +175,9 @@ impl Engine {
         &self.counters
     }
 
-    /// The worker that owns `port`.
-    pub fn owner(&self, port: PortIndex) -> Option<WorkerId> {
-        self.owners.get(&port).map(|(worker, _)| *worker)
+    /// The workers that have `port`.
+    pub fn owner(&self, port: PortIndex) -> Option<Owners> {
+        self.owners.get(&port).map(|(owners, _)| *owners)
     }
 
     /// Says whether `port` carries tunnels, from its next attachment on: see [`l2`].
@@ -198,28 +198,65 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Attached`], [`EngineError::NoSuchWorker`] or [`EngineError::Stuck`]; the parts are dropped then.
     pub fn attach(&mut self, port: PortIndex, worker: WorkerId, parts: PortParts) -> Result<(), EngineError> {
+        self.share(port, vec![(worker, parts)])
+    }
+
+    /// Gives several workers a share each of a port: receiving queues of their own, and a sending half. Workers that have none hand
+    /// their frames for the port to the first.
+    ///
+    /// # Errors
+    /// As [`Engine::attach`]; no worker has anything of the port then.
+    pub fn share(&mut self, port: PortIndex, shares: Vec<(WorkerId, PortParts)>) -> Result<(), EngineError> {
         if self.owners.contains_key(&port) {
             return Err(EngineError::Attached(port));
         }
-        let parts = match self.underlays.contains(&port) {
-            true => l2::wrap(port, parts, &self.events),
-            false => parts,
-        };
+        let Some((home, _)) = shares.first() else { return Ok(()) };
+        let owners = Owners::shared(*home, shares.iter().map(|(worker, _)| *worker));
         self.attachments += 1;
         let attachment = Attachment(self.attachments);
-        self.give(worker, Command::Attach { port, attachment, parts })?;
-        self.owners.insert(port, (worker, attachment));
+        self.counters.port(port).set_shared(owners.is_shared());
+        self.owners.insert(port, (owners, attachment));
+        for (worker, parts) in shares {
+            let parts = match self.underlays.contains(&port) {
+                true => l2::wrap(port, parts, &self.events),
+                false => parts,
+            };
+            if let Err(error) = self.give(worker, Command::Attach { port, attachment, parts }) {
+                // Who has been given a share gives it back.
+                let _ = self.detach(port);
+                return Err(error);
+            }
+        }
         Ok(())
     }
 
-    /// Takes a port from its worker. What it was made of is to be dropped off the packet path.
+    /// Takes a port from its workers. What it was made of, a share from each, is to be dropped off the packet path.
     ///
     /// # Errors
     /// [`EngineError::NotAttached`] or [`EngineError::Stuck`].
-    pub fn detach(&mut self, port: PortIndex) -> Result<PortParts, EngineError> {
-        let (worker, _) = self.owners.remove(&port).ok_or(EngineError::NotAttached(port))?;
+    pub fn detach(&mut self, port: PortIndex) -> Result<Vec<PortParts>, EngineError> {
+        let (owners, _) = self.owners.remove(&port).ok_or(EngineError::NotAttached(port))?;
+        let asked: Vec<_> = owners.iter().map(|worker| self.ask_back(port, worker)).collect();
+        // All are waited for, whatever one of them answers.
+        let shares: Vec<_> =
+            asked.into_iter().map(|asked| asked.and_then(|asked| self.await_share(asked))).collect();
+        shares.into_iter().collect()
+    }
+
+    fn ask_back(
+        &self,
+        port: PortIndex,
+        worker: WorkerId,
+    ) -> Result<(WorkerId, Receiver<PortParts>), EngineError> {
         let (reply, answer) = bounded(1);
         self.give(worker, Command::Detach { port, reply })?;
+        Ok((worker, answer))
+    }
+
+    fn await_share(
+        &self,
+        (worker, answer): (WorkerId, Receiver<PortParts>),
+    ) -> Result<PortParts, EngineError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match answer.recv_timeout(ANSWER) {
@@ -238,14 +275,18 @@ impl Engine {
         thread.is_none_or(JoinHandle::is_finished)
     }
 
-    /// Forgets a port that its worker gave up by itself ([`Event::Faulted`]). False, and nothing is done, if that was an earlier
-    /// attachment of the port than the present one.
+    /// Forgets a port that a worker gave up by itself ([`Event::Faulted`]); those that share it give up their shares. False, and
+    /// nothing is done, if that was an earlier attachment of the port than the present one.
     pub fn forget(&mut self, port: PortIndex, attachment: Attachment) -> bool {
-        let current = self.owners.get(&port).is_some_and(|(_, present)| *present == attachment);
-        if current {
-            self.owners.remove(&port);
+        let Some((owners, _)) = self.owners.get(&port).filter(|(_, present)| *present == attachment) else {
+            return false;
+        };
+        if owners.is_shared() {
+            // The one that gave up has nothing any more. A worker that is stuck keeps its share, which is told when it is found dead.
+            let _ = self.detach(port);
         }
-        current
+        self.owners.remove(&port);
+        true
     }
 
     /// Moves every worker to new tables, and returns when none uses the old ones any more.
@@ -273,7 +314,8 @@ impl Engine {
         self.workers.iter().position(finished).unwrap_or(0) as u16
     }
 
-    /// Starts copying a port's frames, up to `snap_len` bytes of each, to a ring of `ring_bytes`. Ends when the reader is dropped.
+    /// Starts copying a port's frames, up to `snap_len` bytes of each, to a ring of `ring_bytes` for each worker that has the port.
+    /// Ends when the reader is dropped.
     ///
     /// # Errors
     /// [`EngineError::NotAttached`] or [`EngineError::Stuck`].
@@ -283,9 +325,11 @@ impl Engine {
         snap_len: usize,
         ring_bytes: usize,
     ) -> Result<CaptureReader, EngineError> {
-        let worker = self.owner(port).ok_or(EngineError::NotAttached(port))?;
-        let (tap, reader) = capture(snap_len, ring_bytes);
-        self.give(worker, Command::Capture { port, tap: Some(tap) })?;
+        let owners = self.owner(port).ok_or(EngineError::NotAttached(port))?;
+        let (taps, reader) = capture(owners.iter().count(), snap_len, ring_bytes);
+        for (worker, tap) in owners.iter().zip(taps) {
+            self.give(worker, Command::Capture { port, tap: Some(tap) })?;
+        }
         Ok(reader)
     }
 
@@ -294,13 +338,13 @@ impl Engine {
         self.events.clone()
     }
 
-    /// Has the worker that owns `port` send a frame by it.
+    /// Has a worker that has `port` send a frame by it.
     ///
     /// # Errors
     /// [`EngineError::NotAttached`] or [`EngineError::Stuck`].
     pub fn say(&self, port: PortIndex, frame: Vec<u8>) -> Result<(), EngineError> {
-        let worker = self.owner(port).ok_or(EngineError::NotAttached(port))?;
-        self.give(worker, Command::Send { port, frame })
+        let owners = self.owner(port).ok_or(EngineError::NotAttached(port))?;
+        self.give(owners.home(), Command::Send { port, frame })
     }
 
     /// Where the workers report; take with `try_recv` when [`Engine::event_fd`] is readable.

@@ -61,6 +61,8 @@ fn an_interface_that_will_not_do_is_refused_with_the_alternative() {
     let error = refusal(&AfXdpSpec { queues: QueueChoice::These(vec![0, 5]), ..spec(&nics, "nic0") });
     assert!(matches!(error, AfXdpError::NoQueue { queue: 5, queues: 1, .. }), "{error:?}");
     says(&error, &["ethtool -l nic0"]);
+    let error = refusal(&AfXdpSpec { workers: 3, ..spec(&nics, "nic0") });
+    assert!(matches!(error, AfXdpError::TooFewQueues { workers: 3, queues: 1, .. }), "{error}");
     let error = refusal(&AfXdpSpec { mode: CopyMode::ZeroCopy, ..spec(&nics, "nic0") });
     assert!(matches!(error, AfXdpError::NoZeroCopy { .. }), "{error:?}");
     says(&error, &["mode = \"auto\""]);

@@ -106,10 +106,19 @@ fn a_frame_above_the_mtu_is_counted_and_the_next_one_passes() {
     wait_until("it is refused", || port(&bench).dropped(DropReason::EgressDown) == 1);
 }
 
+const TWO_QUEUES: [&str; 4] = ["numrxqueues", "2", "numtxqueues", "2"];
+
 #[test]
 fn flows_come_by_two_queues_and_leave_by_two() {
-    let queues = ["numrxqueues", "2", "numtxqueues", "2"];
-    let two = TwoHosts::new(&queues, |spec| spec);
+    flows_pass(&TwoHosts::new(&TWO_QUEUES, |spec| spec));
+}
+
+#[test]
+fn flows_pass_where_two_workers_share_both_ports() {
+    flows_pass(&TwoHosts::new(&TWO_QUEUES, |spec| AfXdpSpec { workers: 2, ..spec }));
+}
+
+fn flows_pass(two: &TwoHosts) {
     assert!(two.devices.iter().all(|device| device.interface().name.starts_with("nic")));
     let [a, b] = &two.hosts;
     for port in 0..8 {
@@ -122,8 +131,7 @@ fn flows_come_by_two_queues_and_leave_by_two() {
 #[test]
 fn frames_of_a_queue_that_is_not_the_ports_stay_the_kernels() {
     let (host, nics) = (Netns::new(), Netns::new());
-    let queues = ["numrxqueues", "2", "numtxqueues", "2"];
-    veth((&host, "eth0"), (&nics, "nic0"), &queues, &["10.70.0.1/24"]);
+    veth((&host, "eth0"), (&nics, "nic0"), &TWO_QUEUES, &["10.70.0.1/24"]);
     nics.ip(&["address", "add", "10.70.0.2/24", "dev", "nic0"]);
     let mut bench = Bench::new();
     let choice = QueueChoice::These(vec![1]);
@@ -145,6 +153,35 @@ fn frames_of_a_queue_that_is_not_the_ports_stay_the_kernels() {
         ours + others == 64
     });
     assert!(ours > 0 && others > 0, "{ours} were the port's, {others} the kernel's");
+}
+
+/// Of two queues each worker has one, and what is for the port at the other end is handed over.
+#[test]
+fn frames_of_both_workers_reach_a_port_that_one_has() {
+    let (host, nics) = (Netns::new(), Netns::new());
+    veth((&host, "eth0"), (&nics, "nic0"), &TWO_QUEUES, &["10.70.0.1/24"]);
+    let mut bench = Bench::of(2);
+    let device = attach(&mut bench, 0, &AfXdpSpec { workers: 2, ..spec(&nics, "nic0") });
+    let mut far = bench.pipe(1, 1 << 20);
+    bench.xconnect(&[(0, 1)]);
+    let mac = device.interface().mac.map(|byte| format!("{byte:02x}")).join(":");
+    host.ip(&["neigh", "add", "10.70.0.2", "lladdr", &mac, "dev", "eth0", "nud", "permanent"]);
+    for port in 7100..7164 {
+        host.udp(&format!("10.70.0.1:{port}")).send_to(b"x", "10.70.0.2:7002").unwrap();
+    }
+    let mut came = 0;
+    wait_until("all 64, by either queue", || {
+        came += far.collect().iter().filter(|(frame, _)| frame.ends_with(b"x")).count();
+        came == 64
+    });
+    // And the other way.
+    for flow in 0..64u8 {
+        let mut frame = [0xff; 60];
+        (frame[12], frame[13], frame[26]) = (0x08, 0x00, flow);
+        assert!(far.inject(&frame));
+    }
+    let counters = |bench: &Bench| bench.engine.counters().port(PortIndex(0)).snapshot();
+    wait_until("all to be sent", || counters(&bench).tx.0 == 64);
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn a_file_is_received_as_it_is_and_what_is_sent_is_a_file() {
     let (mut engine, mut far) = engine();
     let device = format!("net_pcap0,rx_pcap={},tx_pcap={}", read.display(), written.display());
     let (parts, device) = dpdk::open(PCAP, &DeviceSpec::new(device)).unwrap();
-    engine.attach(PCAP, WorkerId(0), parts).unwrap();
+    engine.share(PCAP, std::iter::zip([WorkerId(0)], parts).collect()).unwrap();
     let mut received = Vec::new();
     wait_until("the file's frames", || {
         received.extend(far.collect().into_iter().map(|(frame, _)| frame));
@@ -96,7 +96,7 @@ fn an_open_checksum_of_ipv6_is_paid_before_the_frame_is_sent() {
     write_pcap(&read, &[]);
     let device = format!("net_pcap1,rx_pcap={},tx_pcap={}", read.display(), written.display());
     let (parts, device) = dpdk::open(PCAP, &DeviceSpec::new(device)).unwrap();
-    engine.attach(PCAP, WorkerId(0), parts).unwrap();
+    engine.share(PCAP, std::iter::zip([WorkerId(0)], parts).collect()).unwrap();
     for payload in [0, 1, 2, 99, 1452] {
         let (frame, offload) = open_datagram(payload);
         wait_until("room", || far.inject_with(&frame, Some(offload)));

@@ -60,7 +60,7 @@ fn read(
     // A pool that no other test uses.
     let device = DeviceSpec { buffers: Some(2048), ..DeviceSpec::new(device) };
     let (parts, device) = dpdk::open(PCAP, &device).unwrap();
-    engine.attach(PCAP, WorkerId(0), parts).unwrap();
+    engine.share(PCAP, std::iter::zip([WorkerId(0)], parts).collect()).unwrap();
     let mut received = Vec::new();
     wait_until("the file's frames", || {
         received.extend(far.collect().into_iter().map(|(frame, _)| frame));

@@ -256,6 +256,7 @@ fn a_port_is_replaced_on_the_same_device_and_reads_back_as_it_was_set() {
         let other = pb::DpdkPort {
             device: ring,
             queues: 1,
+            workers: 1,
             rx_descriptors: 128,
             tx_descriptors: 256,
             mtu: 1000,

@@ -264,10 +264,91 @@ fn a_fault_of_a_port_that_was_attached_anew_meanwhile_does_not_concern_the_new_o
     let (mut a, mut b) = (attach(&mut engine, A, W0, 1 << 18), attach(&mut engine, B, W0, 1 << 18));
     let Event::Faulted { port, attachment, .. } = event else { panic!("the worker died") };
     assert!(!engine.forget(port, attachment));
-    assert_eq!(engine.owner(A), Some(W0));
+    assert_eq!(engine.owner(A), Some(W0.into()));
     xconnect(&mut engine, 1, &[(A, B)]);
     both_ways(&mut engine, &mut a, &mut b, 100);
     engine.detach(A).unwrap();
+}
+
+/// A port that two workers share, each with an end of a pipe; and the far ends.
+fn share(engine: &mut Engine, port: PortIndex) -> [PipeEnd; 2] {
+    let ((near, far), (second, far_second)) = (pipe(1 << 18).unwrap(), pipe(1 << 18).unwrap());
+    engine.counters().port(port).open("shared", "pipe");
+    engine.share(port, vec![(W0, near.into_parts()), (W1, second.into_parts())]).unwrap();
+    [far, far_second]
+}
+
+#[test]
+fn a_shared_port_is_sent_to_and_received_from_by_every_worker_that_has_it() {
+    let mut engine = engine(3);
+    let mut shared = share(&mut engine, A);
+    let at_w1 = PortIndex(2);
+    let mut others = [attach(&mut engine, B, W0, 1 << 18), attach(&mut engine, at_w1, W1, 1 << 18)];
+    let mut third = attach(&mut engine, PortIndex(3), WorkerId(2), 1 << 18);
+    let owners = engine.owner(A).unwrap();
+    assert_eq!((owners.home(), owners.to_string()), (W0, "0, 1".to_owned()));
+    // All send by the shared port; what comes by it goes to one of them.
+    let mut tables = Tables { generation: 1, ..Tables::default() };
+    for from in [B, at_w1, PortIndex(3)] {
+        tables.set(from, Entry { forward: Forward::Xconnect(A), owner: engine.owner(from) });
+    }
+    tables.set(A, Entry { forward: Forward::Xconnect(at_w1), owner: engine.owner(A) });
+    engine.publish(tables).unwrap();
+    let mut captured = engine.capture(A, 64, 1 << 18).unwrap();
+    for i in 0..100u8 {
+        assert!(others[0].inject(&[i; 60]) && others[1].inject(&[i; 61]) && third.inject(&[i; 62]));
+        assert!(shared[0].inject(&[i; 63]) && shared[1].inject(&[i; 64]));
+    }
+    // Who has a share sends by it; who has none hands over to the first that has.
+    let lengths = |frames: &[Vec<u8>], len| frames.iter().filter(|frame| frame.len() == len).count();
+    let by_w0 = collect(&mut shared[0], 200);
+    assert_eq!((lengths(&by_w0, 60), lengths(&by_w0, 62)), (100, 100));
+    let by_w1 = collect(&mut shared[1], 100);
+    assert_eq!(lengths(&by_w1, 61), 100);
+    let came = collect(&mut others[1], 200);
+    assert_eq!((lengths(&came, 63), lengths(&came, 64)), (100, 100));
+    wait_until("all to be counted", || {
+        let snapshot = engine.counters().port(A).snapshot();
+        snapshot.rx == (200, (63 + 64) * 100) && snapshot.tx == (300, (60 + 61 + 62) * 100)
+    });
+    // One capture shows what passes at either.
+    let mut seen = Vec::new();
+    wait_until("the capture", || {
+        seen.extend(captured.read());
+        seen.len() == 500
+    });
+    assert_eq!(seen.iter().filter(|record| record.direction == Direction::In).count(), 200);
+    assert_eq!(captured.missed(), 0);
+    assert_eq!(engine.detach(A).unwrap().len(), 2, "a share from each");
+    assert!(captured.is_over() && engine.owner(A).is_none());
+}
+
+#[test]
+fn a_fault_at_one_worker_ends_a_shared_port_at_all() {
+    let mut engine = engine(2);
+    let (near, mut far) = pipe(1 << 16).unwrap();
+    let broken = PortParts { rx: vec![Box::new(Broken)], ..PortParts::default() };
+    engine.share(A, vec![(W0, near.into_parts()), (W1, broken)]).unwrap();
+    let event = engine.events().recv_timeout(Duration::from_secs(10)).unwrap();
+    let Event::Faulted { port, attachment, parts, .. } = event else { panic!("a worker died") };
+    drop(parts);
+    assert!(engine.forget(port, attachment));
+    assert_eq!(engine.owner(A), None);
+    // The other share went, too, and the port can be had again.
+    wait_until("the pipe's end to go", || !far.inject(&[0; 60]));
+    let (mut a, mut b) = (attach(&mut engine, A, W1, 1 << 18), attach(&mut engine, B, W0, 1 << 18));
+    xconnect(&mut engine, 1, &[(A, B)]);
+    both_ways(&mut engine, &mut a, &mut b, 100);
+}
+
+#[test]
+fn a_port_that_cannot_be_given_to_all_is_given_to_none() {
+    let mut engine = engine(1);
+    let (near, _far) = pipe(1 << 16).unwrap();
+    let shares = vec![(W0, near.into_parts()), (W1, PortParts::default())];
+    assert!(matches!(engine.share(A, shares), Err(EngineError::NoSuchWorker(1))));
+    assert_eq!(engine.owner(A), None);
+    attach(&mut engine, A, W0, 1 << 16);
 }
 
 /// A receiver with a bug.

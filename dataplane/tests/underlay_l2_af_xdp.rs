@@ -7,7 +7,7 @@ mod lab;
 mod underlay_support;
 
 use adversity_support::{Engine, wait_until};
-use lab::{Family, Netns, join_with_addresses, tcp_echo, two_nodes};
+use lab::{Family, Netns, join_by_queues, join_with_addresses, tcp_echo, two_nodes};
 use underlay_support::{OURS, Rig, THEIRS, VNI, WORKER, kernel_vxlan, literal, tap, underlay};
 use vwire_dataplane::DropReason;
 
@@ -65,6 +65,25 @@ fn the_nodes_own_connections_go_on_beside_tunnels() {
         tcp_echo(node, &rig.peer, &far, 1_000_000);
         let nic = rig.engine.stats("nic");
         assert_eq!(nic.dropped_in_all(), 0, "{nic:?}");
+    }
+}
+
+#[test]
+fn two_workers_share_the_interface_and_its_tunnels() {
+    for family in [Family::V4, Family::V6] {
+        let (node, peer) = (Netns::new("a"), Netns::new("b"));
+        join_by_queues("u0", 2, &node, &peer);
+        family.assign(&node, 1);
+        family.assign(&peer, 2);
+        let mut rig = Rig::shared(&nic(&node), peer, family, None);
+        rig.wait_for_peer();
+        rig.tcp_both_ways(500_000);
+        rig.many_flows();
+        rig.engine.kill();
+        rig.engine.restart();
+        rig.wait_for_peer();
+        rig.many_flows();
+        rig.lengths_at_the_limit();
     }
 }
 

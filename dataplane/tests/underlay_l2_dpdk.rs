@@ -47,6 +47,19 @@ impl OnCard {
     }
 }
 
+#[test]
+fn two_workers_share_the_device_and_its_tunnels() {
+    for family in [Family::V4, Family::V6] {
+        let (peer, engine) = (Netns::new("p"), format!("{}queues = 2\n", nic("net_tap0")));
+        let name = peer.name.clone();
+        let rig = Rig::shared(&engine, peer, family, Some(&name));
+        tap_is_there(&rig);
+        rig.tcp_both_ways(500_000);
+        rig.many_flows();
+        rig.lengths_at_the_limit();
+    }
+}
+
 /// The tap's interface is the other node's. It comes and goes with the engine.
 fn on_tap(family: Family) -> Rig {
     let (peer, engine) = (Netns::new("p"), nic("net_tap0"));

@@ -4,7 +4,7 @@
 //! offset 0      Header            one page; magic, sizes, the names of the drop reasons
 //! offset 4096   PortEntry[n]      one slot per port index; name, kind, state, counters
 //! ```
-//! All integers are in the machine's byte order. Every counter has one writer (the worker that owns the port) and only grows
+//! All integers are in the machine's byte order. Every counter is written by the worker that owns the port, or added to atomically by those that share it, and only grows
 //! while its slot's `epoch` stays the same; a slot that is given to another port starts again at zero with a higher epoch.
 
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -52,7 +52,9 @@ pub struct PortEntry {
     pub kind: [AtomicU64; 2],
     /// The port's name, zero-padded.
     pub name: [AtomicU64; NAME_LEN / 8],
-    _pad: [u64; 5],
+    /// 1 if several workers count here, each by atomic additions; 0 if one does.
+    pub shared: AtomicU32,
+    _pad: [u32; 9],
     /// Frames that entered the engine here.
     pub rx: Traffic,
     /// Frames that left the engine here.

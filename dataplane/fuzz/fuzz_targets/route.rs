@@ -69,7 +69,7 @@ fn world() -> World {
     let mut ends = Vec::new();
     for at in 0..3 {
         let place = Place { domain: DomainIndex(0), member: MemberIndex(at) };
-        tables.set(PortIndex(at), Entry { forward: Forward::Route(place), owner: Some(WorkerId(0)) });
+        tables.set(PortIndex(at), Entry { forward: Forward::Route(place), owner: Some(WorkerId(0).into()) });
         let (near, far) = pipe(1 << 20).unwrap();
         let parts = near.into_parts();
         assert!(commands.give(Command::Attach { port: PortIndex(at), attachment: Default::default(), parts }).is_ok());

@@ -188,11 +188,14 @@ impl Ports {
     fn take_death(&mut self, worker: WorkerId, message: &str) {
         tracing::error!(worker = worker.0, "worker died: {message}");
         self.dead_workers += 1;
-        let on_it = |open: &OpenPort| open.worker == worker && !open.spec.is_relay();
-        for (port, open) in self.open.iter_mut().filter(|(_, open)| on_it(open)) {
+        let on_it = |open: &OpenPort| !open.spec.is_relay() && self.workers_of(open).contains(&worker);
+        let theirs: Vec<PortName> =
+            self.open.iter().filter(|(_, open)| on_it(open)).map(|(port, _)| port.clone()).collect();
+        for port in theirs {
+            let Some(open) = self.open.get_mut(&port) else { continue };
             open.link = Link { reason: format!("worker {} died: {message}", worker.0), ..Link::default() };
             self.counters.port(open.index).set_state(PortState::Down);
-            self.touched.insert(port.clone());
+            self.touched.insert(port);
         }
     }
 }

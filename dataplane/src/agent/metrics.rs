@@ -44,9 +44,13 @@ fn ports(ports: &[PortReport], out: &mut String) {
         let _ = writeln!(out, "vwire_port_up{{port=\"{name}\",kind=\"{kind}\"}} {}", u8::from(*up));
     }
     let family = "vwire_port_worker";
-    let _ = writeln!(out, "# HELP {family} The worker that owns the port.\n# TYPE {family} gauge");
-    for (port, worker) in ports.iter().filter_map(|port| Some((port, port.worker?))) {
-        let _ = writeln!(out, "{family}{{port=\"{}\",kind=\"{}\"}} {}", port.name, port.kind, worker.0);
+    let _ = writeln!(
+        out,
+        "# HELP {family} The worker that owns the port, or the first of those that share it.\n# TYPE {family} gauge"
+    );
+    for (port, owners) in ports.iter().filter_map(|port| Some((port, port.owners?))) {
+        let _ =
+            writeln!(out, "{family}{{port=\"{}\",kind=\"{}\"}} {}", port.name, port.kind, owners.home().0);
     }
     for (family, help, value) in COUNTERS {
         let _ = writeln!(out, "# HELP {family} {help}\n# TYPE {family} counter");
@@ -135,7 +139,7 @@ mod tests {
                 name: "a".into(),
                 kind: "memif".into(),
                 up: true,
-                worker: Some(WorkerId(1)),
+                owners: Some(WorkerId(1).into()),
                 counters,
                 device: vec![],
             }],

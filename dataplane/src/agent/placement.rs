@@ -15,6 +15,12 @@ pub fn place(ties: impl IntoIterator<Item = Option<WorkerId>>, load: &[usize]) -
     })
 }
 
+/// The workers of a port whose queues are spread over `count` of `workers`: its home, and those that come after it.
+pub fn spread(home: WorkerId, count: u16, workers: usize) -> impl Iterator<Item = WorkerId> {
+    let workers = u16::try_from(workers).unwrap_or(u16::MAX).max(1);
+    (0..count.clamp(1, workers)).map(move |nth| WorkerId((home.0 + nth) % workers))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -33,5 +39,15 @@ mod tests {
     fn a_port_without_ties_goes_to_the_least_loaded_worker() {
         assert_eq!(place([None], &[2, 1, 1]), WorkerId(1));
         assert_eq!(place([], &[0]), WorkerId(0));
+    }
+
+    #[test]
+    fn a_port_is_spread_over_its_home_and_those_after_it() {
+        let spread = |home, count, workers| -> Vec<u16> {
+            spread(WorkerId(home), count, workers).map(|worker| worker.0).collect()
+        };
+        assert_eq!(spread(0, 1, 4), [0]);
+        assert_eq!(spread(3, 3, 4), [3, 0, 1]);
+        assert_eq!(spread(1, 9, 2), [1, 0], "each worker once");
     }
 }

@@ -5,7 +5,7 @@ use tokio::sync::broadcast;
 use super::Agent;
 use crate::model::PortName;
 use crate::stats::Snapshot;
-use crate::tables::WorkerId;
+use crate::tables::Owners;
 
 /// Whether a port can move frames, and with whom.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -36,8 +36,8 @@ pub struct PortReport {
     pub kind: String,
     /// True while frames can flow.
     pub up: bool,
-    /// The worker that owns the port, while it is up.
-    pub worker: Option<WorkerId>,
+    /// The workers that have the port, while it is up.
+    pub owners: Option<Owners>,
     /// What was counted.
     pub counters: Snapshot,
     /// What the device's driver counted, by its own names; empty where there is none.

@@ -17,6 +17,7 @@ use crate::fdpass::Connection;
 use crate::model::{
     FieldError, Inode, Op, PortName, State, StateError, op_from_proto, state_from_proto, state_to_proto,
 };
+use crate::tables::Owners;
 
 /// Most operations of one transaction.
 const MAX_OPS: usize = 4096;
@@ -177,7 +178,7 @@ fn link_to_proto((port, link): (PortName, Link)) -> pb::Link {
 }
 
 fn report_to_proto(report: PortReport) -> pb::PortStats {
-    let PortReport { name, kind, up, worker, counters, device } = report;
+    let PortReport { name, kind, up, owners, counters, device } = report;
     let drops = counters.drops.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect();
     let ((rx_packets, rx_bytes), (tx_packets, tx_bytes)) = (counters.rx, counters.tx);
     pb::PortStats {
@@ -189,7 +190,8 @@ fn report_to_proto(report: PortReport) -> pb::PortStats {
         tx_packets,
         tx_bytes,
         drops,
-        worker: worker.map(|worker| worker.0.into()),
+        worker: owners.map(|owners| owners.home().0.into()),
+        workers: owners.into_iter().flat_map(Owners::iter).map(|worker| worker.0.into()).collect(),
         device: device.into_iter().collect(),
     }
 }

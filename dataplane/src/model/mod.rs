@@ -203,6 +203,15 @@ impl PortSpec {
         }
     }
 
+    /// How many workers share the port's queues.
+    pub const fn workers(&self) -> u16 {
+        match self {
+            Self::Dpdk(dpdk) => dpdk.workers.get(),
+            Self::AfXdp(nic) => nic.workers.get(),
+            _ => 1,
+        }
+    }
+
     /// Whether the port's frames are those of a kernel interface that keeps its addresses, routes and neighbours.
     pub const fn has_kernel_routes(&self) -> bool {
         matches!(self, Self::AfXdp(_))

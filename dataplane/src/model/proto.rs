@@ -105,6 +105,7 @@ fn af_xdp(raw: &pb::AfXdpPort) -> Result<AfXdpSpec, FieldError> {
         ifname: raw.ifname.parse().field("ifname")?,
         netns,
         queues: raw.queues.iter().enumerate().map(queue).collect::<Result<_, _>>()?,
+        workers: number(raw.workers, "workers")?,
         frame_size: number(raw.frame_size, "frame_size")?,
         ring_size: number(raw.ring_size, "ring_size")?,
         mode,
@@ -133,9 +134,10 @@ fn vxlan(raw: &pb::Vxlan) -> Result<VxlanSpec, FieldError> {
 }
 
 fn dpdk(raw: &pb::DpdkPort) -> Result<DpdkSpec, FieldError> {
-    Ok(DpdkSpec {
+    let spec = DpdkSpec {
         device: raw.device.parse().field("device")?,
         queues: number(raw.queues, "queues")?,
+        workers: number(raw.workers, "workers")?,
         rx_descriptors: number(raw.rx_descriptors, "rx_descriptors")?,
         tx_descriptors: number(raw.tx_descriptors, "tx_descriptors")?,
         mtu: number(raw.mtu, "mtu")?,
@@ -144,7 +146,8 @@ fn dpdk(raw: &pb::DpdkPort) -> Result<DpdkSpec, FieldError> {
             0 => None,
             buffers => Some(i64::from(buffers).try_into().field("buffers")?),
         },
-    })
+    };
+    spec.checked().map_err(split)
 }
 
 /// The checks across fields begin their reason with the field's name.
@@ -319,6 +322,7 @@ fn kind_to_proto(spec: &PortSpec) -> Option<pb::port::Kind> {
             ifname: nic.ifname.as_str().to_owned(),
             netns: nic.netns.as_ref().map(ToString::to_string).unwrap_or_default(),
             queues: nic.queues.iter().map(|queue| queue.get().into()).collect(),
+            workers: nic.workers.get().into(),
             frame_size: nic.frame_size.get(),
             ring_size: nic.ring_size.get(),
             mode: match nic.mode {
@@ -342,6 +346,7 @@ fn kind_to_proto(spec: &PortSpec) -> Option<pb::port::Kind> {
         PortSpec::Dpdk(dpdk) => pb::port::Kind::Dpdk(pb::DpdkPort {
             device: dpdk.device.to_string(),
             queues: dpdk.queues.get().into(),
+            workers: dpdk.workers.get().into(),
             rx_descriptors: dpdk.rx_descriptors.get().into(),
             tx_descriptors: dpdk.tx_descriptors.get().into(),
             mtu: dpdk.mtu.get().into(),

@@ -1,6 +1,7 @@
 //! Counters, in a file that any process can map and read, also after a crash. The layout is [`vwire_proto::stats`]'s.
 //!
-//! Every counter has one writer at a time, the worker that owns the port, so adding is a plain load and store: no bus lock.
+//! Nearly every counter has one writer at a time, the worker that owns the port, so adding is a plain load and store: no bus lock.
+//! The counters of a port that several workers share say so, and are added to atomically.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -38,30 +39,40 @@ impl Snapshot {
     }
 }
 
-#[inline]
-fn add(counter: &AtomicU64, n: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
-}
-
 impl PortCounters {
+    #[inline]
+    fn add<const N: usize>(&self, counters: [(&AtomicU64, u64); N]) {
+        let shared = self.0.shared.load(Ordering::Relaxed) != 0;
+        for (counter, n) in counters {
+            if shared {
+                counter.fetch_add(n, Ordering::Relaxed);
+            } else {
+                counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Says whether several workers count here. Only the agent does, while none does.
+    pub fn set_shared(&self, shared: bool) {
+        self.0.shared.store(shared.into(), Ordering::Release);
+    }
+
     /// Counts frames that entered by this port.
     #[inline]
     pub fn received(&self, packets: u64, bytes: u64) {
-        add(&self.0.rx.packets, packets);
-        add(&self.0.rx.bytes, bytes);
+        self.add([(&self.0.rx.packets, packets), (&self.0.rx.bytes, bytes)]);
     }
 
     /// Counts frames that left by this port.
     #[inline]
     pub fn sent(&self, packets: u64, bytes: u64) {
-        add(&self.0.tx.packets, packets);
-        add(&self.0.tx.bytes, bytes);
+        self.add([(&self.0.tx.packets, packets), (&self.0.tx.bytes, bytes)]);
     }
 
     /// Counts frames lost at this port.
     #[inline]
     pub fn dropped(&self, reason: DropReason, packets: u64) {
-        add(&self.0.drops[reason as usize], packets);
+        self.add([(&self.0.drops[reason as usize], packets)]);
     }
 
     /// Reads all counters. Not one instant's picture while the port is busy: each value is exact at its own moment.

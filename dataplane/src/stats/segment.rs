@@ -264,6 +264,24 @@ mod tests {
     }
 
     #[test]
+    fn what_several_workers_count_at_once_adds_up() {
+        let counters = Counters::anonymous(1).unwrap();
+        let port = counters.free_slot().unwrap();
+        counters.port(port).open("shared", "dpdk");
+        counters.port(port).set_shared(true);
+        let count = || {
+            for _ in 0..100_000 {
+                counters.port(port).received(2, 120);
+                counters.port(port).dropped(DropReason::TxFull, 1);
+            }
+        };
+        std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(count))));
+        let expected =
+            Snapshot { rx: (800_000, 48_000_000), tx: (0, 0), drops: vec![(DropReason::TxFull, 400_000)] };
+        assert_eq!(counters.port(port).snapshot(), expected);
+    }
+
+    #[test]
     fn a_slot_starts_at_zero_for_its_next_port() {
         let counters = Counters::anonymous(2).unwrap();
         let slot = counters.free_slot().unwrap();

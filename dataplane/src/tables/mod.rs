@@ -10,9 +10,11 @@ use crate::port::PortIndex;
 use crate::route::domain::{Domain, DomainIndex, MemberIndex};
 
 mod line;
+mod owners;
 pub mod swap;
 
 pub use line::{Hop, Line};
+pub use owners::Owners;
 
 /// Which worker, by its place in `[workers] cores`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -44,8 +46,8 @@ pub struct Place {
 pub struct Entry {
     /// What becomes of frames that enter here.
     pub forward: Forward,
-    /// The worker that owns the port, if it is attached to one.
-    pub owner: Option<WorkerId>,
+    /// The workers that have the port, if it is attached to any.
+    pub owner: Option<Owners>,
 }
 
 /// A VXLAN network identifier: 24 bits.

@@ -34,7 +34,7 @@ pub struct Record {
     pub bytes: Vec<u8>,
 }
 
-/// The worker's end of a capture.
+/// A worker's end of a capture.
 pub struct Tap {
     ring: Producer,
     snap_len: usize,
@@ -43,41 +43,49 @@ pub struct Tap {
 
 /// The watcher's end. Dropping it ends the capture.
 pub struct CaptureReader {
-    ring: Consumer,
+    /// One from each worker that has the port.
+    rings: Vec<Consumer>,
     missed: Arc<AtomicU64>,
 }
 
-/// Makes a capture that keeps up to `snap_len` bytes of each frame and can run `ring_bytes` behind.
-pub fn capture(snap_len: usize, ring_bytes: usize) -> (Tap, CaptureReader) {
-    let (producer, consumer) = ring(ring_bytes);
+/// Makes a capture that keeps up to `snap_len` bytes of each frame, for so many `workers`, each of which can run `ring_bytes` ahead.
+pub fn capture(workers: usize, snap_len: usize, ring_bytes: usize) -> (Vec<Tap>, CaptureReader) {
     let missed = Arc::new(AtomicU64::new(0));
-    (Tap { ring: producer, snap_len, missed: Arc::clone(&missed) }, CaptureReader { ring: consumer, missed })
+    let (producers, rings): (Vec<_>, Vec<_>) = (0..workers).map(|_| ring(ring_bytes)).unzip();
+    let tap = |ring| Tap { ring, snap_len, missed: Arc::clone(&missed) };
+    (producers.into_iter().map(tap).collect(), CaptureReader { rings, missed })
 }
 
 impl CaptureReader {
-    /// Takes what was captured since the last call. Non-blocking; poll it a few times a second, the ring holds the rest.
+    /// Takes what was captured since the last call, in the order of time. Non-blocking; poll it a few times a second, the rings hold
+    /// the rest.
     pub fn read(&mut self) -> Vec<Record> {
         let mut records = Vec::new();
-        self.ring.drain(|[time_ns, about], view| {
-            records.push(Record {
-                time_ns,
-                direction: if about >> 63 == 0 { Direction::In } else { Direction::Out },
-                dropped: DropReason::ALL.get(((about >> 32) as u8 as usize).wrapping_sub(1)).copied(),
-                original_len: about as u32 as usize,
-                bytes: view.to_vec(),
+        for ring in &mut self.rings {
+            ring.drain(|[time_ns, about], view| {
+                records.push(Record {
+                    time_ns,
+                    direction: if about >> 63 == 0 { Direction::In } else { Direction::Out },
+                    dropped: DropReason::ALL.get(((about >> 32) as u8 as usize).wrapping_sub(1)).copied(),
+                    original_len: about as u32 as usize,
+                    bytes: view.to_vec(),
+                });
             });
-        });
+        }
+        if self.rings.len() > 1 {
+            records.sort_by_key(|record| record.time_ns);
+        }
         records
     }
 
-    /// Frames that the ring had no room for.
+    /// Frames that the rings had no room for.
     pub fn missed(&self) -> u64 {
         self.missed.load(Ordering::Relaxed)
     }
 
-    /// True if the port was detached or the worker stopped: no more will come.
+    /// True if the port was detached or its workers stopped: no more will come.
     pub fn is_over(&self) -> bool {
-        self.ring.is_abandoned()
+        self.rings.iter().all(Consumer::is_abandoned)
     }
 }
 

@@ -56,7 +56,7 @@ pub enum Command {
 
 /// Something that happened to a worker.
 pub enum Event {
-    /// A port could not go on and was detached.
+    /// A port could not go on and was detached, by the worker that noticed.
     Faulted {
         /// Which port.
         port: PortIndex,

@@ -58,13 +58,13 @@ impl Forwarder<'_> {
         }
     }
 
-    /// Gives `frames` to the worker that owns `egress`, which may be this one.
+    /// Gives `frames` to a worker that has `egress`: this one, if it has a share.
     #[inline]
     pub(super) fn post(&mut self, egress: PortIndex, frames: Frames<'_, '_>) -> Option<Lost> {
         match self.tables.entry(egress).owner {
-            Some(owner) if owner == self.me => self.send(egress, frames),
-            Some(owner) => {
-                let taken = self.handoff.send(owner, egress, &frames);
+            Some(owners) if owners.has(self.me) => self.send(egress, frames),
+            Some(owners) => {
+                let taken = self.handoff.send(owners.home(), egress, &frames);
                 (taken < frames.len()).then_some(Lost { from: taken, reason: DropReason::HandoffFull })
             }
             None => Some(Lost { from: 0, reason: DropReason::EgressDown }),

@@ -48,11 +48,12 @@ pub fn spec(netns: &Netns, ifname: &str) -> AfXdpSpec {
     AfXdpSpec { netns: Some(netns.open()), ring_size: 256, ..AfXdpSpec::new(ifname) }
 }
 
-/// Opens a port and attaches it to the engine's only worker.
+/// Opens a port and attaches it to the engine's first workers.
 pub fn attach(bench: &mut Bench, port: u16, spec: &AfXdpSpec) -> AfXdpDevice {
-    let (device, parts) = af_xdp::open(spec, PortIndex(port)).unwrap();
+    let (device, shares) = af_xdp::open(spec, PortIndex(port)).unwrap();
     bench.engine.counters().port(PortIndex(port)).open(&spec.ifname, "af_xdp");
-    bench.engine.attach(PortIndex(port), WorkerId(0), parts).unwrap();
+    let shares = (0..).map(WorkerId).zip(shares).collect();
+    bench.engine.share(PortIndex(port), shares).unwrap();
     device
 }
 
@@ -75,7 +76,7 @@ pub struct TwoHosts {
 impl TwoHosts {
     pub fn new(more: &[&str], change: impl Fn(AfXdpSpec) -> AfXdpSpec) -> Self {
         let (hosts, nics) = ([Netns::new(), Netns::new()], Netns::new());
-        let mut bench = Bench::new();
+        let mut bench = Bench::of(2);
         let mut devices = Vec::new();
         for (i, host) in hosts.iter().enumerate() {
             let nic = format!("nic{i}");

@@ -35,7 +35,7 @@ pub fn engine() -> (Engine, PipeEnd) {
     engine.attach(PIPE, WorkerId(0), near.into_parts()).unwrap();
     let mut tables = Tables { generation: 1, ..Tables::default() };
     for (from, to) in [(PCAP, PIPE), (PIPE, PCAP)] {
-        tables.set(from, Entry { forward: Forward::Xconnect(to), owner: Some(WorkerId(0)) });
+        tables.set(from, Entry { forward: Forward::Xconnect(to), owner: Some(WorkerId(0).into()) });
     }
     engine.publish(tables).unwrap();
     (engine, far)

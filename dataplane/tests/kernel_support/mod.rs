@@ -103,7 +103,7 @@ pub fn spec(netns: &Netns, ifname: &str, addresses: &[&str]) -> KernelSpec {
     }
 }
 
-/// An engine of one worker.
+/// An engine, whose first worker has the ports unless they are shared.
 pub struct Bench {
     pub engine: Engine,
     generation: u64,
@@ -111,7 +111,12 @@ pub struct Bench {
 
 impl Bench {
     pub fn new() -> Self {
-        let spec = EngineSpec { cores: vec![None], mode: Mode::Adaptive, handoff_bytes: 1 << 20 };
+        Self::of(1)
+    }
+
+    /// With so many workers.
+    pub fn of(workers: usize) -> Self {
+        let spec = EngineSpec { cores: vec![None; workers], mode: Mode::Adaptive, handoff_bytes: 1 << 20 };
         Self { engine: Engine::start(&spec, Counters::anonymous(16).unwrap()).unwrap(), generation: 0 }
     }
 

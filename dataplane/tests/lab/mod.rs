@@ -158,9 +158,16 @@ impl Family {
 
 /// Joins two namespaces by a veth pair with the same name on both sides. Both ends are up and have no address.
 pub fn join(ifname: &str, a: &Netns, b: &Netns) {
-    let pair =
-        ["link", "add", ifname, "netns", &a.name, "type", "veth", "peer", "name", ifname, "netns", &b.name];
-    must(Command::new("ip").args(pair));
+    join_by_queues(ifname, 1, a, b);
+}
+
+/// The same with so many queues on both sides.
+pub fn join_by_queues(ifname: &str, queues: usize, a: &Netns, b: &Netns) {
+    let (a_name, b_name) = (&a.name, &b.name);
+    let many = format!("numrxqueues {queues} numtxqueues {queues}");
+    let line =
+        format!("link add {ifname} netns {a_name} {many} type veth peer name {ifname} netns {b_name} {many}");
+    must(Command::new("ip").args(line.split(' ')));
     for space in [a, b] {
         space.ip(&format!("link set {ifname} up"));
     }
@@ -247,7 +254,7 @@ impl Node {
     fn publish(&mut self) {
         self.generation += 1;
         let mut tables = Tables { generation: self.generation, ..Tables::default() };
-        let owner = Some(WorkerId(0));
+        let owner = Some(WorkerId(0).into());
         for (a, b) in &self.tables {
             tables.set(*a, Entry { forward: Forward::Xconnect(*b), owner });
             tables.set(*b, Entry { forward: Forward::Xconnect(*a), owner });

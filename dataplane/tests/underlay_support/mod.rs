@@ -57,6 +57,8 @@ pub fn tunnel(name: &str, vni: u32, family: Family, host: &str) -> String {
 
 /// One worker and no more than is needed.
 pub const WORKER: &str = "[workers]\ncores = [0]\n";
+/// Two, that may share a port.
+const TWO_WORKERS: &str = "[workers]\ncores = [0, 1]\n";
 
 /// Gives a namespace a vxlan device `vx<vni>` over `device` to the engine.
 pub fn kernel_vxlan(space: &Netns, device: &str, family: Family, vni: u32, address: &str) {
@@ -99,9 +101,27 @@ impl Rig {
     /// The underlay is port `nic`, as this configuration has it, whose other end is `u0` of `peer`. The engine runs inside the
     /// namespace of this name.
     pub fn on(nic: &str, peer: Netns, family: Family, keys: &str, more: &str, netns: Option<&str>) -> Self {
+        Self::by(WORKER, nic, peer, family, keys, more, netns)
+    }
+
+    /// Two workers share the queues of port `nic`, and so each has the tunnel.
+    pub fn shared(nic: &str, peer: Netns, family: Family, netns: Option<&str>) -> Self {
+        let nic = format!("{nic}workers = 2\n");
+        Self::by(TWO_WORKERS, &nic, peer, family, "", "", netns)
+    }
+
+    fn by(
+        workers: &str,
+        nic: &str,
+        peer: Netns,
+        family: Family,
+        keys: &str,
+        more: &str,
+        netns: Option<&str>,
+    ) -> Self {
         let host = Netns::new("h");
         let config = [
-            WORKER.to_owned(),
+            workers.to_owned(),
             nic.to_owned(),
             underlay("nic", family, keys),
             tap("host", "t0", &host, &[format!("{OURS}/24")], inner_mtu(family)),
@@ -126,6 +146,18 @@ impl Rig {
         assert!(tunnel.tx.1 > both && tunnel.rx.1 > both, "{tunnel:?}");
         assert_eq!(nic.dropped(DropReason::BadUdp) + nic.dropped(DropReason::BadOffload), 0, "{nic:?}");
         assert_eq!(tunnel.dropped(DropReason::TooBig), 0, "{tunnel:?}");
+    }
+
+    /// Flows enough that each of two queues has some: what one of the workers does not receive would not be answered.
+    pub fn many_flows(&self) {
+        for _ in 0..24 {
+            tcp_echo(&self.host, &self.peer, THEIRS, 20_000);
+            tcp_echo(&self.peer, &self.host, OURS, 20_000);
+        }
+        let (tunnel, nic) = (self.engine.stats("tun"), self.engine.stats("nic"));
+        assert_eq!(nic.dropped(DropReason::BadUdp) + nic.dropped(DropReason::UnknownVni), 0, "{nic:?}");
+        // All that the peer sent came in datagrams, whichever worker opened them.
+        assert!(tunnel.rx.0 >= nic.rx.0 / 2 && tunnel.rx.0 > 24 * 10, "{tunnel:?}, {nic:?}");
     }
 
     /// Frames as long as may be pass both ways, and what is one byte longer is counted.

@@ -55,11 +55,12 @@ impl Nic {
         self.spec.netns.take()
     }
 
-    fn open(&mut self, index: PortIndex) -> Result<PortParts, AfXdpError> {
+    /// Opens it; a share for each of its workers.
+    fn open(&mut self, index: PortIndex) -> Result<Vec<PortParts>, AfXdpError> {
         self.opened = Instant::now();
-        let (device, parts) = af_xdp::open(&self.spec, index)?;
+        let (device, shares) = af_xdp::open(&self.spec, index)?;
         self.device = Some(device);
-        Ok(parts)
+        Ok(shares)
     }
 
     /// The device goes; where its datagrams went is kept.
@@ -93,7 +94,7 @@ impl Ports {
         port: &PortName,
         spec: &AfXdpSpec,
         index: PortIndex,
-        worker: WorkerId,
+        workers: &[WorkerId],
         fds: &SentFds,
     ) -> Result<(Backing, Link), OpenError> {
         // An underlay takes its tunnels' datagrams, once there are tunnels; the rest of the interface stays the kernel's.
@@ -104,10 +105,10 @@ impl Ports {
         let spec = port_spec(spec, steering, fds)?;
         let events = LinkEvents::open(&spec).map_err(OpenError::system)?;
         let mut nic = Nic { spec, events, device: None, opened: Instant::now() };
-        let parts = nic.open(index).map_err(refused)?;
+        let shares = nic.open(index).map_err(refused)?;
         let source = Source::Nic(port.clone());
         self.watched.add(std::os::fd::AsFd::as_fd(&nic.events), source.clone())?;
-        if let Err(error) = self.engine.attach(index, worker, parts) {
+        if let Err(error) = self.engine.share(index, workers.iter().copied().zip(shares).collect()) {
             self.watched.forget(&source);
             return Err(error.into());
         }
@@ -216,9 +217,9 @@ impl Ports {
     fn reopen(&mut self, port: &PortName) {
         let Some((nic, index)) = self.nic(port) else { return };
         let opened = nic.open(index);
-        let Some(worker) = self.open.get(port).map(|open| open.worker) else { return };
+        let Some(workers) = self.open.get(port).map(|open| self.workers_of(open)) else { return };
         match opened {
-            Ok(parts) => match self.engine.attach(index, worker, parts) {
+            Ok(shares) => match self.engine.share(index, workers.into_iter().zip(shares).collect()) {
                 Ok(()) => {
                     self.say_link(port);
                     self.republish(port);
@@ -234,7 +235,7 @@ impl Ports {
 
 fn refused(error: AfXdpError) -> OpenError {
     match error {
-        AfXdpError::Setting(_) => OpenError::new(Cause::Request, error),
+        AfXdpError::Setting(_) | AfXdpError::TooFewQueues { .. } => OpenError::new(Cause::Request, error),
         _ => OpenError::system(error),
     }
 }
@@ -261,6 +262,7 @@ fn port_spec(spec: &AfXdpSpec, steering: Steering, fds: &SentFds) -> Result<af_x
             CopyMode::Generic => af_xdp::CopyMode::Generic,
         },
         busy_poll: spec.busy_poll,
+        workers: spec.workers.get(),
         steering,
         ..af_xdp::AfXdpSpec::new(spec.ifname.as_str())
     })

@@ -80,17 +80,17 @@ impl Backing {
 /// A kernel interface that no port has any more. The kernel deletes it when this is dropped.
 pub struct Gone {
     _device: KernelDevice,
-    _parts: Option<PortParts>,
+    _parts: Vec<PortParts>,
 }
 
 impl Gone {
     /// A closed port's, with what its worker had of it.
-    pub(super) fn closed(device: KernelDevice, parts: Option<PortParts>) -> Self {
+    pub(super) fn closed(device: KernelDevice, parts: Vec<PortParts>) -> Self {
         Self { _device: device, _parts: parts }
     }
 
     /// One that never was a port's.
     pub fn unused(device: KernelDevice) -> Self {
-        Self { _device: device, _parts: None }
+        Self { _device: device, _parts: Vec::new() }
     }
 }

@@ -16,10 +16,10 @@ impl Ports {
         &mut self,
         spec: &DpdkSpec,
         index: PortIndex,
-        worker: WorkerId,
+        workers: &[WorkerId],
     ) -> Result<(Backing, Link), OpenError> {
-        let (parts, device) = dpdk::open(index, &device_spec(spec))?;
-        self.engine.attach(index, worker, parts)?;
+        let (shares, device) = dpdk::open(index, &device_spec(spec))?;
+        self.engine.share(index, workers.iter().copied().zip(shares).collect())?;
         let events = self.engine.reporter();
         // Of a device that is gone the worker tells, and gives the port up.
         device.on_link(move |link| {
@@ -63,6 +63,7 @@ fn device_spec(spec: &DpdkSpec) -> DeviceSpec {
     DeviceSpec {
         device: spec.device.to_string(),
         queues: spec.queues.get(),
+        workers: spec.workers.get(),
         rx_descriptors: spec.rx_descriptors.get(),
         tx_descriptors: spec.tx_descriptors.get(),
         mtu: spec.mtu.get(),

@@ -26,7 +26,7 @@ use crate::model::{Mode, PortName, PortSpec, State, UnderlaySpec};
 use crate::port::pipe::PipeEnd;
 use crate::port::{PortIndex, PortParts};
 use crate::stats::Counters;
-use crate::tables::{Entry, Tables, WorkerId};
+use crate::tables::{Entry, Owners, Tables, WorkerId};
 use crate::underlay::MtuProbe;
 
 #[cfg(feature = "af_xdp")]
@@ -196,24 +196,25 @@ impl Ports {
             return Err(OpenError::new(Cause::Engine, "is not in the state that it is to be made for"));
         };
         let index = self.take_slot(port.as_str(), spec.kind())?;
-        let worker = self.place(port, state);
+        let home = self.place(port, state);
+        let workers = self.workers_for(&spec, home).inspect_err(|_| self.give_slot(index))?;
         let underlay = state.underlays().get(port).cloned();
         self.engine.set_underlay(index, underlay.is_some());
         let made = match &spec {
             PortSpec::Memif(spec) => self.open_memif(port, spec, fds),
-            PortSpec::Kernel(spec) => self.open_kernel(port, spec, index, worker, fds),
-            PortSpec::AfXdp(spec) => self.open_af_xdp(port, spec, index, worker, fds),
+            PortSpec::Kernel(spec) => self.open_kernel(port, spec, index, home, fds),
+            PortSpec::AfXdp(spec) => self.open_af_xdp(port, spec, index, &workers, fds),
             PortSpec::Vxlan(tunnel) => match &tunnel.underlay {
-                Some(carrier) => self.open_carried(port, tunnel, carrier, index),
-                None => self.open_vxlan(tunnel, index, worker),
+                Some(carrier) => self.open_carried(port, tunnel, carrier, index, home),
+                None => self.open_vxlan(tunnel, index, home),
             },
-            PortSpec::Pipe(spec) => self.open_pipe(spec, index, worker),
-            PortSpec::Dpdk(spec) => self.open_dpdk(spec, index, worker),
+            PortSpec::Pipe(spec) => self.open_pipe(spec, index, home),
+            PortSpec::Dpdk(spec) => self.open_dpdk(spec, index, &workers),
             PortSpec::Relay(spec) => self.open_relay(port, spec, fds),
         };
         let (backing, link) = made.inspect_err(|_| self.give_slot(index))?;
         self.counters.port(index).set_state(if link.up { PortState::Up } else { PortState::Down });
-        let worker = self.engine.owner(index).unwrap_or(worker);
+        let worker = self.engine.owner(index).map_or(home, Owners::home);
         if let Some(tunnel) = backing.tunnel() {
             self.tables.tunnels.insert(tunnel);
         }
@@ -287,15 +288,15 @@ impl Ports {
         reserve
     }
 
-    /// Takes a port's halves from its worker.
-    pub(super) fn detach(&mut self, index: PortIndex) -> Option<PortParts> {
+    /// Takes a port's halves from its workers.
+    pub(super) fn detach(&mut self, index: PortIndex) -> Vec<PortParts> {
         match self.engine.detach(index) {
-            Ok(parts) => Some(parts),
+            Ok(parts) => parts,
             // A port without a link has nothing at a worker.
-            Err(EngineError::NotAttached(_)) => None,
+            Err(EngineError::NotAttached(_)) => Vec::new(),
             Err(error) => {
                 tracing::error!("detaching {index}: {error}");
-                None
+                Vec::new()
             }
         }
     }

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use super::super::placement::place;
+use super::super::open_error::{Cause, OpenError};
+use super::super::placement::{place, spread};
 use super::{OpenPort, Ports};
 use crate::model::{PortName, PortSpec, State};
 use crate::tables::WorkerId;
@@ -32,7 +33,11 @@ impl Ports {
         let at_peer = at_peer.or(beside.map(|open| open.worker));
         let at_port = |port: &PortName| {
             let carrier = state.ports().get(port).and_then(PortSpec::carrier)?;
-            self.open.get(carrier).map(|open| open.worker)
+            let theirs = self.workers_of(self.open.get(carrier)?);
+            // Any of them will do: best the one that has the tunnel's other end.
+            let peer = state.peer(port).and_then(|peer| self.open.get(peer)).map(|open| open.worker);
+            let lightest = || theirs.iter().min_by_key(|worker| self.load.get(usize::from(worker.0)));
+            theirs.iter().find(|worker| Some(**worker) == peer).or_else(lightest).copied()
         };
         let (first, last) = (at_port(port), peer.and_then(at_port));
         let ties = [first.or(at_carrier(carriers[0])), at_peer, last.or(at_carrier(carriers[1]))];
@@ -51,13 +56,35 @@ impl Ports {
         }
     }
 
-    /// Counts a port at its worker, or no longer. A relay keeps none busy.
+    /// The workers that a port's queues are for, its home first.
+    pub(in crate::agent) fn workers_of(&self, open: &OpenPort) -> Vec<WorkerId> {
+        spread(open.worker, open.spec.workers(), self.engine.workers()).collect()
+    }
+
+    /// The same for a port that is to be opened.
+    ///
+    /// # Errors
+    /// There are fewer workers than it asks for.
+    pub(super) fn workers_for(&self, spec: &PortSpec, home: WorkerId) -> Result<Vec<WorkerId>, OpenError> {
+        let (asked, there) = (spec.workers(), self.engine.workers());
+        if usize::from(asked) > there {
+            let what = format!(
+                "workers is {asked}, but the engine has {there}: name more [workers] cores, or ask for fewer"
+            );
+            return Err(OpenError::new(Cause::Request, what));
+        }
+        Ok(spread(home, asked, there).collect())
+    }
+
+    /// Counts a port at its workers, or no longer. A relay keeps none busy.
     pub(in crate::agent) fn count(&mut self, open: &OpenPort, there: bool) {
         if open.spec.is_relay() {
             return;
         }
-        if let Some(ports) = self.load.get_mut(usize::from(open.worker.0)) {
-            *ports = if there { *ports + 1 } else { ports.saturating_sub(1) };
+        for worker in self.workers_of(open) {
+            if let Some(ports) = self.load.get_mut(usize::from(worker.0)) {
+                *ports = if there { *ports + 1 } else { ports.saturating_sub(1) };
+            }
         }
     }
 

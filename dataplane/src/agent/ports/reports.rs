@@ -25,7 +25,7 @@ impl Ports {
                 name,
                 kind: port.kind(),
                 up,
-                worker: self.engine.owner(index),
+                owners: self.engine.owner(index),
                 counters: port.snapshot(),
                 device,
             }

@@ -19,7 +19,7 @@ use super::watched::Watched;
 use crate::model::{Mac, PortName, UnderlaySpec, VxlanSpec};
 use crate::port::PortIndex;
 use crate::port::vxlan::VxlanTx;
-use crate::tables::{Tables, Tunnel};
+use crate::tables::{Tables, Tunnel, WorkerId};
 use crate::underlay::l2::neighbours::Neighbours;
 use crate::underlay::l2::station::{Heard, Station};
 
@@ -130,10 +130,13 @@ impl Ports {
         spec: &VxlanSpec,
         name: &PortName,
         index: PortIndex,
+        home: WorkerId,
     ) -> Result<(Backing, Link), OpenError> {
         let missing = || OpenError::new(Cause::Engine, format!("its underlay, port {name}, is not open"));
-        let (worker, link) =
-            self.open.get(name).map(|open| (open.worker, open.link.clone())).ok_or_else(missing)?;
+        let (mut workers, link) =
+            self.open.get(name).map(|open| (self.workers_of(open), open.link.clone())).ok_or_else(missing)?;
+        // The tunnel's own first.
+        workers.sort_by_key(|worker| *worker != home);
         let carrier = self.carriers.all.get_mut(name).ok_or_else(missing)?;
         let mtu = spec.underlay_mtu.map_or(carrier.mtu, |mtu| mtu.get().into());
         let tunnel = Tunnel {
@@ -144,7 +147,8 @@ impl Ports {
             max_frame: spec.max_frame(mtu),
             link: link_of(spec.mode),
         };
-        self.engine.attach(index, worker, VxlanTx::new(tunnel.clone()).into_parts())?;
+        let share = |worker| (worker, VxlanTx::new(tunnel.clone()).into_parts());
+        self.engine.share(index, workers.into_iter().map(share).collect())?;
         let next_hop = carrier.next_hop(spec.local, spec.remote);
         match next_hop {
             Some(next_hop) => carrier.neighbours.want(next_hop, Instant::now()),

@@ -2,7 +2,8 @@
 
 use serde::Deserialize;
 
-use crate::model::value::{IfName, Invalid, Netns, QueueIndex, XdpFrameSize, XdpRingSize};
+use super::check_workers;
+use crate::model::value::{IfName, Invalid, Netns, QueueIndex, Workers, XdpFrameSize, XdpRingSize};
 
 /// How frames pass between an interface's driver and the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Default)]
@@ -29,6 +30,8 @@ pub struct AfXdpSpec {
     pub netns: Option<Netns>,
     /// Which of its receive queues; all if empty.
     pub queues: Vec<QueueIndex>,
+    /// Workers that share these.
+    pub workers: Workers,
     /// Bytes of each buffer.
     pub frame_size: XdpFrameSize,
     /// Entries of the rings of each queue.
@@ -47,6 +50,8 @@ struct RawAfXdp {
     #[serde(default)]
     queues: Vec<QueueIndex>,
     #[serde(default)]
+    workers: Workers,
+    #[serde(default)]
     frame_size: XdpFrameSize,
     #[serde(default)]
     ring_size: XdpRingSize,
@@ -59,8 +64,8 @@ struct RawAfXdp {
 impl TryFrom<RawAfXdp> for AfXdpSpec {
     type Error = Invalid;
     fn try_from(raw: RawAfXdp) -> Result<Self, Invalid> {
-        let RawAfXdp { ifname, netns, queues, frame_size, ring_size, mode, busy_poll } = raw;
-        Self { ifname, netns, queues, frame_size, ring_size, mode, busy_poll }.checked()
+        let RawAfXdp { ifname, netns, queues, workers, frame_size, ring_size, mode, busy_poll } = raw;
+        Self { ifname, netns, queues, workers, frame_size, ring_size, mode, busy_poll }.checked()
     }
 }
 
@@ -81,6 +86,10 @@ impl AfXdpSpec {
             if self.queues[..i].contains(queue) {
                 return Err(Invalid(format!("queues: {} is there twice", queue.get())));
             }
+        }
+        // Of all queues it is not known here how many they are.
+        if count > 0 {
+            check_workers(self.workers, count)?;
         }
         Ok(self)
     }

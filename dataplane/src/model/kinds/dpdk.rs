@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
-use crate::model::value::{Buffers, Descriptors, Invalid, Mtu, Queues, shown};
+use super::check_workers;
+use crate::model::value::{Buffers, Descriptors, Invalid, Mtu, Queues, Workers, shown};
 
 /// A device as DPDK names it, with the arguments of its driver: `0000:03:00.0` or `net_af_packet0,iface=eth1`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
@@ -55,29 +56,65 @@ impl fmt::Display for DpdkName {
 
 /// A port on a device of DPDK's.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "RawDpdk")]
 pub struct DpdkSpec {
     /// The device.
     pub device: DpdkName,
     /// Receive queues, over which the device spreads flows.
-    #[serde(default)]
     pub queues: Queues,
-    /// Descriptors of each.
-    #[serde(default)]
+    /// Workers that share these, each with a transmit queue of its own.
+    pub workers: Workers,
+    /// Descriptors of each receive queue.
     pub rx_descriptors: Descriptors,
-    /// Descriptors of the transmit queue.
-    #[serde(default)]
+    /// Descriptors of each transmit queue.
     pub tx_descriptors: Descriptors,
     /// Bytes of a frame behind its Ethernet header.
-    #[serde(default)]
     pub mtu: Mtu,
     /// Whether frames for other stations are received.
-    #[serde(default = "yes")]
     pub promiscuous: bool,
     /// Buffers of a pool of its own; `None` shares the process's.
     pub buffers: Option<Buffers>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDpdk {
+    device: DpdkName,
+    #[serde(default)]
+    queues: Queues,
+    #[serde(default)]
+    workers: Workers,
+    #[serde(default)]
+    rx_descriptors: Descriptors,
+    #[serde(default)]
+    tx_descriptors: Descriptors,
+    #[serde(default)]
+    mtu: Mtu,
+    #[serde(default = "yes")]
+    promiscuous: bool,
+    buffers: Option<Buffers>,
+}
+
 fn yes() -> bool {
     true
+}
+
+impl TryFrom<RawDpdk> for DpdkSpec {
+    type Error = Invalid;
+    fn try_from(raw: RawDpdk) -> Result<Self, Invalid> {
+        let RawDpdk { device, queues, workers, rx_descriptors, tx_descriptors, mtu, promiscuous, buffers } =
+            raw;
+        Self { device, queues, workers, rx_descriptors, tx_descriptors, mtu, promiscuous, buffers }.checked()
+    }
+}
+
+impl DpdkSpec {
+    /// The port, if its parts fit together.
+    ///
+    /// # Errors
+    /// Which parts don't.
+    pub fn checked(self) -> Result<Self, Invalid> {
+        check_workers(self.workers, self.queues.get().into())?;
+        Ok(self)
+    }
 }

@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::model::value::{Invalid, Workers};
+
 mod af_xdp;
 mod dpdk;
 mod kernel;
@@ -17,6 +19,16 @@ pub use memif::{MemifSpec, Role};
 pub use pipe::PipeSpec;
 pub use relay::RelaySpec;
 pub use vxlan::VxlanSpec;
+
+/// Each of the workers that share a port has a queue at least.
+fn check_workers(workers: Workers, queues: usize) -> Result<(), Invalid> {
+    match usize::from(workers.get()) {
+        asked if asked <= queues => Ok(()),
+        asked => Err(Invalid(format!(
+            "workers: {asked} can't share {queues} queues; ask for more queues, or fewer workers"
+        ))),
+    }
+}
 
 /// What a port's frames begin with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Default)]

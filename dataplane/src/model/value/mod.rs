@@ -42,8 +42,8 @@ mod outside;
 
 pub use name::{IfName, PortName};
 pub use number::{
-    BufferSize, Buffers, Descriptors, Mtu, QueueIndex, Queues, RingSize, UdpPort, UnderlayMtu, XdpFrameSize,
-    XdpRingSize,
+    BufferSize, Buffers, Descriptors, Mtu, QueueIndex, Queues, RingSize, UdpPort, UnderlayMtu, Workers,
+    XdpFrameSize, XdpRingSize,
 };
 pub use outside::{ControlSocket, Inode, Netns};
 

@@ -52,6 +52,10 @@ bounded! {
     Queues(u16), "queues", (1..=16), "", default 1, None
 }
 bounded! {
+    /// Workers that share a port's queues.
+    Workers(u16), "workers", (1..=64), "", default 1, None
+}
+bounded! {
     /// Slots of each ring of a memif client; memif states sizes as powers of two, at most 2^15.
     RingSize(u32), "ring_size", (2..=32_768), " slots", default 1024, Some((is_power_of_two, "a power of two from "))
 }

@@ -46,6 +46,18 @@ pub enum AfXdpError {
         /// How many it has.
         queues: u32,
     },
+    /// A worker would have no queue.
+    #[error(
+        "AF_XDP on {ifname}: workers is {workers}, but there are {queues} queues for them to share; ask for fewer, or give the interface more queues (ethtool -L {ifname})"
+    )]
+    TooFewQueues {
+        /// The interface.
+        ifname: String,
+        /// How many workers were asked for.
+        workers: u16,
+        /// How many queues there are.
+        queues: usize,
+    },
     /// Another socket has the queue.
     #[error(
         "AF_XDP on {ifname}: queue {queue} is taken by another AF_XDP socket; end that program, or give this port other queues"

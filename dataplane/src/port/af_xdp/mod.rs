@@ -107,6 +107,8 @@ pub struct AfXdpSpec {
     pub netns: Option<OwnedFd>,
     /// Which of its queues.
     pub queues: QueueChoice,
+    /// Workers that share the port, each with queues of its own, as evenly as can be; at most as many as it has queues.
+    pub workers: u16,
     /// Bytes of a frame of the UMEM: 2048 or 4096. 256 of them are the kernel's; longer frames are spread over several (Linux 6.6).
     pub frame_size: u32,
     /// Entries of the rings, a power of two from 64 to 32768.
@@ -128,6 +130,7 @@ impl AfXdpSpec {
             ifname: ifname.into(),
             netns: None,
             queues: QueueChoice::All,
+            workers: 1,
             frame_size: 2048,
             ring_size: 1024,
             mode: CopyMode::Auto,
@@ -206,18 +209,18 @@ fn longest(interface: &Interface) -> u32 {
     if interface.up { interface.mtu + HEADER } else { 0 }
 }
 
-/// Opens the port `port`: its parts are for a worker, and frames come from now on.
+/// Opens the port `port`: a share of it for each worker; frames come from now on.
 ///
 /// # Errors
 /// [`AfXdpError`] says why not, and what to do. Nothing is left on the interface then.
-pub fn open(spec: &AfXdpSpec, port: PortIndex) -> Result<(AfXdpDevice, PortParts), AfXdpError> {
+pub fn open(spec: &AfXdpSpec, port: PortIndex) -> Result<(AfXdpDevice, Vec<PortParts>), AfXdpError> {
     spec.check()?;
     let netns = spec.netns.as_ref().map(AsFd::as_fd);
     netns::in_netns(netns, || open_here(spec, port))
         .map_err(|error| AfXdpError::Netns { ifname: spec.ifname.clone(), error })?
 }
 
-fn open_here(spec: &AfXdpSpec, port: PortIndex) -> Result<(AfXdpDevice, PortParts), AfXdpError> {
+fn open_here(spec: &AfXdpSpec, port: PortIndex) -> Result<(AfXdpDevice, Vec<PortParts>), AfXdpError> {
     let ifname = spec.ifname.as_str();
     let interface = find(ifname)?;
     let queues = choose(spec, &interface)?;
@@ -241,8 +244,12 @@ fn open_here(spec: &AfXdpSpec, port: PortIndex) -> Result<(AfXdpDevice, PortPart
     }
     let zero_copy = opened.iter().all(|queue| queue.zero_copy);
     let longest = Arc::new(AtomicU32::new(longest(&interface)));
-    let parts = parts(spec, port, opened, fragments, &interface, &longest);
-    Ok((AfXdpDevice { attached, interface, longest, zero_copy }, parts))
+    let mut shares: Vec<Vec<_>> = (0..spec.workers.max(1)).map(|_| Vec::new()).collect();
+    let count = shares.len();
+    opened.into_iter().enumerate().for_each(|(nth, queue)| shares[nth % count].push(queue));
+    let share = |queues| share(spec, port, queues, fragments, &interface, &longest);
+    let shares = shares.into_iter().map(share).collect();
+    Ok((AfXdpDevice { attached, interface, longest, zero_copy }, shares))
 }
 
 fn find(ifname: &str) -> Result<Interface, AfXdpError> {
@@ -257,17 +264,22 @@ fn find(ifname: &str) -> Result<Interface, AfXdpError> {
 }
 
 fn choose(spec: &AfXdpSpec, interface: &Interface) -> Result<Vec<u32>, AfXdpError> {
-    let queues = interface.queues();
-    match &spec.queues {
-        QueueChoice::All => Ok((0..queues).collect()),
+    let (queues, ifname) = (interface.queues(), || spec.ifname.clone());
+    let chosen = match &spec.queues {
+        QueueChoice::All => (0..queues).collect(),
         QueueChoice::These(chosen) => match chosen.iter().find(|queue| **queue >= queues) {
-            Some(queue) => Err(AfXdpError::NoQueue { ifname: spec.ifname.clone(), queue: *queue, queues }),
-            None => Ok(chosen.clone()),
+            Some(queue) => return Err(AfXdpError::NoQueue { ifname: ifname(), queue: *queue, queues }),
+            None => chosen.clone(),
         },
+    };
+    if usize::from(spec.workers) > chosen.len() {
+        let (workers, queues) = (spec.workers, chosen.len());
+        return Err(AfXdpError::TooFewQueues { ifname: ifname(), workers, queues });
     }
+    Ok(chosen)
 }
 
-fn parts(
+fn share(
     spec: &AfXdpSpec,
     port: PortIndex,
     queues: Vec<socket::Queue>,

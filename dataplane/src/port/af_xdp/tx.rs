@@ -23,7 +23,7 @@ const PARTS: usize = 17;
 /// The shortest frame that Ethernet's header allows.
 const ETHERNET: usize = 14;
 
-/// Sends by all queues of the interface; a flow stays on one.
+/// Sends by the queues of one share of the port; a flow stays on one.
 pub struct AfXdpTx {
     queues: Vec<TxQueue>,
     /// The longest frame that the interface takes, 0 while it is down.

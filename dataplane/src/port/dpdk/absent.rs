@@ -16,7 +16,7 @@ pub fn configure(_: &Settings) -> bool {
 ///
 /// # Errors
 /// [`DpdkError::NotBuilt`].
-pub fn open(_: PortIndex, _: &DeviceSpec) -> Result<(PortParts, DpdkDevice), DpdkError> {
+pub fn open(_: PortIndex, _: &DeviceSpec) -> Result<(Vec<PortParts>, DpdkDevice), DpdkError> {
     Err(DpdkError::NotBuilt)
 }
 

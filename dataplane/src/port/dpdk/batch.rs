@@ -87,11 +87,15 @@ pub(super) struct Batch {
     copied: u64,
     /// Some of them leave work to the device.
     owing: bool,
+    /// The device's transmit queue that they go by.
+    queue: u16,
 }
 
-impl Default for Batch {
-    fn default() -> Self {
+impl Batch {
+    /// No frames yet, for this transmit queue of a device, which no other thread sends by.
+    pub const fn new(queue: u16) -> Self {
         Self {
+            queue,
             mbufs: [std::ptr::null_mut(); BURST],
             lens: [0; BURST],
             bytes: [0; BURST],
@@ -102,9 +106,7 @@ impl Default for Batch {
             owing: false,
         }
     }
-}
 
-impl Batch {
     #[inline]
     pub const fn is_full(&self) -> bool {
         self.count == BURST
@@ -146,12 +148,18 @@ impl Batch {
         }
         let count = self.count as u16;
         // SAFETY: the mbufs are ours and complete but for the lengths given, the device is started, and this is the only thread
-        // that sends by its queue 0. What it takes is its own from here on.
+        // that sends by this queue. What it takes is its own from here on.
         let sent = unsafe {
-            sys::vwire_tx_burst_of(device.id(), 0, self.mbufs.as_mut_ptr(), self.lens.as_ptr(), count)
+            sys::vwire_tx_burst_of(
+                device.id(),
+                self.queue,
+                self.mbufs.as_mut_ptr(),
+                self.lens.as_ptr(),
+                count,
+            )
         };
         let sent = usize::from(sent).min(self.count);
-        device.sent(std::mem::take(&mut self.taken), std::mem::take(&mut self.copied));
+        device.sent(self.queue, std::mem::take(&mut self.taken), std::mem::take(&mut self.copied));
         context.sent(sent as u64, self.bytes[..sent].iter().map(|bytes| u64::from(*bytes)).sum());
         if sent < self.count {
             self.refuse_from(sent, DropReason::TxFull, context);
@@ -172,7 +180,9 @@ impl Batch {
         while at < self.count {
             let rest = (self.count - at) as u16;
             // SAFETY: `rest` mbufs from `at` on are ours and complete.
-            let good = unsafe { sys::vwire_tx_prepare(device.id(), 0, self.mbufs[at..].as_mut_ptr(), rest) };
+            let good = unsafe {
+                sys::vwire_tx_prepare(device.id(), self.queue, self.mbufs[at..].as_mut_ptr(), rest)
+            };
             at += usize::from(good);
             if at < self.count {
                 free(&mut self.mbufs[at..=at]);

@@ -7,6 +7,7 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crossbeam::utils::CachePadded;
 use dpdk_sys as sys;
 
 use super::error::DpdkError;
@@ -33,7 +34,13 @@ pub(super) struct Device {
     mbps: AtomicU32,
     /// Held for control calls.
     control: Mutex<()>,
-    /// How frames left, for whoever wants to know whether they are copied. Written by the port's worker only.
+    /// How frames left by each transmit queue.
+    sent: Box<[CachePadded<Sent>]>,
+}
+
+/// How frames left, for whoever wants to know whether they are copied. Written by the queue's worker only.
+#[derive(Default)]
+struct Sent {
     taken: AtomicU64,
     copied: AtomicU64,
 }
@@ -58,9 +65,8 @@ impl Device {
         }
         let (link, mbps) = (AtomicU32::new(DOWN), AtomicU32::new(u32::MAX));
         let control = Mutex::new(());
-        let (taken, copied) = (AtomicU64::new(0), AtomicU64::new(0));
-        let device =
-            Arc::new(Self { plugged, _promise: promise, pool, about, link, mbps, control, taken, copied });
+        let sent = (0..spec.workers).map(|_| CachePadded::default()).collect();
+        let device = Arc::new(Self { plugged, _promise: promise, pool, about, link, mbps, control, sent });
         device.look();
         watch::add(&device)?;
         Ok(device)
@@ -183,10 +189,11 @@ impl Device {
         }
     }
 
-    /// Counts frames that were sent on as they lay, and bytes that were copied.
+    /// Counts frames that were sent on as they lay by a transmit queue, and bytes that were copied.
     #[inline]
-    pub fn sent(&self, taken: u64, copied: u64) {
-        for (counter, more) in [(&self.taken, taken), (&self.copied, copied)] {
+    pub fn sent(&self, queue: u16, taken: u64, copied: u64) {
+        let Some(sent) = self.sent.get(usize::from(queue)) else { return };
+        for (counter, more) in [(&sent.taken, taken), (&sent.copied, copied)] {
             counter.store(counter.load(Ordering::Relaxed) + more, Ordering::Relaxed);
         }
     }
@@ -197,8 +204,11 @@ impl Device {
             let _one_at_a_time = self.control();
             setup::statistics(self.id())
         };
-        all.push(("vwire_tx_taken_packets".into(), self.taken.load(Ordering::Relaxed)));
-        all.push(("vwire_tx_copied_bytes".into(), self.copied.load(Ordering::Relaxed)));
+        let sum = |counter: fn(&Sent) -> &AtomicU64| {
+            self.sent.iter().map(|sent| counter(sent).load(Ordering::Relaxed)).sum()
+        };
+        all.push(("vwire_tx_taken_packets".into(), sum(|sent| &sent.taken)));
+        all.push(("vwire_tx_copied_bytes".into(), sum(|sent| &sent.copied)));
         all
     }
 }

@@ -15,20 +15,21 @@ use crate::port::{PortIndex, PortParts, Rx};
 /// the port's halves are all dropped.
 pub struct DpdkDevice(Arc<Device>);
 
-/// Probes, configures and starts a device, and makes a port of it. Starts the EAL with the first. Blocks for as long as the driver
+/// Probes, configures and starts a device, and makes a port of it: a share for each of `spec.workers`. Starts the EAL with the first. Blocks for as long as the driver
 /// takes: milliseconds for virtual devices, up to seconds for physical ones.
 ///
 /// # Errors
 /// [`DpdkError`] names what to change; nothing is left behind then.
-pub fn open(port: PortIndex, spec: &DeviceSpec) -> Result<(PortParts, DpdkDevice), DpdkError> {
+pub fn open(port: PortIndex, spec: &DeviceSpec) -> Result<(Vec<PortParts>, DpdkDevice), DpdkError> {
     let device = Device::open(spec)?;
     let rx = |queue| Box::new(DpdkRx::new(port, Arc::clone(&device), queue)) as Box<dyn Rx>;
-    let parts = PortParts {
-        rx: (0..spec.queues).map(rx).collect(),
-        tx: Some(Box::new(DpdkTx::new(Arc::clone(&device)))),
+    let share = |worker: u16| PortParts {
+        rx: (worker..spec.queues).step_by(spec.workers.into()).map(rx).collect(),
+        tx: Some(Box::new(DpdkTx::new(Arc::clone(&device), worker))),
         underlay: None,
     };
-    Ok((parts, DpdkDevice(device)))
+    let shares = (0..spec.workers).map(share).collect();
+    Ok((shares, DpdkDevice(device)))
 }
 
 impl DpdkDevice {

@@ -15,8 +15,8 @@ use crate::burst::BURST;
 
 /// An Ethernet header with one VLAN tag.
 const HEADERS: usize = 18;
-/// Buffers that lie in threads' caches, a worker's and ours.
-const CACHED: u32 = 64;
+/// Buffers that lie in the cache of a thread.
+const CACHED: u32 = 32;
 
 /// What was found out about a device when it was started.
 #[derive(Debug, Clone)]
@@ -39,8 +39,11 @@ pub(super) struct About {
 
 /// Buffers that a port's queues and halves can hold.
 pub(super) fn buffers(spec: &DeviceSpec) -> u32 {
-    let (queues, burst) = (u32::from(spec.queues), BURST as u32);
-    queues * (u32::from(spec.rx_descriptors) + burst) + u32::from(spec.tx_descriptors) + 2 * burst + CACHED
+    let (queues, workers, burst) = (u32::from(spec.queues), u32::from(spec.workers), BURST as u32);
+    // Our own thread has a cache, too.
+    queues * (u32::from(spec.rx_descriptors) + burst)
+        + workers * (u32::from(spec.tx_descriptors) + 2 * burst + CACHED)
+        + CACHED
 }
 
 fn ask(id: u16) -> Result<sys::rte_eth_dev_info, c_int> {
@@ -106,6 +109,7 @@ impl Plan<'_> {
         let (info, spec) = (&self.info, self.spec);
         let limits = [
             ("queues", spec.queues, 1, u32::from(info.max_rx_queues)),
+            ("workers", spec.workers, 1, u32::from(info.max_tx_queues)),
             ("mtu", spec.mtu, info.min_mtu.into(), most(info.max_mtu)),
             (
                 "rx_descriptors",
@@ -172,7 +176,8 @@ impl Plan<'_> {
         let config = self.config(interrupts);
         let mark = eal::mark();
         // SAFETY: a struct to read.
-        let error = unsafe { sys::rte_eth_dev_configure(id, spec.queues, 1, &raw const config) };
+        let error =
+            unsafe { sys::rte_eth_dev_configure(id, spec.queues, self.tx_queues(), &raw const config) };
         self.done("configuring it", mark, error)?;
         let (mut received, mut sent) = (spec.rx_descriptors, spec.tx_descriptors);
         // Only rounds to the driver's multiples: the limits were checked. SAFETY: two numbers to read and write.
@@ -188,12 +193,19 @@ impl Plan<'_> {
             self.done("setting up a receive queue", mark, error)?;
         }
         let tx = sys::rte_eth_txconf { offloads: config.txmode.offloads, ..self.info.default_txconf };
-        // SAFETY: a struct to read.
-        let error = unsafe { sys::rte_eth_tx_queue_setup(id, 0, sent, node, &raw const tx) };
-        self.done("setting up the transmit queue", mark, error)?;
+        for queue in 0..self.tx_queues() {
+            // SAFETY: a struct to read.
+            let error = unsafe { sys::rte_eth_tx_queue_setup(id, queue, sent, node, &raw const tx) };
+            self.done("setting up a transmit queue", mark, error)?;
+        }
         // SAFETY: it is configured.
         let error = unsafe { sys::rte_eth_dev_start(id) };
         self.done("starting it", mark, error)
+    }
+
+    /// One for each worker. net_tap has as many as receive queues, or none.
+    fn tx_queues(&self) -> u16 {
+        if self.driver == "net_tap" { self.spec.queues } else { self.spec.workers }
     }
 
     fn config(&self, interrupts: bool) -> sys::rte_eth_conf {

@@ -152,11 +152,13 @@ fn check_argument(argument: &str) -> Result<(), Invalid> {
 pub struct DeviceSpec {
     /// The device and its arguments, as `rte_dev_probe` takes them: `0000:03:00.0` or `net_af_packet0,iface=eth1`.
     pub device: String,
-    /// Receive queues, over which the device spreads flows. One worker polls all of them.
+    /// Receive queues, over which the device spreads flows.
     pub queues: u16,
+    /// Workers that share the port, each with receive queues of its own, as evenly as can be, and a transmit queue; at most `queues`.
+    pub workers: u16,
     /// Descriptors of each receive queue.
     pub rx_descriptors: u16,
-    /// Descriptors of the transmit queue.
+    /// Descriptors of each transmit queue.
     pub tx_descriptors: u16,
     /// Bytes of a frame behind its Ethernet header.
     pub mtu: u16,
@@ -172,6 +174,7 @@ impl DeviceSpec {
         Self {
             device: device.into(),
             queues: 1,
+            workers: 1,
             rx_descriptors: 512,
             tx_descriptors: 512,
             mtu: 1500,

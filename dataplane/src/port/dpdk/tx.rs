@@ -13,11 +13,12 @@ use crate::burst::{Frame, Frames};
 use crate::port::{PortFault, Tx, TxContext};
 use crate::{DropReason, offload};
 
-/// Sends by the device's one transmit queue.
+/// Sends by one of the device's transmit queues.
 pub struct DpdkTx {
     // Dropped in this order: the mbufs before the device, whose pool they are of.
     stock: Stock,
     batch: Batch,
+    queue: u16,
     device: Arc<Device>,
 }
 
@@ -25,8 +26,8 @@ pub struct DpdkTx {
 unsafe impl Send for DpdkTx {}
 
 impl DpdkTx {
-    pub(super) fn new(device: Arc<Device>) -> Self {
-        Self { device, stock: Stock::default(), batch: Batch::default() }
+    pub(super) fn new(device: Arc<Device>, queue: u16) -> Self {
+        Self { device, queue, stock: Stock::default(), batch: Batch::new(queue) }
     }
 
     /// Sends all frames in the mbufs that they were received in. False, and nothing done, if that can't be.
@@ -35,19 +36,19 @@ impl DpdkTx {
         if !frames.may_take() {
             return false;
         }
-        let device = &*self.device;
+        let (device, queue) = (&*self.device, self.queue);
         let sent = lending::take_all(frames, device.pool().raw(), device.max_frame(), |mbufs, bytes| {
             let count = mbufs.len() as u16;
-            // SAFETY: the mbufs are ours and complete, the device is started, and this is the only thread that sends by its queue
-            // 0. What it takes is its own from here on.
-            let sent = unsafe { sys::vwire_tx_burst(device.id(), 0, mbufs.as_mut_ptr(), count) };
+            // SAFETY: the mbufs are ours and complete, the device is started, and this is the only thread that sends by this queue.
+            // What it takes is its own from here on.
+            let sent = unsafe { sys::vwire_tx_burst(device.id(), queue, mbufs.as_mut_ptr(), count) };
             let sent = usize::from(sent).min(mbufs.len());
             free(&mut mbufs[sent..]);
             (sent, bytes)
         });
         let Some((sent, bytes)) = sent else { return false };
         frames.take_all();
-        device.sent(frames.len() as u64, 0);
+        device.sent(queue, frames.len() as u64, 0);
         let unsent: u64 = frames.as_slice()[sent..].iter().map(|frame| frame.len() as u64).sum();
         context.sent(sent as u64, bytes - unsent);
         context.refuse_from(sent, frames.len(), DropReason::TxFull);
