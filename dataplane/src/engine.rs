@@ -150,7 +150,7 @@ impl Engine {
             commands,
             events: events.clone(),
             tables: self.publisher.reader(),
-            counters: self.counters.clone(),
+            counters: self.counters.of(id),
             handoff,
         })?;
         let core = spec.cores.get(usize::from(id.0)).copied().flatten();
@@ -214,7 +214,9 @@ impl Engine {
         let owners = Owners::shared(*home, shares.iter().map(|(worker, _)| *worker));
         self.attachments += 1;
         let attachment = Attachment(self.attachments);
-        self.counters.port(port).set_shared(owners.is_shared());
+        if owners.is_shared() {
+            self.counters.port(port).share();
+        }
         self.owners.insert(port, (owners, attachment));
         for (worker, parts) in shares {
             let parts = match self.underlays.contains(&port) {

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use support::{Rig, collect, frame, join, open_descriptors, part, pipe, remove, run, set};
@@ -29,6 +30,10 @@ fn device(driver: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("{driver}{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
+
+/// Held by the test that asks for more memory than there is, and by the one that never expects to be refused any: while the EAL finds
+/// out that it has not enough, it has none for others.
+static MEMORY: Mutex<()> = Mutex::new(());
 
 /// Two devices that receive without end, cross-connected.
 async fn flood(rig: &mut Rig, buffers: u32) {
@@ -191,6 +196,7 @@ fn under_overload_every_frame_comes_back_or_is_counted() {
 
 #[test]
 fn what_cannot_be_had_is_refused_with_the_reason_and_disturbs_nobody() {
+    let _memory = MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
     run(async {
         let mut rig = Rig::with(DPDK).await;
         let ring = device("net_ring");
@@ -283,6 +289,7 @@ fn resident() -> u64 {
 
 #[test]
 fn ten_thousand_ports_come_and_go_and_leave_nothing() {
+    let _memory = MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
     run_long(async {
         let mut rig = Rig::with(DPDK).await;
         // Keeps the pool, and says how many of its buffers are out.

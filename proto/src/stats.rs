@@ -2,17 +2,20 @@
 //!
 //! ```text
 //! offset 0      Header            one page; magic, sizes, the names of the drop reasons
-//! offset 4096   PortEntry[n]      one slot per port index; name, kind, state, counters
+//! offset 4096   PortEntry[w][n]   for each worker, one slot per port index; name, kind, state, counters
 //! ```
-//! All integers are in the machine's byte order. Every counter is written by the worker that owns the port, or added to atomically by those that share it, and only grows
-//! while its slot's `epoch` stays the same; a slot that is given to another port starts again at zero with a higher epoch.
+//! All integers are in the machine's byte order. Every counter has one writer at a time and only grows while its slot's `epoch` stays
+//! the same; a slot that is given to another port starts again at zero with a higher epoch.
+//!
+//! A port's slot is that of the first worker's table, whichever worker owns it. Where several share the port (`shared`), each counts in
+//! its own worker's table, of whose slots nothing else is used, and the port's counters are the sums.
 
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// First eight bytes of a segment.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"vwirest1");
 /// Raised with every incompatible change of the layout.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 /// Where the port entries begin.
 pub const PORTS_OFFSET: usize = 4096;
 /// Bytes of a name field; names are UTF-8 and padded with zeros.
@@ -29,7 +32,7 @@ pub struct Header {
     pub layout: AtomicU32,
     /// Process id of the engine that writes.
     pub pid: AtomicU32,
-    /// Slots in the port table.
+    /// Slots in each worker's table.
     pub ports: AtomicU32,
     /// Bytes of one [`PortEntry`].
     pub port_size: AtomicU32,
@@ -39,6 +42,8 @@ pub struct Header {
     pub generation: AtomicU64,
     /// Reason `i`'s name in `drop_names[i]`, so that a reader needs no list of its own.
     pub drop_names: [[u8; 24]; DROP_SLOTS],
+    /// Tables of [`PortEntry`], one for each worker.
+    pub workers: AtomicU32,
 }
 
 /// One port's slot: identity first, then what is written per burst, on lines of their own.
@@ -52,7 +57,7 @@ pub struct PortEntry {
     pub kind: [AtomicU64; 2],
     /// The port's name, zero-padded.
     pub name: [AtomicU64; NAME_LEN / 8],
-    /// 1 if several workers count here, each by atomic additions; 0 if one does.
+    /// 1 if several workers share the port, each with counters in its own table; 0 if this slot has all.
     pub shared: AtomicU32,
     _pad: [u32; 9],
     /// Frames that entered the engine here.

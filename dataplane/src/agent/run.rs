@@ -80,8 +80,8 @@ impl Dataplane {
         if !crate::port::dpdk::configure(&config.dpdk) {
             tracing::warn!("[dpdk] is another than DPDK was started with in this process, and has no effect");
         }
-        let counters =
-            make_counters(&config.stats.path).map_err(|error| setting("stats.path")(error.to_string()))?;
+        let counters = make_counters(&config.stats.path, config.workers.cores.len())
+            .map_err(|error| setting("stats.path")(error.to_string()))?;
         let engine =
             start_engine(config, counters).map_err(|error| setting("workers.cores")(error.to_string()))?;
         let ports = Ports::new(engine).map_err(|error| setting("workers")(error.to_string()))?;
@@ -165,12 +165,12 @@ pub fn raise_descriptor_limit() {
     }
 }
 
-fn make_counters(path: &Path) -> Result<Counters, SegmentError> {
+fn make_counters(path: &Path, workers: usize) -> Result<Counters, SegmentError> {
     if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
         std::fs::create_dir_all(parent)
             .map_err(|error| SegmentError::Io { path: parent.to_owned(), error })?;
     }
-    Counters::create(path, State::MAX_PORTS as u16 + SPARE_SLOTS)
+    Counters::create(path, State::MAX_PORTS as u16 + SPARE_SLOTS, workers as u16)
 }
 
 fn start_engine(config: &Config, counters: Counters) -> Result<Engine, EngineError> {

@@ -11,8 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use vwire_proto::stats::{DropReason, Header, LAYOUT, MAGIC, PORTS_OFFSET, PortEntry};
 
-use super::PortCounters;
 use crate::port::PortIndex;
+use crate::tables::{Owners, WorkerId};
 
 /// Why a segment could not be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +47,8 @@ struct Mapping {
     start: NonNull<u8>,
     len: usize,
     ports: u16,
+    /// Tables of so many ports each.
+    workers: u16,
     /// Of an engine's own segment: its lock says that somebody counts there, and goes with the process.
     file: Option<File>,
 }
@@ -63,18 +65,21 @@ impl Drop for Mapping {
     }
 }
 
-/// The counters of all ports. Clones share one segment.
+/// The counters of all ports, for one worker, or for a reader. Clones share one segment.
 #[derive(Clone)]
-pub struct Counters(Arc<Mapping>);
+pub struct Counters {
+    mapping: Arc<Mapping>,
+    worker: u16,
+}
 
 impl Counters {
-    /// Creates the segment at `path` with room for `ports` ports, replacing an earlier engine's. The file stays when the engine
+    /// Creates the segment at `path` with room for `ports` ports and so many workers, replacing an earlier engine's. The file stays when the engine
     /// is gone, so that what it counted can be read after a crash.
     ///
     /// # Errors
     /// [`SegmentError::Io`] if the file can't be made, [`SegmentError::InUse`] if the earlier engine still runs: its counters must
     /// stay where they are looked for.
-    pub fn create(path: &Path, ports: u16) -> Result<Self, SegmentError> {
+    pub fn create(path: &Path, ports: u16, workers: u16) -> Result<Self, SegmentError> {
         let wrap = |error: std::io::Error| SegmentError::Io { path: path.to_owned(), error };
         // A new file under the old name: a reader that still maps the old one keeps a consistent picture.
         let fresh = path.with_extension("new");
@@ -87,43 +92,52 @@ impl Counters {
             return Err(error);
         }
         file.set_len(0).map_err(wrap)?;
-        let counters = Self::over(file, ports).map_err(wrap)?;
+        let counters = Self::over(file, ports, workers).map_err(wrap)?;
         std::fs::rename(&fresh, path).map_err(wrap)?;
         Ok(counters)
     }
 
-    /// A segment without a name, for tests and benchmarks.
+    /// A segment without a name, for as many workers as there can be: for tests and benchmarks.
     ///
     /// # Errors
     /// The kernel's, if it has no memory for it.
     pub fn anonymous(ports: u16) -> Result<Self, std::io::Error> {
         let file = File::from(rustix::fs::memfd_create("vwire-stats", rustix::fs::MemfdFlags::CLOEXEC)?);
-        Self::over(file, ports)
+        Self::over(file, ports, Owners::MOST)
     }
 
-    fn over(file: File, ports: u16) -> std::io::Result<Self> {
-        let len = PORTS_OFFSET + usize::from(ports) * size_of::<PortEntry>();
+    fn over(file: File, ports: u16, workers: u16) -> std::io::Result<Self> {
+        // What is never written takes no memory: a file with holes.
+        let len = length(ports.into(), workers.into());
         file.set_len(len as u64)?;
-        let mut mapping = map(&file, len, ports, ProtFlags::READ | ProtFlags::WRITE)?;
+        let mut mapping = map(&file, len, (ports, workers), ProtFlags::READ | ProtFlags::WRITE)?;
         mapping.file = Some(file);
-        let counters = Self(Arc::new(mapping));
-        counters.write_header(ports);
+        let counters = Self { mapping: Arc::new(mapping), worker: 0 };
+        counters.write_header(ports, workers);
         Ok(counters)
     }
 
-    fn write_header(&self, ports: u16) {
+    /// The same as this worker counts in them. One that the segment has no table for counts as the first, and can share no port.
+    #[must_use]
+    pub fn of(&self, worker: WorkerId) -> Self {
+        let worker = if worker.0 < self.mapping.workers { worker.0 } else { 0 };
+        Self { mapping: Arc::clone(&self.mapping), worker }
+    }
+
+    fn write_header(&self, ports: u16, workers: u16) {
         let mut names = [[0; 24]; vwire_proto::stats::DROP_SLOTS];
         for (slot, reason) in names.iter_mut().zip(DropReason::ALL) {
             slot[..reason.name().len()].copy_from_slice(reason.name().as_bytes());
         }
         // SAFETY: the segment is new and MAGIC not yet written, so nobody reads the names while they are set; the field lies
         // inside the first page of the mapping.
-        unsafe { (&raw mut (*self.0.start.as_ptr().cast::<Header>()).drop_names).write(names) };
+        unsafe { (&raw mut (*self.mapping.start.as_ptr().cast::<Header>()).drop_names).write(names) };
         let header = self.header();
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         header.layout.store(LAYOUT, Ordering::Relaxed);
         header.pid.store(std::process::id(), Ordering::Relaxed);
         header.ports.store(u32::from(ports), Ordering::Relaxed);
+        header.workers.store(u32::from(workers), Ordering::Relaxed);
         header.port_size.store(size_of::<PortEntry>() as u32, Ordering::Relaxed);
         header.started.store(started, Ordering::Relaxed);
         header.magic.store(MAGIC, Ordering::Release);
@@ -141,7 +155,7 @@ impl Counters {
         if len < PORTS_OFFSET {
             return Err(format(format!("{len} bytes are too few; a segment has at least {PORTS_OFFSET}")));
         }
-        let mut mapping = map(&file, len, 0, ProtFlags::READ).map_err(wrap)?;
+        let mut mapping = map(&file, len, (0, 0), ProtFlags::READ).map_err(wrap)?;
         // SAFETY: the mapping holds at least a page and the header is made of atomics, valid for any content.
         let header = unsafe { mapping.start.cast::<Header>().as_ref() };
         let (magic, layout) = (header.magic.load(Ordering::Acquire), header.layout.load(Ordering::Relaxed));
@@ -150,44 +164,64 @@ impl Counters {
                 "not a segment of layout {LAYOUT} (magic {magic:#x}, layout {layout})"
             )));
         }
-        let ports = header.ports.load(Ordering::Relaxed);
-        if PORTS_OFFSET + ports as usize * size_of::<PortEntry>() > len || ports > u32::from(u16::MAX) {
-            return Err(format(format!("{len} bytes can't hold the {ports} ports that its header names")));
-        }
-        mapping.ports = ports as u16;
-        Ok(Self(Arc::new(mapping)))
+        let (ports, workers) = (header.ports.load(Ordering::Relaxed), header.workers.load(Ordering::Relaxed));
+        let known = u16::try_from(ports).ok().zip(u16::try_from(workers).ok().filter(|workers| *workers > 0));
+        let Some(known) = known.filter(|_| length(ports as usize, workers as usize) <= len) else {
+            return Err(format(format!(
+                "{len} bytes can't hold the {ports} ports for {workers} workers that its header names"
+            )));
+        };
+        (mapping.ports, mapping.workers) = known;
+        Ok(Self { mapping: Arc::new(mapping), worker: 0 })
     }
 
     /// How many ports the segment has room for.
     pub fn capacity(&self) -> u16 {
-        self.0.ports
+        self.mapping.ports
+    }
+
+    /// How many workers can share a port.
+    pub fn workers(&self) -> u16 {
+        self.mapping.workers
+    }
+
+    /// The worker that counts in these.
+    #[inline]
+    pub(super) fn worker(&self) -> u16 {
+        self.worker
     }
 
     /// The segment's header.
     pub fn header(&self) -> &Header {
         // SAFETY: the mapping is at least a page long and page-aligned; all fields but the names, which never change after
         // creation, are atomics.
-        unsafe { self.0.start.cast::<Header>().as_ref() }
+        unsafe { self.mapping.start.cast::<Header>().as_ref() }
     }
 
-    /// The counters of `port`.
+    /// The slot of `port` in a worker's table.
     ///
     /// # Panics
-    /// If the segment has no such slot; ports get their index from [`Counters::free_slot`].
+    /// If there is no such slot.
     #[inline]
-    pub fn port(&self, port: PortIndex) -> &PortCounters {
-        assert!(port.0 < self.0.ports, "{port} is beyond the statistics segment");
-        // SAFETY: the slot is inside the mapping by the check above and 64-byte aligned; PortCounters is transparent over
-        // PortEntry, which is made of atomics.
-        unsafe { self.0.start.add(PORTS_OFFSET).cast::<PortCounters>().add(port.slot()).as_ref() }
+    pub(super) fn entry(&self, worker: u16, port: PortIndex) -> &PortEntry {
+        let Mapping { start, ports, workers, .. } = &*self.mapping;
+        assert!(port.0 < *ports && worker < *workers, "{port} is beyond the statistics segment");
+        let at = usize::from(worker) * usize::from(*ports) + port.slot();
+        // SAFETY: the slot is inside the mapping by the check above and 64-byte aligned; PortEntry is made of atomics.
+        unsafe { start.add(PORTS_OFFSET).cast::<PortEntry>().add(at).as_ref() }
     }
 }
 
-fn map(file: &File, len: usize, ports: u16, access: ProtFlags) -> std::io::Result<Mapping> {
+/// Bytes of a segment.
+const fn length(ports: usize, workers: usize) -> usize {
+    PORTS_OFFSET + ports * workers * size_of::<PortEntry>()
+}
+
+fn map(file: &File, len: usize, (ports, workers): (u16, u16), access: ProtFlags) -> std::io::Result<Mapping> {
     // SAFETY: a fresh mapping at an address of the kernel's choice; nothing else refers to it.
     let start = unsafe { mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, file.as_fd(), 0)? };
     let start = NonNull::new(start.cast()).ok_or_else(|| std::io::Error::other("mmap returned address 0"))?;
-    Ok(Mapping { start, len, ports, file: None })
+    Ok(Mapping { start, len, ports, workers, file: None })
 }
 
 fn lock(file: &File, path: &Path) -> Result<(), SegmentError> {
@@ -223,7 +257,7 @@ mod tests {
     fn what_one_process_counts_another_reads_after_it_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("stats");
-        let writer = Counters::create(&path, 8).unwrap();
+        let writer = Counters::create(&path, 8, 1).unwrap();
         let port = writer.free_slot().unwrap();
         writer.port(port).open("uplink-ä", "memif");
         writer.port(port).received(3, 180);
@@ -240,8 +274,8 @@ mod tests {
     fn a_segment_that_is_counted_in_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("stats");
-        let first = Counters::create(&path, 8).unwrap();
-        let refused = Counters::create(&path, 8).err().unwrap().to_string();
+        let first = Counters::create(&path, 8, 1).unwrap();
+        let refused = Counters::create(&path, 8, 1).err().unwrap().to_string();
         let expected = format!(
             "statistics segment {}: process {} counts there; give each engine a [stats] path of its own",
             path.display(),
@@ -250,7 +284,7 @@ mod tests {
         assert_eq!(refused, expected);
         assert!(!path.with_extension("new").exists());
         drop(first);
-        Counters::create(&path, 8).unwrap();
+        Counters::create(&path, 8, 1).unwrap();
     }
 
     #[test]
@@ -260,7 +294,7 @@ mod tests {
         std::fs::write(&path, b"short").unwrap();
         assert!(Counters::open(&path).err().unwrap().to_string().contains("5 bytes are too few"));
         std::fs::write(&path, [0; 8192]).unwrap();
-        assert!(Counters::open(&path).err().unwrap().to_string().contains("not a segment of layout 1"));
+        assert!(Counters::open(&path).err().unwrap().to_string().contains("not a segment of layout 2"));
     }
 
     #[test]
@@ -268,17 +302,25 @@ mod tests {
         let counters = Counters::anonymous(1).unwrap();
         let port = counters.free_slot().unwrap();
         counters.port(port).open("shared", "dpdk");
-        counters.port(port).set_shared(true);
-        let count = || {
+        counters.port(port).share();
+        let count = |worker| {
+            let counters = counters.of(WorkerId(worker));
             for _ in 0..100_000 {
                 counters.port(port).received(2, 120);
                 counters.port(port).dropped(DropReason::TxFull, 1);
             }
         };
-        std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(count))));
+        std::thread::scope(|scope| (0..4).for_each(|worker| drop(scope.spawn(move || count(worker)))));
         let expected =
             Snapshot { rx: (800_000, 48_000_000), tx: (0, 0), drops: vec![(DropReason::TxFull, 400_000)] };
-        assert_eq!(counters.port(port).snapshot(), expected);
+        assert_eq!(counters.of(WorkerId(2)).port(port).snapshot(), expected, "whoever reads");
+        // The slot's next port is one worker's again, and begins at zero.
+        counters.port(port).close();
+        counters.port(port).open("alone", "pipe");
+        counters.of(WorkerId(3)).port(port).received(1, 60);
+        assert_eq!(counters.port(port).snapshot(), Snapshot { rx: (1, 60), ..Snapshot::default() });
+        counters.port(port).share();
+        assert_eq!(counters.port(port).snapshot(), Snapshot { rx: (1, 60), ..Snapshot::default() });
     }
 
     #[test]

@@ -93,7 +93,7 @@ struct Call<'c> {
     to: RawAddress,
     socket: usize,
     datagram_len: usize,
-    counters: &'c PortCounters,
+    counters: PortCounters<'c>,
 }
 
 impl Call<'_> {
