@@ -79,7 +79,8 @@ pub struct RxContext<'w> {
     pub counters: &'w Counters,
 }
 
-/// The receiving half of a port (one queue of it). Owned by one worker; called from nowhere else.
+/// The receiving half of a port (one queue of it). Owned by one worker; called from nowhere else. Queues of a port can be several
+/// workers', who then have a sending half each.
 pub trait Rx: Send {
     /// Lends as many frames as are there and fit into `burst`.
     ///
@@ -105,7 +106,7 @@ pub trait Rx: Send {
     fn disarm(&mut self) {}
 }
 
-/// The sending half of a port. Owned by the same worker as the port's receivers.
+/// The sending half of a port, or of one worker's share of it. Owned by the same worker as the receivers beside it.
 pub trait Tx: Send {
     /// Sends `frames` in order: copies each once, or refuses it with [`TxContext::refuse`]. Never waits.
     ///
@@ -142,7 +143,7 @@ pub trait UnderlayTx: Send {
     fn flush(&mut self, more: bool, counters: &Counters) -> bool;
 }
 
-/// What a port is made of once it is up. The worker owns all of it until it is detached.
+/// What a port, or one worker's share of it, is made of once it is up. The worker owns all of it until it is detached.
 #[derive(Default)]
 pub struct PortParts {
     /// One per receive queue.
