@@ -116,6 +116,39 @@ fn every_frame_of_every_flow_is_forwarded_once_and_counted_once() {
     assert!(each_queue(&stats, "rx", 4).iter().filter(|packets| **packets > 0).count() >= 2, "{stats:?}");
 }
 
+/// A shared port in a routing domain: whichever worker receives a packet, it finds the way, asks for the next hop and answers.
+#[test]
+fn packets_of_all_queues_are_routed() {
+    let (engine, other) = (Netns::new(), Netns::new());
+    let domain = format!(
+        "[[port]]\nname = \"t\"\n{}\n[[port]]\nname = \"k\"\nkind = \"kernel\"\nifname = \"k0\"\nnetns = \"/run/netns/{}\"\n\
+         addresses = [\"10.72.1.2/32\"]\n[[domain]]\nname = \"net\"\ngateways = [\"10.72.0.1\"]\n\
+         [[domain.port]]\nport = \"t\"\n[[domain.port]]\nport = \"k\"\n\
+         [[domain.route]]\nprefix = \"10.72.2.2/32\"\nport = \"t\"\n[[domain.route]]\nprefix = \"10.72.1.2/32\"\nport = \"k\"\n",
+        spread("net_tap0,iface=dtap0", 2, 2),
+        other.name
+    );
+    let mut process = Process::started(Some(&engine.name), &format!("{TWO}{domain}"));
+    engine.ip(&["link", "set", "dtap0", "up"]);
+    engine.ip(&["addr", "add", "10.72.2.2/32", "dev", "dtap0"]);
+    for (host, interface) in [(&engine, "dtap0"), (&other, "k0")] {
+        host.ip(&["route", "add", "10.72.0.1", "dev", interface]);
+        host.ip(&["route", "add", "10.72.0.0/16", "via", "10.72.0.1"]);
+    }
+    for port in 6000..6016 {
+        tcp_both_ways(&engine, &other, &format!("10.72.1.2:{port}"), 50_000);
+        tcp_both_ways(&other, &engine, &format!("10.72.2.2:{port}"), 50_000);
+    }
+    let stats = process.stats("t");
+    assert!(each_queue(&stats, "rx", 2).iter().all(|packets| *packets > 10), "{stats:?}");
+    assert_eq!(stats.workers.len(), 2);
+    for port in ["t", "k"] {
+        let drops = process.stats(port).drops;
+        let wrong = ["spoofed_source", "no_route", "no_neighbour", "bad_offload"];
+        assert!(wrong.iter().all(|reason| !drops.contains_key(*reason)), "{port}: {drops:?}");
+    }
+}
+
 #[test]
 fn a_shared_port_comes_and_goes_under_traffic_and_leaves_nothing() {
     let flood = pair("x", &dpdk("net_null8"), "y", &dpdk("net_null9"));
