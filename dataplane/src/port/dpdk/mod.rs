@@ -27,6 +27,7 @@
 //! | `plug` | devices come and go | calls |
 //! | `setup` | configuring and asking a device | calls |
 //! | `device` | a started device and its link | calls |
+//! | `cut` | drivers that cut frames and don't say so | |
 //! | `watch` | links and removals | callback |
 //! | `lending` | mbufs that are lent, where senders find them | mbuf pointers |
 //! | `rx`, `tx` | the two halves | views into mbufs |
@@ -38,6 +39,8 @@ mod spec;
 
 #[cfg(feature = "dpdk")]
 mod batch;
+#[cfg(any(feature = "dpdk", test))]
+mod cut;
 #[cfg(feature = "dpdk")]
 mod debt;
 #[cfg(feature = "dpdk")]

@@ -22,14 +22,16 @@ pub struct DpdkRx {
     port: PortIndex,
     device: Arc<Device>,
     queue: u16,
+    /// Bytes from which on a frame may be a part of one, of a driver that does not tell.
+    cut_from: Option<u32>,
     /// The driver's descriptor for this queue's interrupts, if it has one.
     wake: Option<RawFd>,
 }
 
 impl DpdkRx {
     pub(super) fn new(port: PortIndex, device: Arc<Device>, queue: u16) -> Self {
-        let wake = device.wake_fd(queue);
-        Self { port, device, queue, wake }
+        let (wake, cut_from) = (device.wake_fd(queue), device.about().cut_from);
+        Self { port, device, queue, cut_from, wake }
     }
 
     /// Lends frames of which some are not one segment each. Returns how many mbufs are lent.
@@ -43,7 +45,7 @@ impl DpdkRx {
     ) -> usize {
         let mut kept = 0;
         for i in 0..received {
-            if let Err(reason) = check(from, i) {
+            if let Err(reason) = check(from, i, self.cut_from) {
                 context.counters.port(self.port).dropped(reason, 1);
                 free(&mut from.mbufs[i..=i]);
                 continue;
@@ -64,8 +66,20 @@ impl DpdkRx {
     }
 }
 
+/// Marks those of the frames as odd that have `cut_from` bytes or more.
+#[inline(never)]
+fn note_cut(received: &mut sys::vwire_received, count: usize, cut_from: u32) {
+    for i in 0..count {
+        let len = received.views[i].len;
+        if received.odd >> i & 1 == 0 && len >= cut_from {
+            (received.lens[i], received.segments[i]) = (len, 1);
+            received.odd |= 1 << i;
+        }
+    }
+}
+
 /// Whether frame `i` can be lent, and why not.
-fn check(received: &sys::vwire_received, i: usize) -> Result<(), DropReason> {
+fn check(received: &sys::vwire_received, i: usize, cut_from: Option<u32>) -> Result<(), DropReason> {
     if received.odd >> i & 1 == 0 {
         return Ok(());
     }
@@ -73,6 +87,7 @@ fn check(received: &sys::vwire_received, i: usize) -> Result<(), DropReason> {
     match segments {
         _ if view.data.is_null() => Err(DropReason::BadDescriptor),
         1.. if view.len == 0 || len == 0 => Err(DropReason::TooShort),
+        1.. if cut_from.is_some_and(|cut_from| len >= cut_from) => Err(DropReason::TooBig),
         2.. if usize::from(segments) + 2 <= MAX_VIEWS && view.len < len => Ok(()),
         2.. => Err(DropReason::TooBig),
         _ => Err(DropReason::BadDescriptor),
@@ -101,6 +116,9 @@ impl Rx for DpdkRx {
             // arrays have room for a whole burst.
             let received = unsafe { sys::vwire_rx_burst(self.device.id(), self.queue, pool, to, room) };
             let received = usize::from(received.min(room));
+            if let Some(cut_from) = self.cut_from {
+                note_cut(to, received, cut_from);
+            }
             if to.odd != 0 {
                 return self.lend_odd(to, received, burst, context);
             }

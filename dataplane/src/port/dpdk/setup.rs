@@ -6,11 +6,11 @@ use std::ffi::{CStr, c_int};
 
 use dpdk_sys as sys;
 
-use super::eal;
 use super::error::DpdkError;
 use super::plug::Plugged;
 use super::pool::Pool;
 use super::spec::DeviceSpec;
+use super::{cut, eal};
 use crate::burst::BURST;
 
 /// An Ethernet header with one VLAN tag.
@@ -29,6 +29,8 @@ pub(super) struct About {
     pub max_frame: usize,
     /// Bytes of the longest frame that it makes of a longer one.
     pub max_segment: usize,
+    /// Bytes from which on a frame it gives may be a part of one.
+    pub cut_from: Option<u32>,
     /// What it does with frames it sends, in DPDK's bits.
     pub offloads: u64,
     /// The kernel interface it stands on, if any.
@@ -97,6 +99,7 @@ pub(super) fn start(device: &Plugged, spec: &DeviceSpec, pool: &Pool) -> Result<
         // net_tap holds the whole frame against the MTU, its Ethernet header included (22.11 to 24.11), and refuses it as if it
         // had no room.
         max_segment: usize::from(spec.mtu) + if plan.driver == "net_tap" { 0 } else { HEADERS },
+        cut_from: cut::from(&plan.driver, &spec.device),
         offloads: plan.tx_offloads(),
         interface: Some(plan.info.if_index).filter(|index| *index > 0),
         driver: plan.driver,
