@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Ports on DPDK's drivers, measured beside testpmd on the same virtual devices, in the same run and in turn; one core forwards:
+# Ports on DPDK's drivers, measured beside testpmd on the same virtual devices, in the same run and in turn; one core forwards (both: two):
 #   null - null         net_null gives empty frames without end and takes all: what forwarding itself costs. testpmd: --forward-mode=io
+#   null - null, both   the same by two workers, and two of testpmd's cores, that share both devices, a queue for each
 #   null - null, copy   the same with devices that copy each frame once in and once out, as a NIC's DMA touches memory
 #   ring - ring         net_ring devices, each looped in itself; some thousand frames go round between them. What a frame costs when nothing
 #                       allocates, frees or fills it: testpmd moves pointers and never looks at a frame, an engine does
@@ -33,6 +34,7 @@ need_hugepages 200
 bench_files
 # The forwarder has the last core, what takes its frames the first.
 FORWARD=$(($(nproc) - 1))
+WORKERS=$FORWARD
 PID=
 ID=vwd$$
 # What the forwarder is started with: `ip netns exec NAME` if its devices are in a namespace.
@@ -52,7 +54,7 @@ testpmd() {
 dpdk_engine() {
     rm -f "$RUN/stats"
     printf '[workers]\ncores = [%s]\nmode = "poll"\n[stats]\npath = "%s"\n[api]\nsocket = "%s"\n[dpdk]\nmemory = 128\n%s\n%s\n' \
-        "$FORWARD" "$RUN/stats" "$RUN/api.sock" "$1" "${2:-$(xconnect left right)}" >"$RUN/engine.toml"
+        "$WORKERS" "$RUN/stats" "$RUN/api.sock" "$1" "${2:-$(xconnect left right)}" >"$RUN/engine.toml"
     nice -n -20 "${INSIDE[@]}" "$BINARY" --config "$RUN/engine.toml" >"$RUN/engine.log" 2>&1 &
     PID=$!
     undo stop_pid "$PID"
@@ -105,6 +107,22 @@ null_null() {
     for burst in 32 64; do
         testpmd "$RUN/testpmd.log" "$FORWARD" --vdev "net_null0$arguments" --vdev "net_null1$arguments" -- \
             --forward-mode=io --burst="$burst" --no-lsc-interrupt
+        note "$row" "testpmd $burst" "$(pmd_rate "$RUN/testpmd.log" Tx)"
+        stop_pid "$PID"
+    done
+}
+
+null_null_both() {
+    local row="null - null, both" queues='queues = 2\nworkers = 2\n'
+    WORKERS="0, $FORWARD"
+    dpdk_engine "$(dpdk_port left net_null0; printf "$queues"; dpdk_port right net_null1; printf "$queues")"
+    note "$row" vwire "$(engine_rate)"
+    stop_pid "$PID"
+    WORKERS=$FORWARD
+    for burst in 32 64; do
+        # A second forwarding thread on the first core, with testpmd's main thread, which only waits.
+        testpmd "$RUN/testpmd.log" "0,2@$FORWARD" --vdev net_null0 --vdev net_null1 -- \
+            --forward-mode=io --burst="$burst" --no-lsc-interrupt --nb-cores=2 --rxq=2 --txq=2
         note "$row" "testpmd $burst" "$(pmd_rate "$RUN/testpmd.log" Tx)"
         stop_pid "$PID"
     done
@@ -230,6 +248,7 @@ hosts
 for round in $(seq "$ROUNDS"); do
     say "-- round $round of $ROUNDS"
     null_null "null - null" ""
+    null_null_both
     null_null "null - null, copy" ",size=1514,copy=1"
     ring_ring
     null_memif
@@ -237,7 +256,7 @@ for round in $(seq "$ROUNDS"); do
 done
 say "" "DPDK ports, Mpps forwarded by one core, median of $ROUNDS rounds of $SECONDS_EACH s" \
     "$(printf '%-20s %10s %12s %12s %8s' '' vwire 'testpmd 32' 'testpmd 64' ratio)"
-for row in "null - null" "null - null, copy" "ring - ring" "null - memif" "af_packet"; do
+for row in "null - null" "null - null, both" "null - null, copy" "ring - ring" "null - memif" "af_packet"; do
     ours=$(of "$row" vwire) small=$(of "$row" "testpmd 32") large=$(of "$row" "testpmd 64")
     best=$(printf '%s\n%s\n' "$small" "$large" | sort -g | tail -n 1)
     printf '%-20s %10s %12s %12s %8s\n' "$row" "$ours" "$small" "$large" \
