@@ -283,7 +283,7 @@ ports() {
 
 ports_table() {
     say "64 B through two busy memif ports of one worker: $(of ports 2) Mpps alone, $(of ports 1000) Mpps among 1,000 connected ports" \
-        "ratio $(awk -v a="$(of ports 1000)" -v b="$(of ports 2)" 'BEGIN {printf "%.2f", a / b}')"
+        "ratio $(awk -v a="$(of ports 1000)" -v b="$(of ports 2)" 'BEGIN {printf "%.2f", (b > 0 ? a / b : 0)}')"
 }
 
 # --- kernel interfaces, with iperf3 --------------------------------------------------------------------------------------------
