@@ -32,6 +32,21 @@ fn each_queue(stats: &pb::PortStats, what: &str, queues: u32) -> Vec<u64> {
     (0..queues).map(|queue| stats.device[&format!("{what}_q{queue}_packets")]).collect()
 }
 
+/// Port `a` on a veth, whose other end is host 1's, and port `t` on a tap of host 2, which is where the engine runs; shared, both.
+fn veth_and_tap() -> (Netns, Netns, Process) {
+    let (engine, host) = (Netns::new(), Netns::new());
+    veth(&engine, "e0", &host, "h0", 1);
+    let ports = pair(
+        "a",
+        &spread("net_af_packet0,iface=e0,qpairs=2", 2, 2),
+        "t",
+        &spread("net_tap0,iface=dtap0", 2, 2),
+    );
+    let process = Process::started(Some(&engine.name), &format!("{TWO}{ports}"));
+    address(&engine, "dtap0", 2);
+    (engine, host, process)
+}
+
 #[test]
 fn each_worker_polls_its_queues_and_sends_by_its_own() {
     let ports = pair("a", &spread("net_null0", 4, 2), "b", &spread("net_null1", 2, 2));
@@ -51,16 +66,7 @@ fn each_worker_polls_its_queues_and_sends_by_its_own() {
 /// kernel's fan-out.
 #[test]
 fn flows_of_two_kernels_pass_over_all_queues() {
-    let (engine, host) = (Netns::new(), Netns::new());
-    veth(&engine, "e0", &host, "h0", 1);
-    let ports = pair(
-        "a",
-        &spread("net_af_packet0,iface=e0,qpairs=2", 2, 2),
-        "t",
-        &spread("net_tap0,iface=dtap0", 2, 2),
-    );
-    let mut process = Process::started(Some(&engine.name), &format!("{TWO}{ports}"));
-    address(&engine, "dtap0", 2);
+    let (engine, host, mut process) = veth_and_tap();
     traffic(&host, &engine, 1500, true);
     for port in 6000..6016 {
         tcp_both_ways(&host, &engine, &format!("10.71.0.2:{port}"), 50_000);
@@ -182,16 +188,7 @@ fn threads_of(process: u32) -> usize {
 
 #[test]
 fn a_shared_device_that_vanishes_is_a_fault_of_the_whole_port() {
-    let (engine, host) = (Netns::new(), Netns::new());
-    veth(&engine, "e0", &host, "h0", 1);
-    let ports = pair(
-        "a",
-        &spread("net_af_packet0,iface=e0,qpairs=2", 2, 2),
-        "t",
-        &spread("net_tap0,iface=dtap0", 2, 2),
-    );
-    let mut process = Process::started(Some(&engine.name), &format!("{TWO}{ports}"));
-    address(&engine, "dtap0", 2);
+    let (engine, host, mut process) = veth_and_tap();
     answers(&host);
     engine.ip(&["link", "del", "e0"]);
     let link = process.wait_link("a", false);

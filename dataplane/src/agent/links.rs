@@ -188,7 +188,10 @@ impl Ports {
     fn take_death(&mut self, worker: WorkerId, message: &str) {
         tracing::error!(worker = worker.0, "worker died: {message}");
         self.dead_workers += 1;
-        let on_it = |open: &OpenPort| !open.spec.is_relay() && self.workers_of(open).contains(&worker);
+        // A tunnel on a shared underlay is at workers that its own place does not name.
+        let has = |open: &OpenPort| self.engine.owner(open.index).is_some_and(|owners| owners.has(worker));
+        let on_it =
+            |open: &OpenPort| !open.spec.is_relay() && (self.workers_of(open).contains(&worker) || has(open));
         let theirs: Vec<PortName> =
             self.open.iter().filter(|(_, open)| on_it(open)).map(|(port, _)| port.clone()).collect();
         for port in theirs {

@@ -8,6 +8,7 @@ use serde::Deserialize;
 pub use crate::port::dpdk::Settings as Dpdk;
 
 use crate::model::{Invalid, shown};
+use crate::tables::Owners;
 
 /// How workers wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
@@ -37,9 +38,8 @@ impl Default for Workers {
     }
 }
 
-/// Most workers; their number goes into a byte of a hand-off ring's name and no machine of today has more
-/// cores for it.
-const MAX_WORKERS: usize = 64;
+/// Most workers: as many as can share a port.
+const MAX_WORKERS: usize = Owners::MOST as usize;
 
 fn cores<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<usize>, D::Error> {
     use serde::de::Error;

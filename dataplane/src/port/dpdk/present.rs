@@ -15,8 +15,8 @@ use crate::port::{PortIndex, PortParts, Rx};
 /// the port's halves are all dropped.
 pub struct DpdkDevice(Arc<Device>);
 
-/// Probes, configures and starts a device, and makes a port of it: a share for each of `spec.workers`. Starts the EAL with the first. Blocks for as long as the driver
-/// takes: milliseconds for virtual devices, up to seconds for physical ones.
+/// Probes, configures and starts a device, and makes a port of it: a share for each of `spec.workers`. Starts the EAL with the first.
+/// Blocks for as long as the driver takes: milliseconds for virtual devices, up to seconds for physical ones.
 ///
 /// # Errors
 /// [`DpdkError`] names what to change; nothing is left behind then.
